@@ -1,0 +1,46 @@
+"""Dynamic sparse training with structured sparsity (SRigL, arXiv:2305.02299) for JAX.
+
+Shape letters in docstrings: `I` inputs of a neuron when dense, `N` neurons of a layer.
+"""
+
+from srigl_jax.allocation import Allocation, allocate
+from srigl_jax.flops import layer_macs, relative_flops, total_macs, training_flops
+from srigl_jax.initializers import init_sparse_weights
+from srigl_jax.leaves import Axes, Layer, flax_axes
+from srigl_jax.masks import apply_masks, init_masks
+from srigl_jax.methods import rigl, set_, srigl, static_sparse
+from srigl_jax.rules import all_but, only
+from srigl_jax.summary import LayerSummary, Summary, summarize, warn_if_over_ablated
+from srigl_jax.topology import rigl_update, set_update, srigl_update
+from srigl_jax.transform import SparseState, get_masks, get_state
+
+__all__ = [
+  "Allocation",
+  "Axes",
+  "Layer",
+  "LayerSummary",
+  "SparseState",
+  "Summary",
+  "all_but",
+  "allocate",
+  "apply_masks",
+  "flax_axes",
+  "get_masks",
+  "get_state",
+  "init_masks",
+  "init_sparse_weights",
+  "layer_macs",
+  "only",
+  "relative_flops",
+  "rigl",
+  "rigl_update",
+  "set_",
+  "set_update",
+  "srigl",
+  "srigl_update",
+  "static_sparse",
+  "summarize",
+  "total_macs",
+  "training_flops",
+  "warn_if_over_ablated",
+]

@@ -1,0 +1,289 @@
+"""How sparse each layer is: from a target for the network to integer budgets per layer.
+
+Everything here runs once, on the host, in IEEE double: an allocation decides integers (fan-ins),
+many of which lie exactly on a boundary (90 % of 1000 × 1000 is a fan-in of 99, not 100, since
+`1 - 0.9` is a little less than 0.1).
+"""
+
+import math
+import warnings
+from collections.abc import Callable, Collection, Mapping
+from decimal import Decimal
+from typing import Any, NamedTuple
+
+from jax import Array
+
+from srigl_jax.leaves import AxesRule, Layer, check_paths, flax_axes
+from srigl_jax.rules import Rule, find_layers, select
+
+Distribution = (
+  str | Mapping[str, float] | Callable[[Mapping[str, Layer], float | None], Mapping[str, float]]
+)
+STRUCTURES = ("constant_fan_in", "unstructured")
+
+
+class Allocation(NamedTuple):
+  """Densities and budgets of the sparse layers; dense layers are absent from both.
+
+  Attributes:
+    densities: share of weights kept, by path, as the distribution gives it, in (0, 1).
+    budgets: active connections that the layer may have, by path. Constant fan-in leaves up to
+      `N - 1` of them unused.
+    layers: every layer that counts, dense ones included, by path.
+  """
+
+  densities: dict[str, float]
+  budgets: dict[str, int]
+  layers: dict[str, Layer]
+
+
+def allocate(
+  params: Any,
+  sparsity: float | None = None,
+  distribution: Distribution = "erk",
+  *,
+  density: float | None = None,
+  fan_in: int | Mapping[str, int] | None = None,
+  structure: str = "constant_fan_in",
+  sparse: Rule = True,
+  axes: AxesRule = flax_axes,
+) -> Allocation:
+  """Divides a network's weights among its layers.
+
+  Args:
+    params: parameter tree, of arrays or of `jax.ShapeDtypeStruct`.
+    sparsity: share of the weights of all layers that are missing, in [0, 1). The density is
+      formed in decimal: 0.9 means a density of 0.1, as the authors' configs say it.
+    distribution: `"erk"` (Erdős–Rényi-Kernel), `"uniform"`, `{path: density}` (then without
+      `sparsity`), or a function of `{path: Layer}` and the target density (None if there is
+      none) that returns such a mapping. Layers absent from a mapping are dense.
+    density: `1 - sparsity`, in its place.
+    fan_in: connections of each neuron, in place of `sparsity` and `distribution`: one number for
+      all sparse layers (those with no more inputs than that are dense) or `{path: fan_in}`
+      (absent layers are dense).
+    structure: `"constant_fan_in"`, budget `trunc(I * N * (1 - S))`, or `"unstructured"`, budget
+      `I * N - trunc(S * I * N)`, with S the layer's sparsity.
+    sparse: which layers may be sparse. The others stay dense and count toward the target, so
+      that the sparse ones become sparser to pay for them.
+    axes: which axes of a kernel are neurons.
+
+  Returns:
+    An `Allocation`. A layer whose density comes out as 1 or more is dense.
+
+  Raises:
+    ValueError: if the arguments contradict each other or are out of range, a path is unknown, or
+      a layer's fan-in would be 0.
+
+  Source: RigL (arXiv:1911.11134) for Erdős–Rényi-Kernel; integers as in SRigL's authors' code.
+  """
+  if structure not in STRUCTURES:
+    raise ValueError(f"structure is {structure!r}; it must be one of {STRUCTURES}.")
+  layers = find_layers(params, sparse=sparse, axes=axes)
+  allowed = select(sparse, layers, name="sparse")
+  target = _target_density(sparsity, density)
+  if fan_in is not None:
+    if target is not None:
+      raise ValueError(
+        f"Both fan_in ({fan_in}) and a sparsity or density ({target}) are given; either decides "
+        "how sparse the layers are. Leave one out."
+      )
+    return _from_fan_ins(fan_in, layers, allowed)
+  if isinstance(distribution, str):
+    sparsities = _from_target(distribution, target, layers, allowed)
+    densities = {path: 1.0 - s for path, s in sparsities.items() if s > 0}
+  else:
+    densities = _given_densities(distribution, target, layers)
+    densities = {path: d for path, d in densities.items() if d < 1 and path in allowed}
+    sparsities = {path: 1.0 - d for path, d in densities.items()}
+  budgets = {
+    path: _budget(layers[path], sparsities[path], density, structure)
+    for path, density in densities.items()
+  }
+  return Allocation(densities, budgets, layers)
+
+
+def constant_fan_in(layer: Layer, sparsity: float) -> int:
+  """Fan-in of a layer's neurons when none is ablated: `trunc(I * N * (1 - sparsity)) // N`.
+
+  The formula alone: it gives 0 or less where `allocate` refuses.
+  """
+  return math.trunc(layer.size * (1.0 - sparsity)) // layer.num_neurons
+
+
+def _budget(layer: Layer, sparsity: float, density: float, structure: str) -> int:
+  if structure == "constant_fan_in":
+    budget, least = math.trunc(layer.size * density), layer.num_neurons
+  else:
+    budget, least = layer.size - math.trunc(sparsity * layer.size), 1
+  if budget < least:
+    raise ValueError(
+      f"Layer {layer.path!r} of shape {layer.shape} may keep {max(budget, 0)} of its {layer.size} "
+      f"weights (density {density:.6g}), fewer than one for each of its {layer.num_neurons} "
+      "neurons: a fan-in of 0. Ways out: (1) lower the sparsity, or use distribution='erk', "
+      f"which spares thin layers; (2) keep the layer dense with sparse=all_but({layer.path!r}); "
+      "(3) give fan-ins with fan_in=..., or densities with distribution={path: density}."
+    )
+  return budget
+
+
+def _target_density(sparsity: float | None, density: float | None) -> float | None:
+  given = [("sparsity", sparsity), ("density", density)]
+  for name, value in given:
+    if isinstance(value, Array):
+      raise ValueError(
+        f"{name} is a jax array ({value}), but it decides shapes and integers on the host in "
+        f"double: pass a Python float (under optax.inject_hyperparams, list {name!r} in "
+        "static_args)."
+      )
+  if sparsity is not None and density is not None:
+    raise ValueError(f"Both sparsity ({sparsity}) and density ({density}) are given: drop one.")
+  if sparsity is not None:
+    if not 0 <= sparsity < 1:
+      raise ValueError(f"sparsity is {sparsity}; it must lie in [0, 1): 0.9 keeps a tenth.")
+    return float(1 - Decimal(repr(float(sparsity))))
+  if density is not None and not 0 < density <= 1:
+    raise ValueError(f"density is {density}; it must lie in (0, 1]: 0.1 keeps a tenth.")
+  return None if density is None else float(density)
+
+
+def _from_target(
+  distribution: str, target: float | None, layers: Mapping[str, Layer], allowed: Collection[str]
+) -> dict[str, float]:
+  if distribution not in DISTRIBUTIONS:
+    raise ValueError(
+      f"distribution is {distribution!r}; it must be one of {tuple(DISTRIBUTIONS)}, a mapping "
+      "{path: density}, or a function (layers, density) -> {path: density}."
+    )
+  if target is None:
+    raise ValueError(
+      f"distribution {distribution!r} needs a target: pass sparsity=0.9 (or density=0.1), or "
+      "give every layer its fan_in."
+    )
+  dense = [path for path in layers if path not in allowed]
+  sparsities = DISTRIBUTIONS[distribution](layers, target, dense)
+  if max(sparsities.values()) >= 1:
+    raise ValueError(
+      f"The layers kept dense ({', '.join(dense)}) alone have more weights than a density of "
+      f"{target:.6g} leaves: lower the sparsity or let more layers be sparse (argument `sparse`)."
+    )
+  return sparsities
+
+
+def _given_densities(
+  distribution: Distribution, target: float | None, layers: Mapping[str, Layer]
+) -> dict[str, float]:
+  if callable(distribution):
+    distribution = distribution(layers, target)
+  elif target is not None:
+    raise ValueError(
+      "distribution gives the density of each layer, so sparsity and density must be left out: "
+      "drop them, or pass distribution='erk' or 'uniform'."
+    )
+  if not isinstance(distribution, Mapping):
+    raise ValueError(
+      f"distribution gave {distribution!r}; it must be a mapping {{path: density}}, or a function "
+      "(layers, density) that returns one."
+    )
+  check_paths(distribution, layers, name="distribution")
+  for path, density in distribution.items():
+    if not 0 < density <= 1:
+      raise ValueError(
+        f"distribution gives layer {path!r} a density of {density}; it must lie in (0, 1]."
+      )
+  return {path: float(distribution[path]) for path in layers if path in distribution}
+
+
+def _from_fan_ins(
+  fan_in: int | Mapping[str, int], layers: Mapping[str, Layer], allowed: Collection[str]
+) -> Allocation:
+  if isinstance(fan_in, Mapping):
+    check_paths(fan_in, layers, name="fan_in")
+    fan_ins = {path: fan_in[path] for path in layers if path in fan_in and path in allowed}
+  else:
+    fan_ins = {path: fan_in for path in layers if path in allowed}
+  for path, k in fan_ins.items():
+    most = layers[path].dense_fan_in
+    if not isinstance(k, int) or k < 1 or (isinstance(fan_in, Mapping) and k > most):
+      raise ValueError(
+        f"fan_in of layer {path!r} is {k!r}; it must be a whole number from 1 to {most}, the "
+        "inputs of each of its neurons."
+      )
+  sparse = {path: k for path, k in fan_ins.items() if k < layers[path].dense_fan_in}
+  return Allocation(
+    densities={path: k / layers[path].dense_fan_in for path, k in sparse.items()},
+    budgets={path: k * layers[path].num_neurons for path, k in sparse.items()},
+    layers=dict(layers),
+  )
+
+
+def erk(
+  layers: Mapping[str, Layer], density: float, dense: Collection[str] = ()
+) -> dict[str, float]:
+  """Erdős–Rényi-Kernel: a layer's density is proportional to `sum(dims) / prod(dims)`.
+
+  Where that exceeds 1, the layer is dense and the rest is divided anew, one layer a round.
+
+  Args:
+    layers: all layers that count, by path, in order (the first of several equals goes first).
+    density: share of weights to keep in all of them together, in (0, 1].
+    dense: paths of layers that stay dense from the start.
+
+  Returns:
+    `{path: sparsity}` for every layer, 0 where dense.
+
+  Source: RigL (arXiv:1911.11134), section 3, with power 1.
+  """
+  fixed = set(dense)
+  scale = {path: sum(layer.dims) / math.prod(layer.dims) for path, layer in layers.items()}
+  zeros = {path: math.trunc(layer.size * (1 - density)) for path, layer in layers.items()}
+  while len(fixed) < len(layers):
+    budget = 0
+    divisor = 0.0
+    for path, layer in layers.items():
+      if path in fixed:
+        budget -= zeros[path]
+      else:
+        budget += layer.size - zeros[path]
+        divisor += scale[path] * layer.size
+    epsilon = budget / divisor
+    densest = max((path for path in layers if path not in fixed), key=scale.__getitem__)
+    if scale[densest] * epsilon <= 1:
+      return {p: 0.0 if p in fixed else 1 - epsilon * scale[p] for p in layers}
+    fixed.add(densest)
+  return dict.fromkeys(layers, 0.0)
+
+
+def uniform(
+  layers: Mapping[str, Layer], density: float, dense: Collection[str] = ()
+) -> dict[str, float]:
+  """The same density in every layer that may be sparse, so that the whole has the target's.
+
+  Args:
+    layers: all layers that count, by path.
+    density: share of weights to keep in all of them together, in (0, 1].
+    dense: paths of layers that stay dense.
+
+  Returns:
+    `{path: sparsity}` for every layer, 0 where dense. If the dense layers alone exceed the
+    target, the others get the target's own density, with a warning.
+
+  Source: SRigL's authors' code, whose dense layers count toward the target.
+  """
+  total = sum(layer.size for layer in layers.values())
+  num_dense = sum(layers[path].size for path in dense)
+  num_sparse = total - num_dense
+  if not num_sparse:
+    return dict.fromkeys(layers, 0.0)
+  sparsity = 1 - ((total * density - num_dense) / num_sparse)
+  if sparsity > 1:
+    sparsity = 1 - density
+    warnings.warn(
+      f"The layers kept dense ({', '.join(dense)}) alone exceed a density of {density:.6g}: the "
+      "others get that density themselves, and the network as a whole ends at "
+      f"{(num_dense + num_sparse * density) / total:.6g}.",
+      stacklevel=2,
+    )
+  return {path: 0.0 if path in dense else sparsity for path in layers}
+
+
+DISTRIBUTIONS = {"erk": erk, "uniform": uniform}

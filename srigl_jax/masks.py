@@ -1,0 +1,82 @@
+"""Masks: drawing them, applying them, counting what they leave.
+
+Masks are a flat dict `{path: bool array of the kernel's shape}`, True where a weight is active;
+dense leaves are absent.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from srigl_jax.allocation import Allocation
+from srigl_jax.leaves import Layer, check_paths, from_matrix, leaf_dict, map_leaves, to_matrix
+from srigl_jax.selection import largest, largest_per_column
+
+Masks = dict[str, Array]
+
+
+def init_masks(key: Array, allocation: Allocation, structure: str = "constant_fan_in") -> Masks:
+  """Random masks at exactly the allocation's budgets.
+
+  Args:
+    key: jax random key.
+    allocation: from `allocate`, with the same `structure`.
+    structure: `"constant_fan_in"`: each neuron keeps `budget // N` inputs, drawn without
+      replacement; `"unstructured"`: `budget` positions, drawn over the whole layer.
+  """
+  return {
+    path: random_mask(
+      jax.random.fold_in(key, i), allocation.layers[path], budget, structure=structure
+    )
+    for i, (path, budget) in enumerate(allocation.budgets.items())
+  }
+
+
+def random_mask(
+  key: Array, layer: Layer, budget: int, *, structure: str = "constant_fan_in"
+) -> Array:
+  """A random mask of one layer, bool of the kernel's shape; see `init_masks`."""
+  scores = jax.random.bits(key, (layer.dense_fan_in, layer.num_neurons), jnp.uint32) >> 1
+  if structure == "constant_fan_in":
+    fan_in = jnp.full((layer.num_neurons,), budget // layer.num_neurons, jnp.int32)
+    mask = largest_per_column(scores, fan_in)
+  else:
+    mask = largest(scores, budget)
+  return from_matrix(mask, layer)
+
+
+def apply_masks(params: Any, masks: Mapping[str, Array]) -> Any:
+  """Zeroes the masked weights of a parameter tree (or of a tree shaped like it).
+
+  Args:
+    params: any pytree whose leaves have paths: a Linen dict, `nnx.State`, ...
+    masks: bool arrays by path.
+
+  Returns:
+    The tree with exact zeros off the masks; leaves without a mask are as given.
+
+  Raises:
+    ValueError: if a mask's path is no leaf's, or its shape is not the leaf's.
+  """
+  leaves = leaf_dict(params)
+  check_paths(masks, leaves, name="masks")
+  for path, mask in masks.items():
+    if leaves[path].shape != mask.shape:
+      raise ValueError(
+        f"The mask of {path!r} has shape {mask.shape}, its leaf {leaves[path].shape}: these masks "
+        "belong to another model."
+      )
+  return map_leaves(lambda leaf, mask: jnp.where(mask, leaf, 0), params, masks)
+
+
+def fan_ins(mask: Array, layer: Layer) -> Array:
+  """Active connections of each neuron, `[N]` int32."""
+  return to_matrix(mask, layer).sum(0, dtype=jnp.int32)
+
+
+def num_active_neurons(mask: Array, layer: Layer) -> Array:
+  """Neurons with at least one active connection, `[]` int32."""
+  return (fan_ins(mask, layer) > 0).sum(dtype=jnp.int32)

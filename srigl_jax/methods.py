@@ -1,0 +1,211 @@
+"""The methods: `srigl`, `rigl`, `set_`, `static_sparse`.
+
+Each is a choice of what is pruned, what grows and which structure holds, handed to the wrapper in
+`transform`: an optax transformation round an optimizer of the user's own.
+"""
+
+from collections.abc import Mapping
+
+import optax
+
+from srigl_jax.allocation import Distribution
+from srigl_jax.leaves import AxesRule, flax_axes
+from srigl_jax.rules import Rule, all_but
+from srigl_jax.topology import rigl_update, salient_threshold, set_update, srigl_update
+from srigl_jax.transform import DropFraction, Topology, sparse_training
+
+_NOT_THE_HEAD = all_but("head")
+
+
+def srigl(
+  inner: optax.GradientTransformation,
+  *,
+  update_until: int,
+  sparsity: float | None = None,
+  distribution: Distribution = "erk",
+  density: float | None = None,
+  fan_in: int | Mapping[str, int] | None = None,
+  update_every: int = 100,
+  drop_fraction: DropFraction = 0.3,
+  gamma_sal: float = 0.3,
+  salient_base: str = "constant_fan_in",
+  grad_accumulation_steps: int = 1,
+  sparse: Rule = True,
+  ablate: Rule = _NOT_THE_HEAD,
+  axes: AxesRule = flax_axes,
+  seed: int = 0,
+) -> optax.GradientTransformationExtraArgs:
+  """Structured RigL: constant fan-in, regrowth by gradient, ablation of useless neurons.
+
+  In each step the inner optimizer moves the weights; every `update_every` steps before
+  `update_until` the topology is then updated (`srigl_update`), magnitudes being those after the
+  move and gradients those of before.
+
+  Args:
+    inner: the optimizer to wrap; gradient clipping that should see masked gradients goes inside.
+    update_until: T_end, the step at which topology updates end; the papers use three quarters
+      of the run.
+    sparsity: share of the layers' weights that are missing, in [0, 1).
+    distribution: how it is divided among the layers; see `allocate`.
+    density: `1 - sparsity`, in its place.
+    fan_in: connections of each neuron, in its place; see `allocate`.
+    update_every: ΔT, steps between topology updates.
+    drop_fraction: share of the active weights that an update prunes: the initial one of a cosine
+      that reaches 0 at `update_until`; or a function of the step (traced) that returns it.
+    gamma_sal: see `srigl_update`; 0 for no ablation. 0.3 suits convolutional networks, 0.95
+      vision transformers (which are pruned in width far more).
+    salient_base: see `srigl_update`.
+    grad_accumulation_steps: how many of the last dense gradients before an update its growth
+      score averages; 1 costs no memory.
+    sparse: which layers may be sparse; see `rules`.
+    ablate: which layers may lose neurons. The classifier may not by default.
+    axes: which axes of a kernel are neurons.
+    seed: of the initial masks.
+
+  Returns:
+    A transformation whose `update` takes the plain dense gradients of the loss and needs
+    `params`. Its state is a `SparseState`; `get_masks` finds the masks in it.
+
+  Raises:
+    ValueError: if an argument is out of range; on `init` if a layer's fan-in would be 0.
+
+  Source: SRigL (arXiv:2305.02299), section 3; order of optimizer and topology update within a
+  step as in the authors' code (docs/algorithm.md, row 9).
+  """
+  salient_threshold(gamma_sal, constant_fan_in=1, dense_fan_in=1, salient_base=salient_base)
+
+  def update(layer, weights, grads, mask, key, fraction):
+    del key
+    return srigl_update(
+      weights,
+      grads,
+      mask,
+      budget=layer.budget,
+      drop_fraction=fraction,
+      gamma_sal=gamma_sal if layer.may_ablate else 0,
+      salient_base=salient_base,
+      axes=layer.axes,
+    )
+
+  return sparse_training(
+    inner,
+    Topology(update, update_every, update_until, drop_fraction, grad_accumulation_steps, ablate),
+    structure="constant_fan_in",
+    sparsity=sparsity,
+    distribution=distribution,
+    density=density,
+    fan_in=fan_in,
+    sparse=sparse,
+    axes=axes,
+    seed=seed,
+  )
+
+
+def rigl(
+  inner: optax.GradientTransformation,
+  *,
+  update_until: int,
+  sparsity: float | None = None,
+  distribution: Distribution = "erk",
+  density: float | None = None,
+  update_every: int = 100,
+  drop_fraction: DropFraction = 0.3,
+  grad_accumulation_steps: int = 1,
+  sparse: Rule = True,
+  axes: AxesRule = flax_axes,
+  seed: int = 0,
+) -> optax.GradientTransformationExtraArgs:
+  """RigL: unstructured sparsity, regrowth by gradient. Arguments as for `srigl`.
+
+  Source: RigL (arXiv:1911.11134), as SRigL's authors run it as their baseline.
+  """
+
+  def update(layer, weights, grads, mask, key, fraction):
+    del key
+    return rigl_update(weights, grads, mask, drop_fraction=fraction, axes=layer.axes)
+
+  return sparse_training(
+    inner,
+    Topology(update, update_every, update_until, drop_fraction, grad_accumulation_steps, False),
+    structure="unstructured",
+    sparsity=sparsity,
+    distribution=distribution,
+    density=density,
+    sparse=sparse,
+    axes=axes,
+    seed=seed,
+  )
+
+
+def set_(
+  inner: optax.GradientTransformation,
+  *,
+  update_until: int,
+  sparsity: float | None = None,
+  distribution: Distribution = "erk",
+  density: float | None = None,
+  update_every: int = 100,
+  drop_fraction: DropFraction = 0.3,
+  sparse: Rule = True,
+  axes: AxesRule = flax_axes,
+  seed: int = 0,
+) -> optax.GradientTransformationExtraArgs:
+  """SET: unstructured sparsity, random regrowth. Arguments as for `srigl`.
+
+  Source: Mocanu et al., 2018 (doi:10.1038/s41467-018-04316-3), on RigL's schedule.
+  """
+
+  def update(layer, weights, grads, mask, key, fraction):
+    del grads
+    return set_update(weights, key, mask, drop_fraction=fraction, axes=layer.axes)
+
+  return sparse_training(
+    inner,
+    Topology(update, update_every, update_until, drop_fraction, 1, False),
+    structure="unstructured",
+    sparsity=sparsity,
+    distribution=distribution,
+    density=density,
+    sparse=sparse,
+    axes=axes,
+    seed=seed,
+  )
+
+
+def static_sparse(
+  inner: optax.GradientTransformation,
+  *,
+  sparsity: float | None = None,
+  distribution: Distribution = "erk",
+  density: float | None = None,
+  fan_in: int | Mapping[str, int] | None = None,
+  structure: str = "unstructured",
+  sparse: Rule = True,
+  axes: AxesRule = flax_axes,
+  seed: int = 0,
+) -> optax.GradientTransformationExtraArgs:
+  """A random mask that never changes. Arguments as for `srigl`.
+
+  Args:
+    inner: the optimizer to wrap.
+    sparsity: see `srigl`.
+    distribution: see `srigl`.
+    density: see `srigl`.
+    fan_in: see `srigl`.
+    structure: `"unstructured"` or `"constant_fan_in"`.
+    sparse: see `srigl`.
+    axes: see `srigl`.
+    seed: of the masks.
+  """
+  return sparse_training(
+    inner,
+    None,
+    structure=structure,
+    sparsity=sparsity,
+    distribution=distribution,
+    density=density,
+    fan_in=fan_in,
+    sparse=sparse,
+    axes=axes,
+    seed=seed,
+  )
