@@ -1,0 +1,1 @@
+"""Experiments as plain values; see `base` for what each field means."""

@@ -1,0 +1,68 @@
+"""Every field of a run with its default; a config calls `get_config` and changes what differs.
+
+Fields with a unit end in it. `train.total_epochs` and the like are turned into steps when the data
+set is known.
+"""
+
+from ml_collections import ConfigDict, config_dict
+
+
+def get_config() -> ConfigDict:
+  """SRigL at 90 % on the built-in handwritten digits, with an MLP."""
+  return ConfigDict(
+    {
+      "name": "base",  # for people: title of the report
+      "seed": 0,  # of weights, masks, batch order and augmentation
+      "data": {
+        "name": "digits",  # a key of experiments.data.DATASETS
+        "data_dir": "",  # TFDS folder; empty: $TFDS_DATA_DIR, else ~/tensorflow_datasets
+        "batch_size": 128,  # of all devices together
+        "kwargs": {},  # further arguments of the loader
+      },
+      "model": {
+        "name": "mlp",  # a key of experiments.models.MODELS
+        "dtype": "float32",  # of the computation: float32 or bfloat16 (weights stay float32)
+        "kwargs": {},  # further arguments of the constructor
+      },
+      "method": {
+        "name": "srigl",  # dense, static, set, rigl or srigl
+        "sparsity": 0.9,  # of all layers together
+        "distribution": "erk",  # erk or uniform
+        "fan_in": config_dict.placeholder(int),  # of every neuron, in place of sparsity
+        "dense": (),  # layers kept dense: presets or regular expressions, srigl_jax.rules
+        "structure": "unstructured",  # of static's mask: unstructured or constant_fan_in
+        "update_every_steps": 100,  # ΔT
+        "update_until_fraction": 0.75,  # T_end as a share of all steps
+        "drop_fraction": 0.3,  # initial, cosine to 0
+        "grad_accumulation_steps": 1,  # gradients that a growth score averages
+        "ablation": True,  # srigl: whether neurons may be ablated at all
+        "gamma_sal": 0.3,  # share of the fan-in that must be salient
+        "salient_base": "constant_fan_in",  # or dense_fan_in
+        "never_ablate": ("head",),  # presets or regular expressions
+        "sparse_init": "he_normal",  # a scheme of init_sparse_weights; empty: the model's, masked
+      },
+      "optimizer": {
+        "name": "sgd",  # sgd, adam, adamw, rmsprop or lion
+        "learning_rate": 0.1,
+        "momentum": 0.9,  # sgd and rmsprop
+        "nesterov": True,  # sgd
+        "weight_decay": 5e-4,  # L2 in the gradient; decoupled for adamw and lion
+        "clip_norm": 0.0,  # of the masked gradients; 0: no clipping
+        "accumulation_steps": 1,  # batches whose gradients make one optimizer step
+        "schedule": "cosine",  # constant, cosine or step
+        "warmup_epochs": 0.0,
+        "decay_epochs": 77.0,  # step: how often to decay
+        "decay_factor": 0.2,  # step: by how much
+      },
+      "train": {
+        "total_epochs": 10.0,
+        "label_smoothing": 0.0,
+        "steps_per_dispatch": 0,  # steps in one call of the device; 0: what suits it
+        "log_every_steps": 50,
+        "eval_every_epochs": 1.0,
+        "eval_batch_size": 1000,
+        "checkpoint_every_epochs": 1.0,
+        "keep_checkpoints": 2,  # the latest, besides the best
+      },
+    }
+  )

@@ -1,0 +1,21 @@
+"""CIFAR-10 in about ten minutes on four CPU cores, with a small convolutional network.
+
+`python -m experiments.train --config=configs/cifar10_quick.py --workdir=runs/quick`
+"""
+
+from ml_collections import ConfigDict
+
+from configs import base, digits
+
+
+def get_config(method: str = "srigl") -> ConfigDict:
+  """90 % sparsity, with a method of `digits.METHODS`."""
+  config = base.get_config()
+  config.name = f"CIFAR-10, small convolutional network, {method}"
+  config.data.name = "cifar10"
+  config.data.batch_size = 128
+  config.model.name = "convnet"
+  config.method.update(digits.METHODS[method])
+  config.optimizer.learning_rate = 0.1
+  config.train.total_epochs = 10.0
+  return config

@@ -1,0 +1,36 @@
+"""Handwritten digits (1,797 8×8 images, bundled with scikit-learn), an MLP, seconds on a laptop.
+
+One run: `python -m experiments.train --config=configs/digits.py --workdir=runs/digits`, with
+another method: `--config=configs/digits.py:rigl` (dense, static, set, rigl, srigl_no_ablation,
+srigl). All of them side by side: `make demo`, that is `configs/sweeps/digits.py`.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import base
+
+METHODS = {
+  "dense": {"name": "dense"},
+  "static": {"name": "static"},
+  "set": {"name": "set"},
+  "rigl": {"name": "rigl"},
+  "srigl_no_ablation": {"name": "srigl", "ablation": False},
+  "srigl": {"name": "srigl"},
+}
+
+
+def get_config(method: str = "srigl") -> ConfigDict:
+  """90 % sparsity on digits with a method of `METHODS`."""
+  config = base.get_config()
+  config.name = f"digits, {method}"
+  config.data.batch_size = 64
+  config.model.kwargs = ConfigDict({"hidden": (256, 256)})
+  config.method.update(METHODS[method])
+  config.method.update_every_steps = 20
+  config.optimizer.learning_rate = 0.05
+  config.train.total_epochs = 40.0
+  config.train.log_every_steps = 20
+  config.train.eval_every_epochs = 2.0
+  config.train.eval_batch_size = 512
+  config.train.checkpoint_every_epochs = 10.0
+  return config

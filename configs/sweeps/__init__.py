@@ -1,0 +1,1 @@
+"""Grids of runs; see `base` for what each field means."""

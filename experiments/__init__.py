@@ -1,0 +1,1 @@
+"""Training, comparing and reporting: everything that is run from the checkout."""

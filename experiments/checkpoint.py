@@ -1,0 +1,107 @@
+"""Checkpoints of a run: asynchronous, atomic, the latest few and the best one."""
+
+import warnings
+from pathlib import Path
+from typing import TypeVar
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
+
+State = TypeVar("State")
+
+
+class Checkpoints:
+  """The checkpoints of one run, in one directory."""
+
+  def __init__(self, directory: Path, *, keep: int):
+    """Opens or creates the directory; the latest `keep` checkpoints stay, and the best one."""
+    policy = AnyPreservationPolicy(
+      [
+        LatestN(keep),
+        BestN(
+          get_metric_fn=lambda metrics: metrics["test_accuracy"],
+          n=1,
+          keep_checkpoints_without_metrics=False,
+        ),
+      ]
+    )
+    self._manager = ocp.CheckpointManager(
+      directory.absolute(),
+      options=ocp.CheckpointManagerOptions(
+        preservation_policy=policy, cleanup_tmp_directories=True
+      ),
+    )
+
+  def save(self, step: int, state: State, test_accuracy: float | None) -> None:
+    """Starts saving in the background; a step that is already there is left alone.
+
+    Args:
+      step: of the state.
+      state: a pytree of arrays.
+      test_accuracy: of this very state, by which the best checkpoint is told; None if unknown.
+
+    Raises:
+      RuntimeError: if the checkpoint manager declines to save.
+    """
+    if step in self._manager.all_steps():
+      return
+    saved = self._manager.save(
+      step,
+      args=ocp.args.Composite(state=ocp.args.StandardSave(state)),
+      metrics=None if test_accuracy is None else {"test_accuracy": test_accuracy},
+    )
+    if not saved:
+      raise RuntimeError(
+        f"The checkpoint of step {step} was not saved, since a later one exists in "
+        f"{self._manager.directory}: {self._manager.all_steps()}. Use another directory."
+      )
+
+  def restore(self, template: State) -> State | None:
+    """The latest checkpoint that can be read, on the default device; None if there is none.
+
+    Args:
+      template: a state of the same structure, shapes and dtypes.
+
+    Raises:
+      ValueError: if checkpoints are there but none can be read.
+    """
+    steps = sorted(self._manager.all_steps(), reverse=True)
+    for step in steps:
+      try:
+        return self._read(step, template)
+      except Exception as error:  # whatever a damaged directory makes the reader raise
+        warnings.warn(
+          f"The checkpoint of step {step} in {self._manager.directory} cannot be read "
+          f"({type(error).__name__}: {error}); trying the one before.",
+          stacklevel=2,
+        )
+    if steps:
+      raise ValueError(
+        f"None of the checkpoints {steps} in {self._manager.directory} can be read by this "
+        "config and version: see the warnings. Use another --workdir to start afresh."
+      )
+    return None
+
+  def _read(self, step: int, template: State) -> State:
+    abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), template)
+    restored = self._manager.restore(
+      step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
+    )["state"]
+    # Where dtypes or structures differ, the reader casts or drops without a word.
+    expected = jax.tree_util.tree_flatten_with_path(template)[0]
+    found = dict(jax.tree_util.tree_flatten_with_path(restored)[0])
+    for path, leaf in expected:
+      other = found.get(path)
+      if other is None or other.shape != leaf.shape or other.dtype != leaf.dtype:
+        raise ValueError(f"leaf {jax.tree_util.keystr(path)} is {other}, not like {leaf}")
+    return jax.tree.map(np.asarray, restored)
+
+  def wait(self) -> None:
+    """Waits until what was saved is on disk."""
+    self._manager.wait_until_finished()
+
+  def close(self) -> None:
+    """Waits for saves under way and lets go of the directory."""
+    self._manager.close()

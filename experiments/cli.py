@@ -1,0 +1,69 @@
+"""What the commands have in common: the config flag, and errors for people."""
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+
+def define_config(default: str | None = None) -> Any:
+  """Defines `--config=configs/NAME.py[:argument]` with overrides `--config.key=value`."""
+  return config_flags.DEFINE_config_file(
+    "config",
+    default,
+    "Config file, e.g. configs/digits.py or configs/digits.py:rigl; any value in it can be "
+    "overridden: --config.method.sparsity=0.95.",
+    lock_config=True,
+  )
+
+
+def run(main: Callable[[], int | None]) -> None:
+  """Parses the flags and runs a command; bad input ends with a message and exit code 2."""
+  logging.set_verbosity(logging.WARNING)  # checkpoints would report their every step
+  app.run(lambda argv: _guarded(main, argv), flags_parser=_parse)
+
+
+def _parse(argv: Sequence[str]) -> list[str]:
+  try:
+    rest = app.parse_flags_with_usage(list(argv))
+    flags.FLAGS.validate_all_flags()
+    config = flags.FLAGS["config"].value if "config" in flags.FLAGS else None
+    if config is not None:
+      config.to_dict()  # a config file that cannot be loaded complains when it is first used
+    return rest
+  except (AttributeError, KeyError) as error:  # an override of a field that is not there
+    fail(f"No such config field: {str(error.args[0]).strip(chr(39))}".replace("\\n", " "))
+  except OSError as error:
+    names = ", ".join(sorted(str(p) for p in Path("configs").rglob("*.py") if p.stem[0] != "_"))
+    fail(f"{error}. The configs here are {names}; commands are run from the checkout.")
+  raise AssertionError("fail() does not return")
+
+
+def _guarded(main: Callable[[], int | None], argv: Sequence[str]) -> int | None:
+  if len(argv) > 1:
+    fail(f"Unexpected argument {argv[1]!r}: flags are written --name=value.")
+  try:
+    return main()
+  except (ValueError, FileNotFoundError, FloatingPointError) as error:
+    if os.environ.get("SRIGL_TRACEBACK"):
+      raise
+    fail(f"{error}\n(SRIGL_TRACEBACK=1 shows where this comes from.)")
+  return None
+
+
+def fail(message: str) -> None:
+  """Prints a message to standard error and exits with code 2."""
+  print(f"error: {message}", file=sys.stderr)
+  sys.exit(2)
+
+
+def use_compile_cache(directory: Path) -> None:
+  """Keeps compiled programs in a directory, so that resuming and repeating start sooner."""
+  jax.config.update("jax_compilation_cache_dir", str(directory.absolute()))
+  jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+  jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)

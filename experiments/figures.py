@@ -1,0 +1,103 @@
+"""The figures of reports, drawn from recorded metrics."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
+
+Records = list[dict[str, Any]]
+
+
+def training(metrics: Mapping[str, Records], path: Path) -> None:
+  """Loss and accuracy over steps, topology updates marked.
+
+  Args:
+    metrics: from `read_metrics`.
+    path: of the image to write.
+  """
+  figure, (above, below) = plt.subplots(2, 1, figsize=(7, 6), sharex=True, layout="constrained")
+  for kind in ("train", "test"):
+    steps = [r["step"] for r in metrics[kind]]
+    style = {"marker": "o", "markersize": 3} if kind == "test" else {"alpha": 0.7}
+    above.plot(steps, [100 * r["accuracy"] for r in metrics[kind]], label=kind, **style)
+    below.plot(steps, [r["loss"] for r in metrics[kind]], label=kind, **style)
+  updates = [r["step"] for r in metrics["topology"][1:]]
+  for axes in (above, below):
+    for i, step in enumerate(updates):
+      label = "topology update" if i == 0 else None
+      axes.axvline(step, color="0.85", linewidth=0.6, zorder=0, label=label)
+  _finish(above, ylabel="accuracy (%)")
+  _finish(below, xlabel="step", ylabel="loss")
+  below.set_yscale("log")
+  _save(figure, path)
+
+
+def topology(metrics: Mapping[str, Records], path: Path) -> None:
+  """Fan-in and active neurons of each sparse layer, and the ITOP rate, over steps."""
+  records = metrics["topology"]
+  steps = [r["step"] for r in records]
+  sparse = [name for name, layer in records[-1]["layers"].items() if layer["density"] < 1]
+  figure, axes = plt.subplots(1, 3, figsize=(13, 4), layout="constrained")
+  colors = plt.get_cmap("viridis")
+  for i, name in enumerate(sparse):
+    color = colors(i / max(1, len(sparse) - 1))
+    fan_ins = [r["layers"][name]["fan_in"] for r in records]
+    active = [100 * r["layers"][name]["active_neurons"] for r in records]
+    axes[0].step(steps, fan_ins, where="post", color=color, label=name)
+    axes[1].step(steps, active, where="post", color=color)
+  axes[0].set_yscale("log")
+  axes[2].step(steps, [100 * r["itop_rate"] for r in records], where="post", label="ever active")
+  axes[2].step(steps, [100 * r["density"] for r in records], where="post", label="active")
+  _finish(axes[0], xlabel="step", ylabel="largest fan-in of a neuron", legend=len(sparse) <= 8)
+  _finish(axes[1], xlabel="step", ylabel="active neurons (%)", legend=False)
+  _finish(axes[2], xlabel="step", ylabel="weights (%)")
+  axes[2].set_title("exploration (ITOP rate)")
+  if len(sparse) > 8:
+    axes[0].set_title(f"{len(sparse)} layers, first to last from dark to light")
+  _save(figure, path)
+
+
+def comparison(
+  curves: Mapping[str, Sequence[Records]], finals: Mapping[str, tuple[float, float]], path: Path
+) -> None:
+  """Test accuracy of several variants: over steps, and at the end with intervals.
+
+  Args:
+    curves: the test records of each run, by variant.
+    finals: mean and half width of the 95 % interval of the final test accuracy, by variant.
+    path: of the image to write.
+  """
+  figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")
+  for i, (name, runs) in enumerate(curves.items()):
+    color = f"C{i}"
+    for j, records in enumerate(runs):
+      steps = [r["step"] for r in records]
+      accuracy = [100 * r["accuracy"] for r in records]
+      left.plot(steps, accuracy, color=color, alpha=0.7, label=name if j == 0 else None)
+    mean, half_width = finals[name]
+    right.errorbar([i], [100 * mean], [100 * half_width], fmt="o", color=color, capsize=4)
+  right.set_xticks(range(len(curves)), [name.replace("_", "\n") for name in curves])
+  right.set_title("final, mean and 95 % interval")
+  _finish(left, xlabel="step", ylabel="test accuracy (%)")
+  _finish(right, ylabel="test accuracy (%)", legend=False)
+  _save(figure, path)
+
+
+def _finish(axes: Axes, *, xlabel: str = "", ylabel: str = "", legend: bool = True) -> None:
+  axes.set_xlabel(xlabel)
+  axes.set_ylabel(ylabel)
+  axes.grid(alpha=0.3)
+  axes.spines[["top", "right"]].set_visible(False)
+  if legend and axes.get_legend_handles_labels()[0]:
+    axes.legend(frameon=False, fontsize="small")
+
+
+def _save(figure: Any, path: Path) -> None:
+  path.parent.mkdir(parents=True, exist_ok=True)
+  figure.savefig(path, dpi=130)
+  plt.close(figure)

@@ -1,0 +1,40 @@
+"""Ctrl-C and SIGTERM as a request to save and stop."""
+
+import contextlib
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+
+class Interrupted(Exception):
+  """A run was asked to stop and has saved its state; `args[0]` is the signal's number."""
+
+
+@contextlib.contextmanager
+def watch_signals() -> Iterator[Callable[[], int]]:
+  """Catches SIGINT and SIGTERM while the context lasts; a second one acts as usual.
+
+  Yields:
+    A function that returns the number of the signal that came, 0 if none did.
+  """
+  if threading.current_thread() is not threading.main_thread():
+    yield lambda: 0
+    return
+  received = 0
+  before: dict[int, Any] = {}
+
+  def handle(number, frame):
+    nonlocal received
+    del frame
+    received = number
+    for each, handler in before.items():
+      signal.signal(each, handler)
+
+  for number in (signal.SIGINT, signal.SIGTERM):
+    before[number] = signal.signal(number, handle)
+  try:
+    yield lambda: received
+  finally:
+    for each, handler in before.items():
+      signal.signal(each, handler)

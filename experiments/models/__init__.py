@@ -1,0 +1,125 @@
+"""The models of the experiments, by name.
+
+Each is an ordinary Flax NNX module, unaware of sparsity, with the call
+`model(x, *, train=False, rngs=None)` from `[B, H, W, C]` float images to `[B, classes]` float32
+logits. `B` is the batch, `H`, `W` and `C` are height, width and channels.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.typing import DTypeLike
+
+from experiments.models.convnet import ConvNet
+from experiments.models.functional import (
+  Apply,
+  FunctionalModel,
+  functional,
+  init_functional,
+)
+from experiments.models.mlp import MLP
+from experiments.models.resnet_cifar import ResNetCifar, resnet18
+from experiments.models.wide_resnet import WideResNet, wide_resnet22_2
+from experiments.registry import choose
+
+__all__ = [
+  "MLP",
+  "MODELS",
+  "Apply",
+  "ConvNet",
+  "FunctionalModel",
+  "ResNetCifar",
+  "WideResNet",
+  "build",
+  "functional",
+  "init",
+  "init_functional",
+  "resnet18",
+  "wide_resnet22_2",
+]
+
+MODELS: dict[str, Callable[..., nnx.Module]] = {
+  "convnet": ConvNet,
+  "mlp": MLP,
+  "resnet18": resnet18,
+  "wide_resnet22_2": wide_resnet22_2,
+}
+
+_DTYPES = ("float32", "bfloat16")
+
+
+def build(
+  name: str,
+  *,
+  num_classes: int,
+  image_shape: tuple[int, int, int],
+  rngs: nnx.Rngs,
+  dtype: DTypeLike = jnp.float32,
+  **kwargs: Any,
+) -> nnx.Module:
+  """Builds a model by name.
+
+  Args:
+    name: a key of `MODELS`.
+    num_classes: number of logits.
+    image_shape: `(H, W, C)` of one input.
+    rngs: source of the initial parameters.
+    dtype: compute type, float32 or bfloat16; parameters and logits are always float32.
+    **kwargs: further arguments of the model, such as `widths` of "convnet".
+
+  Raises:
+    ValueError: if the name is unknown, or an argument common to all models is not usable.
+  """
+  if num_classes < 1:
+    raise ValueError(f"num_classes must be at least 1, got {num_classes}.")
+  if len(image_shape) != 3 or min(image_shape) < 1:
+    raise ValueError(
+      f"image_shape must be three positive sizes (H, W, C), got {tuple(image_shape)}."
+    )
+  if jnp.dtype(dtype).name not in _DTYPES:
+    raise ValueError(f"dtype must be one of {', '.join(_DTYPES)}, got {jnp.dtype(dtype).name}.")
+  constructor = choose(MODELS, name, "model name")
+  return constructor(
+    num_classes=num_classes, image_shape=image_shape, rngs=rngs, dtype=dtype, **kwargs
+  )
+
+
+def init(
+  name: str,
+  *,
+  num_classes: int,
+  image_shape: tuple[int, int, int],
+  key: jax.Array,
+  dtype: DTypeLike = jnp.float32,
+  **kwargs: Any,
+) -> FunctionalModel:
+  """Builds a model by name under `jax.jit` and splits it into a function and its arrays.
+
+  Args:
+    name: a key of `MODELS`.
+    num_classes: number of logits.
+    image_shape: `(H, W, C)` of one input.
+    key: `[]` random key of the initial parameters.
+    dtype: compute type, float32 or bfloat16; parameters and logits are always float32.
+    **kwargs: further arguments of the model.
+
+  Returns:
+    `(apply, params, model_state)`, see `functional`.
+
+  Raises:
+    ValueError: as `build`.
+  """
+  return init_functional(
+    lambda rngs: build(
+      name,
+      num_classes=num_classes,
+      image_shape=image_shape,
+      rngs=rngs,
+      dtype=dtype,
+      **kwargs,
+    ),
+    key,
+  )

@@ -1,0 +1,68 @@
+"""Layers that the convolutional models share.
+
+Plain Flax layers with this project's settings; nothing here knows of sparsity.
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.typing import DTypeLike
+
+# He et al. (2015), scaled by the fan-out so that gradients keep their variance. Truncated at two
+# standard deviations as in `he_normal`; the plain normal is rounded otherwise under jit.
+_he_normal_fan_out = nnx.initializers.variance_scaling(2.0, "fan_out", "truncated_normal")
+
+
+def conv(
+  in_features: int,
+  out_features: int,
+  size: int,
+  *,
+  stride: int = 1,
+  dtype: DTypeLike,
+  rngs: nnx.Rngs,
+) -> nnx.Conv:
+  """Builds a square convolution without bias, kernel `[size, size, in, out]`, He-normal fan-out.
+
+  The padding is `size // 2` on all sides, as in PyTorch. Flax's "SAME" pads a strided
+  convolution on one side only.
+  """
+  return nnx.Conv(
+    in_features,
+    out_features,
+    (size, size),
+    strides=stride,
+    padding=((size // 2, size // 2),) * 2,
+    use_bias=False,
+    kernel_init=_he_normal_fan_out,
+    dtype=dtype,
+    param_dtype=jnp.float32,
+    rngs=rngs,
+  )
+
+
+def batch_norm(num_features: int, *, rngs: nnx.Rngs) -> nnx.BatchNorm:
+  """Builds a batch normalisation that keeps 0.9 of its running statistics per step.
+
+  This is PyTorch's momentum of 0.1, up to the running variance: PyTorch averages the unbiased
+  estimate, Flax the biased one.
+  """
+  return nnx.BatchNorm(num_features, momentum=0.9, epsilon=1e-5, dtype=jnp.float32, rngs=rngs)
+
+
+def normalize(norm: nnx.BatchNorm, x: jax.Array, *, train: bool) -> jax.Array:
+  """Applies `norm` in float32 whatever the compute type, and returns the type of `x`.
+
+  In bfloat16 the running statistics themselves would be rounded in evaluation.
+  """
+  return norm(x, use_running_average=not train).astype(x.dtype)
+
+
+def head(in_features: int, num_classes: int, *, dtype: DTypeLike, rngs: nnx.Rngs) -> nnx.Linear:
+  """Builds the classifier: LeCun-normal kernel `[in, classes]`, zero bias."""
+  return nnx.Linear(in_features, num_classes, dtype=dtype, param_dtype=jnp.float32, rngs=rngs)
+
+
+def mean_pool(x: jax.Array) -> jax.Array:
+  """Averages `[B, H, W, C]` over all positions to `[B, C]`."""
+  return jnp.mean(x, axis=(1, 2))

@@ -1,0 +1,109 @@
+"""What a run writes down: JSON lines to compute with, TensorBoard events to look at."""
+
+import importlib.metadata
+import json
+import os
+import platform
+from pathlib import Path
+from typing import Any
+
+import jax
+from tensorboardX import SummaryWriter
+
+from srigl_jax import Summary
+
+
+class Recorder:
+  """Appends records to `metrics.jsonl` and TensorBoard event files in a run's directory."""
+
+  def __init__(self, workdir: Path, *, step: int):
+    """Opens the files for a run that goes on from `step`."""
+    workdir.mkdir(parents=True, exist_ok=True)
+    self._lines = open(workdir / "metrics.jsonl", "a", encoding="utf-8")  # noqa: SIM115
+    purge = {"purge_step": step} if step else {}
+    self._events = SummaryWriter(str(workdir / "tensorboard"), **purge)
+
+  def write(self, kind: str, step: int, **values: float) -> None:
+    """Records numbers.
+
+    Args:
+      kind: `"train"`, `"test"` or `"topology"`.
+      step: batches done.
+      **values: numbers by name.
+    """
+    self._write_line({"kind": kind, "step": step, **values})
+    for name, value in values.items():
+      self._events.add_scalar(f"{kind}/{name}", value, step)
+
+  def write_topology(self, step: int, summary: Summary) -> None:
+    """Records the state of the topology, in all and by layer."""
+    layers = {
+      x.path: {
+        "density": x.density,
+        "fan_in": x.max_fan_in,
+        "active_neurons": x.active_neurons / x.num_neurons,
+        "itop_rate": x.itop_rate,
+      }
+      for x in summary.layers
+    }
+    total = {
+      "density": summary.density,
+      "active_neurons": summary.active_neurons,
+      "itop_rate": summary.itop_rate,
+    }
+    self._write_line({"kind": "topology", "step": step, **total, "layers": layers})
+    for name, value in total.items():
+      self._events.add_scalar(f"topology/{name}", value, step)
+    for path, layer in layers.items():
+      for name in ("fan_in", "active_neurons"):
+        self._events.add_scalar(f"{name}/{path}", layer[name], step)
+
+  def _write_line(self, record: dict[str, Any]) -> None:
+    self._lines.write(json.dumps(record) + "\n")
+    self._lines.flush()
+
+  def close(self) -> None:
+    """Closes the files."""
+    self._lines.close()
+    self._events.close()
+
+
+def environment() -> dict[str, Any]:
+  """Versions and machine, for results that others should be able to place."""
+  packages = ("jax", "jaxlib", "flax", "optax", "srigl-jax")
+  device = jax.local_devices()[0]
+  return {
+    "python": platform.python_version(),
+    **{name: importlib.metadata.version(name) for name in packages},
+    "device": f"{jax.local_device_count()} × {device.device_kind}",
+    "processor": _processor(),
+    "cpu_cores": len(os.sched_getaffinity(0))
+    if hasattr(os, "sched_getaffinity")
+    else os.cpu_count(),
+  }
+
+
+def _processor() -> str:
+  """The processor's name where the system tells it."""
+  path = Path("/proc/cpuinfo")
+  lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+  names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+  return names[0] if names else platform.processor() or platform.machine()
+
+
+def read_metrics(workdir: Path) -> dict[str, list[dict[str, Any]]]:
+  """The records of a run by kind, in order of step.
+
+  A run killed between a record and the next checkpoint writes the record again when it resumes:
+  the later one counts. A line cut off by the kill is passed over.
+  """
+  records: dict[str, dict[int, dict[str, Any]]] = {"train": {}, "test": {}, "topology": {}}
+  path = workdir / "metrics.jsonl"
+  if path.exists():
+    for line in path.read_text(encoding="utf-8").splitlines():
+      try:
+        record = json.loads(line)
+      except json.JSONDecodeError:
+        continue
+      records.setdefault(record["kind"], {})[record["step"]] = record
+  return {kind: [by_step[s] for s in sorted(by_step)] for kind, by_step in records.items()}
