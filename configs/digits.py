@@ -27,6 +27,7 @@ def get_config(method: str = "srigl") -> ConfigDict:
   config.model.kwargs = ConfigDict({"hidden": (256, 256)})
   config.method.update(METHODS[method])
   config.method.update_every_steps = 20
+  config.method.gamma_sal = 0.7  # the usual 0.3 would ablate nothing in so small a network
   config.optimizer.learning_rate = 0.05
   config.train.total_epochs = 40.0
   config.train.log_every_steps = 20

@@ -11,15 +11,17 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 
-def define_config(default: str | None = None) -> Any:
+def define_config() -> Any:
   """Defines `--config=configs/NAME.py[:argument]` with overrides `--config.key=value`."""
-  return config_flags.DEFINE_config_file(
+  holder = config_flags.DEFINE_config_file(
     "config",
-    default,
+    None,
     "Config file, e.g. configs/digits.py or configs/digits.py:rigl; any value in it can be "
     "overridden: --config.method.sparsity=0.95.",
     lock_config=True,
   )
+  flags.mark_flag_as_required("config")
+  return holder
 
 
 def run(main: Callable[[], int | None]) -> None:
@@ -37,7 +39,8 @@ def _parse(argv: Sequence[str]) -> list[str]:
       config.to_dict()  # a config file that cannot be loaded complains when it is first used
     return rest
   except (AttributeError, KeyError) as error:  # an override of a field that is not there
-    fail(f"No such config field: {str(error.args[0]).strip(chr(39))}".replace("\\n", " "))
+    message = str(error.args[0]).replace("\n", " ").replace("\\n", " ").replace("\\'", "'")
+    fail(f"No such field in the config: {message.removeprefix(chr(39)).removesuffix(chr(39))}")
   except OSError as error:
     names = ", ".join(sorted(str(p) for p in Path("configs").rglob("*.py") if p.stem[0] != "_"))
     fail(f"{error}. The configs here are {names}; commands are run from the checkout.")

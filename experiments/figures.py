@@ -26,7 +26,7 @@ def training(metrics: Mapping[str, Records], path: Path) -> None:
     style = {"marker": "o", "markersize": 3} if kind == "test" else {"alpha": 0.7}
     above.plot(steps, [100 * r["accuracy"] for r in metrics[kind]], label=kind, **style)
     below.plot(steps, [r["loss"] for r in metrics[kind]], label=kind, **style)
-  updates = [r["step"] for r in metrics["topology"][1:]]
+  updates = [r["last_update"] for r in metrics["topology"][1:]]
   for axes in (above, below):
     for i, step in enumerate(updates):
       label = "topology update" if i == 0 else None

@@ -1,6 +1,7 @@
 """From a config to an optax optimizer with sparse training round it."""
 
 from collections.abc import Callable
+from typing import Any
 
 import optax
 from ml_collections import ConfigDict
@@ -82,13 +83,12 @@ def make_method(
   Raises:
     ValueError: if the method's name is unknown or a setting is out of range.
   """
-  how_sparse = {
-    "distribution": config.distribution,
+  how_sparse: dict[str, Any] = {
     "sparse": sx.all_but(*config.dense) if config.dense else True,
     "seed": seed,
   }
   if config.fan_in is None:
-    how_sparse["sparsity"] = config.sparsity
+    how_sparse |= {"sparsity": config.sparsity, "distribution": config.distribution}
   elif config.name in ("rigl", "set"):
     raise ValueError(
       f"config.method.fan_in is {config.fan_in}, but {config.name} is unstructured: its neurons "

@@ -35,8 +35,8 @@ class Recorder:
     for name, value in values.items():
       self._events.add_scalar(f"{kind}/{name}", value, step)
 
-  def write_topology(self, step: int, summary: Summary) -> None:
-    """Records the state of the topology, in all and by layer."""
+  def write_topology(self, step: int, summary: Summary, *, last_update: int) -> None:
+    """Records the topology at `step`, in all and by layer, and the step of its last update."""
     layers = {
       x.path: {
         "density": x.density,
@@ -51,7 +51,9 @@ class Recorder:
       "active_neurons": summary.active_neurons,
       "itop_rate": summary.itop_rate,
     }
-    self._write_line({"kind": "topology", "step": step, **total, "layers": layers})
+    self._write_line(
+      {"kind": "topology", "step": step, "last_update": last_update, **total, "layers": layers}
+    )
     for name, value in total.items():
       self._events.add_scalar(f"topology/{name}", value, step)
     for path, layer in layers.items():

@@ -13,7 +13,7 @@ from absl import flags
 from scipy import stats
 
 from experiments import cli, figures
-from experiments.files import read_json, write_text
+from experiments.files import read_json, write_json, write_text
 from experiments.record import read_metrics
 
 
@@ -95,7 +95,7 @@ def write_sweep_report(workdir: Path) -> tuple[Path, str]:
     {v: mean_and_interval([r["test_accuracy"] for r in rs]) for v, rs in results.items()},
     workdir / "figures" / "comparison.png",
   )
-  missing = sum(len(sweep["seeds"]) for _ in sweep["variants"]) - sum(map(len, finished.values()))
+  missing = len(sweep["seeds"]) * len(sweep["variants"]) - sum(map(len, finished.values()))
   parts = [f"# {sweep['name']}", "", table, ""]
   parts += [f"{missing} runs are not finished.", ""] if missing else []
   parts += ["![Test accuracy by variant](figures/comparison.png)", ""]
@@ -152,6 +152,16 @@ def main() -> int:
   if (workdir / "sweep.json").exists():
     path, table = write_sweep_report(workdir)
     print(table)
+    if flags.FLAGS.out:
+      first = next(workdir.glob("*/seed*/results.json"))
+      write_json(
+        Path(flags.FLAGS.out),
+        {
+          "command": read_json(workdir / "sweep.json")["command"],
+          "environment": read_json(first)["environment"],
+          "table": table,
+        },
+      )
   else:
     path = write_run_report(workdir)
   print(f"report in {path}, figures in {workdir / 'figures'}")
@@ -160,4 +170,5 @@ def main() -> int:
 
 if __name__ == "__main__":
   flags.DEFINE_string("workdir", None, "Directory of a run or of a sweep.", required=True)
+  flags.DEFINE_string("out", "", "For a sweep: results file to write its table to.")
   cli.run(main)

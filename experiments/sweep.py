@@ -6,6 +6,7 @@ Each variant with each seed is a run in `DIR/variant/seedN`. The same command go
 stopped and skips what is finished; it ends with one table and one figure of all runs.
 """
 
+import sys
 import warnings
 from pathlib import Path
 
@@ -23,8 +24,8 @@ def expand(sweep: ConfigDict) -> dict[str, ConfigDict]:
   """The runs of a sweep: `{"variant/seedN": config}`.
 
   Args:
-    sweep: `base` (a run's config), `variants` (`{name: {section: {field: value}}}`, the
-      differences) and `seeds`.
+    sweep: `base` (a run's config), `variants` (pairs of a name and the differences,
+      `{section: {field: value}}`) and `seeds`.
 
   Raises:
     ValueError: if there is nothing to run, or a variant sets a field that the base has not.
@@ -35,7 +36,7 @@ def expand(sweep: ConfigDict) -> dict[str, ConfigDict]:
       "it needs one of each at least."
     )
   runs = {}
-  for variant, differences in sweep.variants.items():
+  for variant, differences in sweep.variants:
     for seed in sweep.seeds:
       config = ConfigDict(sweep.base.to_dict()).lock()
       try:
@@ -50,12 +51,15 @@ def expand(sweep: ConfigDict) -> dict[str, ConfigDict]:
   return runs
 
 
-def run_sweep(sweep: ConfigDict, workdir: Path) -> tuple[Path, str, list[str]]:
+def run_sweep(
+  sweep: ConfigDict, workdir: Path, *, command: str = ""
+) -> tuple[Path, str, list[str]]:
   """Trains what is not finished, and reports.
 
   Args:
     sweep: see `expand`.
     workdir: directory of this sweep and no other.
+    command: that started it, for the record.
 
   Returns:
     The report's path, its table, and the names of runs that failed (the others go on).
@@ -67,7 +71,12 @@ def run_sweep(sweep: ConfigDict, workdir: Path) -> tuple[Path, str, list[str]]:
   runs = expand(sweep)
   write_json(
     workdir / "sweep.json",
-    {"name": sweep.name, "variants": list(sweep.variants), "seeds": list(sweep.seeds)},
+    {
+      "name": sweep.name,
+      "variants": [name for name, _ in sweep.variants],
+      "seeds": list(sweep.seeds),
+      "command": command,
+    },
   )
   failed = []
   for i, (name, config) in enumerate(runs.items(), start=1):
@@ -87,7 +96,11 @@ def main() -> int:
   workdir = Path(flags.FLAGS.workdir)
   cli.use_compile_cache(workdir / ".compiled")
   try:
-    path, table, failed = run_sweep(_CONFIG.value, workdir)
+    path, table, failed = run_sweep(
+      _CONFIG.value,
+      workdir,
+      command=" ".join(["python -m experiments.sweep", *sys.argv[1:]]),
+    )
   except Interrupted as stop:
     number, step = stop.args
     print(f"Stopped and saved at step {step} of this run. The same command goes on from there.")

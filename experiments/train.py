@@ -84,10 +84,14 @@ class Run(NamedTuple):
     """Learning rate after `step` batches."""
     return float(self.schedule(step // self.config.optimizer.accumulation_steps))
 
-  def updates_between(self, start: int, end: int) -> bool:
-    """Whether a topology update may have come after step `start` and not after `end`."""
-    every = self.config.method.update_every_steps * self.config.optimizer.accumulation_steps
-    return self.config.method.name in _DYNAMIC and end // every > start // every
+  def last_update(self, step: int) -> int:
+    """The step of the last topology update until `step`, 0 if there was none."""
+    method, batches = self.config.method, self.config.optimizer.accumulation_steps
+    if method.name not in _DYNAMIC:
+      return 0
+    until = int(method.update_until_fraction * (self.total_steps // batches))
+    done = min(step // batches, until - 1) // method.update_every_steps
+    return max(0, done) * method.update_every_steps * batches
 
   def warn_early(self, summary: sx.Summary, step: int) -> None:
     """Warns in the first updates if ablation takes away most of a layer."""
@@ -191,10 +195,11 @@ def train(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     FloatingPointError: if the loss is not finite; the last checkpoint stays.
     Interrupted: after SIGINT or SIGTERM, once the state is saved.
   """
-  _claim(workdir, config)
+  _check_owner(workdir, config)
   if results := read_json(workdir / "results.json"):
     return results
   run = prepare(config)
+  write_json(workdir / "config.json", config.to_dict())
   checkpoints = Checkpoints(workdir / "checkpoints", keep=config.train.keep_checkpoints)
   try:
     restored = checkpoints.restore(run.init_state)
@@ -208,15 +213,10 @@ def train(config: ConfigDict, workdir: Path) -> dict[str, Any]:
   return results
 
 
-def _claim(workdir: Path, config: ConfigDict) -> None:
-  """Notes whose directory this is; refuses one that belongs to another config."""
-  mine = config.to_dict()
-  path = workdir / "config.json"
-  theirs = read_json(path)
-  if theirs is None:
-    write_json(path, mine)
-    return
-  differing = _differences(theirs, _as_json(mine))
+def _check_owner(workdir: Path, config: ConfigDict) -> None:
+  """Refuses a directory that belongs to another config."""
+  theirs = read_json(workdir / "config.json")
+  differing = _differences(theirs, _as_json(config.to_dict())) if theirs else {}
   differing.pop("data.data_dir", None)  # where the data lie does not change what is learnt
   if differing:
     listed = "; ".join(f"{k}: {a!r} there, {b!r} here" for k, (a, b) in differing.items())
@@ -261,7 +261,7 @@ def _loop(run: Run, state: TrainState, workdir: Path, checkpoints: Checkpoints) 
     progress(run.config.name, step=step, total_steps=run.total_steps) as show,
   ):
     if step == 0:
-      recorder.write_topology(step, summary)
+      recorder.write_topology(step, summary, last_update=0)
     while step < run.total_steps:
       stops = [step - step % every + every for every in (log_every, eval_every, save_every)]
       end = min(step + run.max_steps, run.total_steps, *stops)
@@ -276,9 +276,9 @@ def _loop(run: Run, state: TrainState, workdir: Path, checkpoints: Checkpoints) 
       seconds = time.perf_counter() - since
       values |= {"images_per_s": values.pop("examples") / seconds, "seconds": seconds}
       window, since = [], time.perf_counter()
-      if run.updates_between(summary_step, step):
+      if run.last_update(step) > summary_step:
         summary, summary_step = run.summarize(state), step
-        recorder.write_topology(step, summary)
+        recorder.write_topology(step, summary, last_update=run.last_update(step))
         run.warn_early(summary, step)
       recorder.write("train", step, **values, learning_rate=run.learning_rate(step))
       show(

@@ -16,7 +16,7 @@ def get_config() -> ConfigDict:
     {
       "name": "Handwritten digits at 90 % sparsity",
       "base": digits.get_config(),
-      "variants": {method: {"method": digits.METHODS[method]} for method in METHODS},
+      "variants": tuple((method, {"method": digits.METHODS[method]}) for method in METHODS),
       "seeds": (0, 1, 2),
     }
   )
