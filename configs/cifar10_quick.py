@@ -16,7 +16,7 @@ def get_config(method: str = "srigl") -> ConfigDict:
   config.data.batch_size = 128
   config.model.name = "convnet"
   config.model.kwargs = ConfigDict({"widths": (32, 64, 128, 256), "convs_per_stage": 1})
-  config.method.update(digits.METHODS[method])
+  config.method.update(digits.method_fields(method))
   config.optimizer.learning_rate = 0.1
   config.train.total_epochs = 15.0
   return config

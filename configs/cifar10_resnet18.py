@@ -27,7 +27,7 @@ def get_config(method: str = "srigl") -> ConfigDict:
   config.data.name = "cifar10"
   config.data.batch_size = 128
   config.model.name = "resnet18"
-  config.method.update(digits.METHODS[method])
+  config.method.update(digits.method_fields(method))
   config.method.sparse_init = "srigl_reference"
   config.optimizer.schedule = "step"  # × 0.2 every 77 epochs
   config.train.total_epochs = 250.0

@@ -19,13 +19,20 @@ METHODS = {
 }
 
 
+def method_fields(method: str) -> dict:
+  """The fields of a method of `METHODS`."""
+  if method not in METHODS:
+    raise ValueError(f"There is no method {method!r} here: give one of {', '.join(METHODS)}.")
+  return METHODS[method]
+
+
 def get_config(method: str = "srigl") -> ConfigDict:
   """90 % sparsity on digits with a method of `METHODS`."""
   config = base.get_config()
   config.name = f"digits, {method}"
   config.data.batch_size = 64
   config.model.kwargs = ConfigDict({"hidden": (256, 256)})
-  config.method.update(METHODS[method])
+  config.method.update(method_fields(method))
   config.method.update_every_steps = 20
   config.method.gamma_sal = 0.7  # the usual 0.3 would ablate nothing in so small a network
   config.optimizer.learning_rate = 0.05

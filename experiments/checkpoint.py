@@ -17,20 +17,14 @@ class Checkpoints:
 
   def __init__(self, directory: Path, *, keep: int):
     """Opens or creates the directory; the latest `keep` checkpoints stay, and the best one."""
-    policy = AnyPreservationPolicy(
-      [
-        LatestN(keep),
-        BestN(
-          get_metric_fn=lambda metrics: metrics["test_accuracy"],
-          n=1,
-          keep_checkpoints_without_metrics=False,
-        ),
-      ]
-    )
+    accuracy = lambda metrics: metrics["test_accuracy"]
+    best = BestN(get_metric_fn=accuracy, n=1, keep_checkpoints_without_metrics=False)
     self._manager = ocp.CheckpointManager(
       directory.absolute(),
       options=ocp.CheckpointManagerOptions(
-        preservation_policy=policy, cleanup_tmp_directories=True
+        preservation_policy=AnyPreservationPolicy([LatestN(keep), best]),
+        best_fn=accuracy,  # without it the metrics are not written, and lost when the run resumes
+        cleanup_tmp_directories=True,
       ),
     )
 
@@ -61,6 +55,9 @@ class Checkpoints:
   def restore(self, template: State) -> State | None:
     """The latest checkpoint that can be read, on the default device; None if there is none.
 
+    Later ones that cannot be read are deleted then: the run will come to their steps again, and
+    could save neither there nor before.
+
     Args:
       template: a state of the same structure, shapes and dtypes.
 
@@ -68,15 +65,19 @@ class Checkpoints:
       ValueError: if checkpoints are there but none can be read.
     """
     steps = sorted(self._manager.all_steps(), reverse=True)
-    for step in steps:
+    for i, step in enumerate(steps):
       try:
-        return self._read(step, template)
+        state = self._read(step, template)
       except Exception as error:  # whatever a damaged directory makes the reader raise
         warnings.warn(
           f"The checkpoint of step {step} in {self._manager.directory} cannot be read "
           f"({type(error).__name__}: {error}); trying the one before.",
           stacklevel=2,
         )
+      else:
+        for unreadable in steps[:i]:
+          self._manager.delete(unreadable)
+        return state
     if steps:
       raise ValueError(
         f"None of the checkpoints {steps} in {self._manager.directory} can be read by this "

@@ -26,21 +26,24 @@ def define_config() -> Any:
 
 def run(main: Callable[[], int | None]) -> None:
   """Parses the flags and runs a command; bad input ends with a message and exit code 2."""
-  logging.set_verbosity(logging.WARNING)  # checkpoints would report their every step
+  logging.set_verbosity(logging.ERROR)  # checkpoints would report their every step
   app.run(lambda argv: _guarded(main, argv), flags_parser=_parse)
 
 
 def _parse(argv: Sequence[str]) -> list[str]:
   try:
-    rest = app.parse_flags_with_usage(list(argv))
+    rest = flags.FLAGS(list(argv))
     flags.FLAGS.validate_all_flags()
     config = flags.FLAGS["config"].value if "config" in flags.FLAGS else None
     if config is not None:
       config.to_dict()  # a config file that cannot be loaded complains when it is first used
     return rest
   except (AttributeError, KeyError) as error:  # an override of a field that is not there
-    message = str(error.args[0]).replace("\n", " ").replace("\\n", " ").replace("\\'", "'")
-    fail(f"No such field in the config: {message.removeprefix(chr(39)).removesuffix(chr(39))}")
+    said = error.args[0].args[0] if isinstance(error.args[0], KeyError) else error.args[0]
+    fail(f"No such field in the config: {said}".replace("\n", ". "))
+  except flags.Error as error:
+    # What a config file raises comes with its traceback, and what it says at the end.
+    fail(str(error).strip().rpartition("\nValueError: ")[2])
   except OSError as error:
     names = ", ".join(sorted(str(p) for p in Path("configs").rglob("*.py") if p.stem[0] != "_"))
     fail(f"{error}. The configs here are {names}; commands are run from the checkout.")

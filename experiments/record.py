@@ -19,9 +19,15 @@ class Recorder:
   def __init__(self, workdir: Path, *, step: int):
     """Opens the files for a run that goes on from `step`."""
     workdir.mkdir(parents=True, exist_ok=True)
-    self._lines = open(workdir / "metrics.jsonl", "a", encoding="utf-8")  # noqa: SIM115
-    purge = {"purge_step": step} if step else {}
-    self._events = SummaryWriter(str(workdir / "tensorboard"), **purge)
+    path = workdir / "metrics.jsonl"
+    cut_off = path.exists() and not path.read_bytes().endswith(b"\n")
+    self._lines = open(path, "a", encoding="utf-8")  # noqa: SIM115
+    if cut_off:  # by a kill in the middle of a line, which is not to swallow the next one
+      self._lines.write("\n")
+    # TensorBoard forgets what an interrupted run wrote at this step and after.
+    purge = {"purge_step": step + 1} if step else {}
+    suffix = f".{step}"  # the time in a file's name has seconds only
+    self._events = SummaryWriter(str(workdir / "tensorboard"), filename_suffix=suffix, **purge)
 
   def write(self, kind: str, step: int, **values: float) -> None:
     """Records numbers.
@@ -76,13 +82,21 @@ def environment() -> dict[str, Any]:
   device = jax.local_devices()[0]
   return {
     "python": platform.python_version(),
-    **{name: importlib.metadata.version(name) for name in packages},
+    **{name: _version(name) for name in packages},
     "device": f"{jax.local_device_count()} × {device.device_kind}",
     "processor": _processor(),
     "cpu_cores": len(os.sched_getaffinity(0))
     if hasattr(os, "sched_getaffinity")
     else os.cpu_count(),
   }
+
+
+def _version(package: str) -> str:
+  """A package's version; this one may be run from the checkout without being installed."""
+  try:
+    return importlib.metadata.version(package)
+  except importlib.metadata.PackageNotFoundError:
+    return "not installed"
 
 
 def _processor() -> str:

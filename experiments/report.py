@@ -82,7 +82,11 @@ def write_sweep_report(workdir: Path) -> tuple[Path, str]:
   """
   sweep = read_json(workdir / "sweep.json")
   finished = {
-    variant: [d for d in sorted((workdir / variant).glob("seed*")) if (d / "results.json").exists()]
+    variant: [
+      workdir / variant / f"seed{seed}"
+      for seed in sweep["seeds"]
+      if (workdir / variant / f"seed{seed}" / "results.json").exists()
+    ]
     for variant in sweep["variants"]
   }
   finished = {variant: directories for variant, directories in finished.items() if directories}

@@ -45,7 +45,8 @@ class Metrics(NamedTuple):
     loss: `[]` float32.
     correct: `[]` float32, correct predictions.
     examples: `[]` float32, their number.
-    bad_step: `[]` int32, the first step whose loss was not finite; -1 if none.
+    bad_step: `[]` int32, the first step whose loss was not finite; -1 if none. In evaluation, the
+      step of the state if its loss is not.
   """
 
   loss: Array
@@ -173,15 +174,16 @@ def make_eval_fn(
   num_devices = jax.local_device_count()
   share = -(-batch_size // num_devices)
 
-  def batch_fn(params, model_state, images, labels, batch, valid):
+  def batch_fn(params, model_state, step, images, labels, batch, valid):
     logits, _ = apply(params, model_state, data.preprocess_fn(images[batch]), train=False)
     y = labels[batch]
     loss = optax.softmax_cross_entropy_with_integer_labels(logits, y)
     correct = (logits.argmax(-1) == y) * valid
     loss, correct, count = lax.psum(((loss * valid).sum(), correct.sum(), valid.sum()), _AXIS)
-    return Metrics(loss, correct, count, jnp.asarray(-1, jnp.int32))
+    return Metrics(loss, correct, count, jnp.where(jnp.isfinite(loss), -1, step))
 
-  run = jax.pmap(batch_fn, axis_name=_AXIS, in_axes=(None, None, None, None, 0, 0), out_axes=None)
+  in_axes = (None, None, None, None, None, 0, 0)
+  run = jax.pmap(batch_fn, axis_name=_AXIS, in_axes=in_axes, out_axes=None)
 
   def evaluate(state, images, labels):
     size = share * num_devices
@@ -190,9 +192,8 @@ def make_eval_fn(
       index = start + np.arange(size, dtype=np.int32).reshape(num_devices, share)
       valid = (index < images.shape[0]).astype(np.float32)
       index = np.minimum(index, images.shape[0] - 1)
-      batches.append(
-        jax.device_get(run(state.params, state.model_state, images, labels, index, valid))
-      )
+      metrics = run(state.params, state.model_state, state.step, images, labels, index, valid)
+      batches.append(jax.device_get(metrics))
     return batches
 
   return evaluate

@@ -28,8 +28,11 @@ def expand(sweep: ConfigDict) -> dict[str, ConfigDict]:
       `{section: {field: value}}`) and `seeds`.
 
   Raises:
-    ValueError: if there is nothing to run, or a variant sets a field that the base has not.
+    ValueError: if there is nothing to run, if two runs have one name, or if a variant sets a field
+      that the base has not.
   """
+  if "variants" not in sweep:
+    raise ValueError("This config is a single run's: use python -m experiments.train.")
   if not sweep.variants or not sweep.seeds:
     raise ValueError(
       f"The sweep {sweep.name!r} has {len(sweep.variants)} variants and {len(sweep.seeds)} seeds; "
@@ -47,7 +50,10 @@ def expand(sweep: ConfigDict) -> dict[str, ConfigDict]:
         ) from error
       config.seed = seed
       config.name = f"{variant}, seed {seed}"
-      runs[f"{variant}/seed{seed}"] = config
+      name = f"{variant}/seed{seed}"
+      if name in runs:
+        raise ValueError(f"The sweep {sweep.name!r} has two runs {name!r}: names must differ.")
+      runs[name] = config
   return runs
 
 
@@ -84,7 +90,7 @@ def run_sweep(
     print(f"[{i}/{len(runs)}] {name}{': already finished' if done else ''}", flush=True)
     try:
       train(config, workdir / name)
-    except (ValueError, FloatingPointError) as error:
+    except (ValueError, FileNotFoundError, FloatingPointError) as error:
       failed.append(name)
       warnings.warn(f"Run {name} failed: {error}", stacklevel=1)
   path, table = write_sweep_report(workdir)

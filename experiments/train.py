@@ -116,6 +116,7 @@ def prepare(config: ConfigDict) -> Run:
     ValueError: if a setting is unknown, out of range, or does not fit the others.
     FileNotFoundError: if the data set is not there.
   """
+  _check_kind_and_counts(config)
   data = load(
     config.data.name, data_dir=config.data.data_dir or None, **config.data.kwargs.to_dict()
   )
@@ -207,10 +208,25 @@ def train(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     state = _loop(run, state, workdir, checkpoints)
   finally:
     checkpoints.close()
-  results = _results(run, state, workdir)
+  results = _as_json(_results(run, state, workdir))
   write_json(workdir / "results.json", results)
   report.write_run_report(workdir)
   return results
+
+
+def _check_kind_and_counts(config: ConfigDict) -> None:
+  """Refuses the config of a sweep, and counts below 1."""
+  if "variants" in config:
+    raise ValueError("This config is a sweep's: use python -m experiments.sweep.")
+  counts = {
+    "config.optimizer.accumulation_steps": config.optimizer.accumulation_steps,
+    "config.train.log_every_steps": config.train.log_every_steps,
+    "config.train.eval_batch_size": config.train.eval_batch_size,
+    "config.train.keep_checkpoints": config.train.keep_checkpoints,
+  }
+  for name, value in counts.items():
+    if value < 1:
+      raise ValueError(f"{name} is {value}; it must be 1 or more.")
 
 
 def _check_owner(workdir: Path, config: ConfigDict) -> None:

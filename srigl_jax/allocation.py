@@ -6,8 +6,9 @@ many of which lie exactly on a boundary (90 % of 1000 × 1000 is a fan-in of 99,
 """
 
 import math
+import numbers
 import warnings
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from decimal import Decimal
 from typing import Any, NamedTuple
 
@@ -82,10 +83,10 @@ def allocate(
   allowed = select(sparse, layers, name="sparse")
   target = _target_density(sparsity, density)
   if fan_in is not None:
-    if target is not None:
+    if target is not None or distribution != "erk":
       raise ValueError(
-        f"Both fan_in ({fan_in}) and a sparsity or density ({target}) are given; either decides "
-        "how sparse the layers are. Leave one out."
+        f"Both fan_in ({fan_in}) and a sparsity or density ({target}) or a distribution "
+        f"({distribution}) are given; either decides how sparse the layers are. Leave one out."
       )
     return _from_fan_ins(fan_in, layers, allowed)
   if isinstance(distribution, str):
@@ -93,7 +94,10 @@ def allocate(
     densities = {path: 1.0 - s for path, s in sparsities.items() if s > 0}
   else:
     densities = _given_densities(distribution, target, layers)
-    densities = {path: d for path, d in densities.items() if d < 1 and path in allowed}
+    densities = {path: d for path, d in densities.items() if d < 1}
+    if not callable(distribution):  # a function was shown every layer
+      _check_allowed(densities, allowed, name="distribution")
+    densities = {path: d for path, d in densities.items() if path in allowed}
     sparsities = {path: 1.0 - d for path, d in densities.items()}
   budgets = {
     path: _budget(layers[path], sparsities[path], density, structure)
@@ -159,6 +163,8 @@ def _from_target(
       f"distribution {distribution!r} needs a target: pass sparsity=0.9 (or density=0.1), or "
       "give every layer its fan_in."
     )
+  if target == 1:  # exactly: Erdős–Rényi-Kernel leaves a rounding error in the last layer
+    return dict.fromkeys(layers, 0.0)
   dense = [path for path in layers if path not in allowed]
   sparsities = DISTRIBUTIONS[distribution](layers, target, dense)
   if max(sparsities.values()) >= 1:
@@ -193,22 +199,27 @@ def _given_densities(
   return {path: float(distribution[path]) for path in layers if path in distribution}
 
 
+def _check_allowed(given: Iterable[str], allowed: Collection[str], *, name: str) -> None:
+  for path in (path for path in given if path not in allowed):
+    raise ValueError(f"{name} names {path!r}, which `sparse` keeps dense: drop it from either.")
+
+
 def _from_fan_ins(
   fan_in: int | Mapping[str, int], layers: Mapping[str, Layer], allowed: Collection[str]
 ) -> Allocation:
   if isinstance(fan_in, Mapping):
     check_paths(fan_in, layers, name="fan_in")
-    fan_ins = {path: fan_in[path] for path in layers if path in fan_in and path in allowed}
-  else:
-    fan_ins = {path: fan_in for path in layers if path in allowed}
+    _check_allowed(fan_in, allowed, name="fan_in")
+  by_path = fan_in if isinstance(fan_in, Mapping) else dict.fromkeys(allowed, fan_in)
+  fan_ins = {path: by_path[path] for path in layers if path in by_path}
   for path, k in fan_ins.items():
     most = layers[path].dense_fan_in
-    if not isinstance(k, int) or k < 1 or (isinstance(fan_in, Mapping) and k > most):
+    if not isinstance(k, numbers.Integral) or k < 1 or (isinstance(fan_in, Mapping) and k > most):
       raise ValueError(
         f"fan_in of layer {path!r} is {k!r}; it must be a whole number from 1 to {most}, the "
         "inputs of each of its neurons."
       )
-  sparse = {path: k for path, k in fan_ins.items() if k < layers[path].dense_fan_in}
+  sparse = {path: int(k) for path, k in fan_ins.items() if k < layers[path].dense_fan_in}
   return Allocation(
     densities={path: k / layers[path].dense_fan_in for path, k in sparse.items()},
     budgets={path: k * layers[path].num_neurons for path, k in sparse.items()},

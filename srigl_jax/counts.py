@@ -52,7 +52,8 @@ def _device_digits(fraction: Array) -> Array:
   bits = lax.bitcast_convert_type(fraction, jnp.uint32)
   exponent = (bits >> 23).astype(jnp.int32) & 0xFF
   mantissa = jnp.where(exponent > 0, (bits & 0x7FFFFF) | 0x800000, 0)
-  shift = exponent[..., None] - 150 + 16 * (_POINT - jnp.arange(_DIGITS, dtype=jnp.int32))
+  digit = lax.broadcasted_iota(jnp.int32, (*fraction.shape, _DIGITS), fraction.ndim)
+  shift = exponent[..., None] - 150 + 16 * (_POINT - digit)
   mantissa = mantissa[..., None]
   left = jnp.where(shift < 16, mantissa << jnp.clip(shift, 0, 15).astype(jnp.uint32), 0)
   right = jnp.where(shift > -32, mantissa >> jnp.clip(-shift, 0, 31).astype(jnp.uint32), 0)

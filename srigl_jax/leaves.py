@@ -120,7 +120,7 @@ def natural_key(path: str) -> tuple[tuple[int, int, str], ...]:
 # Flax's layouts. Attention projections are DenseGeneral kernels: (in, heads, head size) for
 # query, key and value, one (head, dim) pair being one neuron; (heads, head size, out) after.
 _ATTENTION_IN = re.compile(r"(^|/)(query|key|value)/kernel$")
-_ATTENTION_OUT = re.compile(r"(^|/)(attention|attn|self_attention|\w*[aA]ttention\w*)/out/kernel$")
+_ATTENTION_OUT = re.compile(r"(^|/)\w*[aA]tt(n|ention)\w*/out/kernel$")
 
 
 def flax_axes(path: str, shape: tuple[int, ...]) -> Axes:

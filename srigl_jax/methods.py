@@ -84,7 +84,7 @@ def srigl(
       drop_fraction=fraction,
       gamma_sal=gamma_sal if layer.may_ablate else 0,
       salient_base=salient_base,
-      axes=layer.axes,
+      axes=lambda *_: layer.axes,
     )
 
   return sparse_training(
@@ -122,7 +122,7 @@ def rigl(
 
   def update(layer, weights, grads, mask, key, fraction):
     del key
-    return rigl_update(weights, grads, mask, drop_fraction=fraction, axes=layer.axes)
+    return rigl_update(weights, grads, mask, drop_fraction=fraction, axes=lambda *_: layer.axes)
 
   return sparse_training(
     inner,
@@ -157,7 +157,7 @@ def set_(
 
   def update(layer, weights, grads, mask, key, fraction):
     del grads
-    return set_update(weights, key, mask, drop_fraction=fraction, axes=layer.axes)
+    return set_update(weights, key, mask, drop_fraction=fraction, axes=lambda *_: layer.axes)
 
   return sparse_training(
     inner,

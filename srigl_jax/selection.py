@@ -2,9 +2,13 @@
 
 Sorting is the obvious way and the slow one: what is wanted is a threshold. Non-negative
 floats order as their bit patterns do, so 31 counting passes (bisection on the bits) find the
-k-th largest exactly, whatever the distribution. Measured on 2.36 M weights on 4 CPU cores: 10 ms,
-against 103 ms for sorting the bit patterns and 610 ms for sorting the floats;
-`python -m experiments.benchmark_training` compares whole topology updates.
+k-th largest exactly, whatever the distribution; `python -m experiments.benchmark_training`
+compares whole topology updates with sorting ones.
+
+The passes run over a view `[R, 32, C]` of the matrix, zeros added at the end, and sum its middle
+axis first. XLA fuses the comparison into a sum over 32 entries; a longer one it splits, writing
+the compared entries out as int32 first. Measured on 2.36 M weights and one CPU core: 5 ms for
+31 passes (9 ms per column), against 15 ms over the matrix itself.
 """
 
 import math
@@ -14,6 +18,8 @@ from jax import Array, lax
 
 _KEY_BITS = 31
 ALWAYS = 2**_KEY_BITS - 1  # the largest key: outranks every magnitude
+_TILE = 32
+_WHOLE, _COLUMNS = (0, 1, 2), (0, 1)  # axes of the tiled views that make up one set to choose from
 
 
 def magnitude_key(x: Array) -> Array:
@@ -37,16 +43,8 @@ def largest(keys: Array, k: Array | int) -> Array:
   Returns:
     `[I, N]` bool with `min(k, I * N)` entries set. Ties: the lower flat index wins.
   """
-
-  def count(chosen):
-    # XLA merges two sums into one scalar reduction, which is half as fast on CPU as summing
-    # down the columns first: the barrier keeps them apart.
-    by_column = lax.optimization_barrier(chosen.sum(0, dtype=jnp.int32))
-    return by_column.sum(dtype=jnp.int32)
-
-  rows = lax.broadcasted_iota(jnp.int32, keys.shape, 0)
-  columns = lax.broadcasted_iota(jnp.int32, keys.shape, 1)
-  return _largest(keys, jnp.asarray(k, jnp.int32), count, rows * keys.shape[1] + columns)
+  k = jnp.maximum(jnp.asarray(k, jnp.int32), 0).reshape(1, 1, 1)
+  return _largest(_tiles(keys), k, _WHOLE).reshape(-1)[: keys.size].reshape(keys.shape)
 
 
 def largest_per_column(keys: Array, k: Array) -> Array:
@@ -59,32 +57,66 @@ def largest_per_column(keys: Array, k: Array) -> Array:
   Returns:
     `[I, N]` bool with `min(k, I)` entries set in each column. Ties: the lower row wins.
   """
-  k = jnp.broadcast_to(jnp.asarray(k, jnp.int32), keys.shape[1:])
-  index = lax.broadcasted_iota(jnp.int32, keys.shape, 0)
-  return _largest(keys, k, lambda chosen: chosen.sum(0, dtype=jnp.int32), index)
+  num_rows, num_columns = keys.shape
+  k = jnp.broadcast_to(jnp.maximum(jnp.asarray(k, jnp.int32), 0), (num_columns,))
+  chosen = _largest(_column_tiles(keys), k.reshape(1, 1, -1), _COLUMNS)
+  return chosen.reshape(-1, num_columns)[:num_rows]
 
 
-def _largest(keys, k, count, index):
-  """The k largest by (key, lower index first), where `count` sums a bool matrix to k's shape."""
+def count(chosen: Array) -> Array:
+  """The number of True entries of `[I, N]` bool, as `[]` int32."""
+  return _count(_tiles(chosen), _WHOLE).reshape(())
 
-  def raise_threshold(i, threshold):
+
+def count_per_column(chosen: Array) -> Array:
+  """The number of True entries in each column of `[I, N]` bool, as `[1, N]` int32."""
+  return _count(_column_tiles(chosen), _COLUMNS)[0]
+
+
+def _tiles(x: Array) -> Array:
+  """`[R, 32, 32]`: a matrix in flat order, then zeros."""
+  return jnp.pad(x.reshape(-1), (0, -x.size % _TILE**2)).reshape(-1, _TILE, _TILE)
+
+
+def _column_tiles(x: Array) -> Array:
+  """`[R, 32, N]`: the rows of a matrix, then rows of zeros."""
+  return jnp.pad(x, ((0, -x.shape[0] % _TILE), (0, 0))).reshape(-1, _TILE, x.shape[1])
+
+
+def _count(chosen: Array, axes: tuple[int, ...]) -> Array:
+  partial = chosen.sum(1, dtype=jnp.int32, keepdims=True)
+  # The barrier keeps XLA from merging the two sums into one.
+  return lax.optimization_barrier(partial).sum(axes, dtype=jnp.int32, keepdims=True)
+
+
+def _largest(keys: Array, k: Array, axes: tuple[int, ...]) -> Array:
+  """The k largest of a tiled view by (key, lower index first); `k >= 0` has size 1 along `axes`."""
+  size = math.prod(keys.shape[axis] for axis in axes)
+  column = [n if axis in axes else 1 for axis, n in enumerate(keys.shape)]
+
+  def search(state):
+    keys, _ = state
+    threshold, num_chosen = _threshold(keys, k, axes)
+    lower_first = (jnp.uint32(size) - lax.iota(jnp.uint32, size)).reshape(column)
+    tied = jnp.where(keys == threshold, jnp.broadcast_to(lower_first, keys.shape), 0)
+    rank = jnp.where(keys > threshold, jnp.uint32(ALWAYS), tied)
+    return rank, jnp.any(num_chosen > k)
+
+  # Mostly every tied entry is wanted (a single one, that is), and one search is enough. Where not
+  # they are ranked by index and searched again: a loop, so as to compile the search only once.
+  rank, _ = lax.while_loop(lambda state: state[1], search, (keys, jnp.asarray(True)))
+  return rank > 0
+
+
+def _threshold(keys: Array, k: Array, axes: tuple[int, ...]) -> tuple[Array, Array]:
+  """The largest number that k keys or more reach, 0 if there are fewer; and how many reach it."""
+
+  def raise_threshold(i, state):
+    threshold, num_chosen = state
     candidate = threshold | (jnp.uint32(1) << (_KEY_BITS - 1 - i).astype(jnp.uint32))
-    return jnp.where(count(keys >= candidate) >= k, candidate, threshold)
+    num_reaching = _count(keys >= candidate, axes)
+    enough = num_reaching >= k
+    return jnp.where(enough, candidate, threshold), jnp.where(enough, num_reaching, num_chosen)
 
-  threshold = lax.fori_loop(0, _KEY_BITS, raise_threshold, jnp.zeros_like(k, jnp.uint32))
-  above = keys > threshold
-  tied = keys == threshold
-  missing = k - count(above)
-
-  def by_index():
-    bits = max(1, math.ceil(math.log2(keys.size + 1)))
-
-    def raise_end(i, end):
-      candidate = end | (jnp.int32(1) << (bits - 1 - i))
-      return jnp.where(count(tied & (index < candidate)) <= missing, candidate, end)
-
-    return tied & (index < lax.fori_loop(0, bits, raise_end, jnp.zeros_like(missing)))
-
-  # Mostly every tied entry is wanted (a single one, that is), and the second search is idle.
-  chosen = lax.cond(jnp.any(count(tied) > missing), by_index, lambda: tied)
-  return (above | chosen) & (k > 0)
+  everything = jnp.full_like(k, math.prod(keys.shape[axis] for axis in axes))
+  return lax.fori_loop(0, _KEY_BITS, raise_threshold, (jnp.zeros_like(k, jnp.uint32), everything))

@@ -135,7 +135,7 @@ def summarize(
     active = counts[counts > 0]
     itop = None
     if explored is not None:
-      itop = float(np.mean(np.asarray(explored[path]))) if path in explored else 1.0
+      itop = int(explored[path].sum()) / layer.size if path in explored else 1.0
     return LayerSummary(
       path=path,
       shape=layer.shape,

@@ -18,7 +18,14 @@ from jax import Array
 
 from srigl_jax.counts import ExactFraction, Fraction, fraction_digits, truncated_product
 from srigl_jax.leaves import AxesRule, Layer, flax_axes, from_matrix, make_layer, to_matrix
-from srigl_jax.selection import ALWAYS, largest, largest_per_column, magnitude_key
+from srigl_jax.selection import (
+  ALWAYS,
+  count,
+  count_per_column,
+  largest,
+  largest_per_column,
+  magnitude_key,
+)
 
 SALIENT_BASES = ("constant_fan_in", "dense_fan_in")
 
@@ -101,28 +108,28 @@ def srigl_update(
   gradients = magnitude_key(to_matrix(grads, layer))
   nonzero = weights != 0
 
-  num_active = mask.sum(dtype=jnp.int32)
+  num_active = count(mask)
   num_pruned = truncated_product(num_active, fraction_digits(drop_fraction))
-  num_kept = jnp.minimum(num_active - num_pruned, nonzero.sum(dtype=jnp.int32))
+  num_kept = jnp.minimum(num_active - num_pruned, count(nonzero))
   num_pruned = num_active - num_kept
 
   if required == 0:
-    stays = jnp.ones((num_neurons,), bool)
+    stays = jnp.ones((1, num_neurons), bool)
   else:
     salient = largest(magnitudes, num_kept) | largest(gradients, num_pruned)
-    num_salient = salient.sum(0, dtype=jnp.int32)
-    floor = jnp.sort(num_salient, descending=True)[budget // num_inputs]
+    num_salient = count_per_column(salient)
+    floor = jnp.sort(num_salient[0], descending=True)[budget // num_inputs]
     stays = num_salient >= jnp.minimum(required, floor)
   fan_in = budget // stays.sum(dtype=jnp.int32)
 
   kept = largest(jnp.where(nonzero & stays, magnitudes, 0), num_kept) & nonzero & stays
   # One selection both trims the neurons that kept too many (by magnitude, among the kept) and
   # fills the others (the kept first, then by gradient): no neuron needs both.
-  overfull = kept.sum(0, dtype=jnp.int32) > fan_in
+  overfull = count_per_column(kept) > fan_in
   keys = jnp.where(
     overfull, jnp.where(kept, magnitudes, 0), jnp.where(kept, jnp.uint32(ALWAYS), gradients)
   )
-  return from_matrix(largest_per_column(keys, jnp.where(stays, fan_in, 0)), layer)
+  return from_matrix(largest_per_column(keys, jnp.where(stays, fan_in, 0)[0]), layer)
 
 
 def salient_threshold(
@@ -187,7 +194,7 @@ def rigl_update(
   _check_fraction(drop_fraction)
   mask = to_matrix(mask, layer)
   magnitudes = magnitude_key(to_matrix(weights, layer))
-  num_active = mask.sum(dtype=jnp.int32)
+  num_active = count(mask)
   num_pruned = truncated_product(num_active, fraction_digits(drop_fraction))
   kept = largest(jnp.where(mask, magnitudes, 0), num_active - num_pruned)
   growth = jnp.where(kept, jnp.uint32(0), magnitude_key(to_matrix(grads, layer)))

@@ -18,7 +18,7 @@ from jax import Array, lax
 
 from srigl_jax.allocation import allocate
 from srigl_jax.counts import ExactFraction, Fraction, fraction_digits
-from srigl_jax.leaves import AxesRule, leaf_dict, map_leaves
+from srigl_jax.leaves import Axes, AxesRule, leaf_dict, map_leaves
 from srigl_jax.masks import Masks, init_masks
 from srigl_jax.moments import mask_moments
 from srigl_jax.rules import Rule, select
@@ -60,13 +60,13 @@ class SparseLayer(NamedTuple):
     path: the leaf's path.
     budget: connections that it may have.
     may_ablate: whether neurons of it may be ablated.
-    axes: which axes of a kernel are neurons.
+    axes: which axes of its kernel are neurons.
   """
 
   path: str
   budget: int
   may_ablate: bool
-  axes: AxesRule
+  axes: Axes
 
 
 TopologyUpdate = Callable[[SparseLayer, Array, Array, Array, Array, Fraction], Array]
@@ -120,7 +120,7 @@ def sparse_training(
     allocation = allocate(leaves, structure=structure, axes=axes, **how_sparse)
     ablatable = select(topology.ablate, allocation.layers, name="ablate") if topology else ()
     layers = {
-      path: SparseLayer(path, budget, path in ablatable, axes)
+      path: SparseLayer(path, budget, path in ablatable, allocation.layers[path].axes)
       for path, budget in allocation.budgets.items()
     }
     return allocation, layers
@@ -160,17 +160,21 @@ def sparse_training(
     def moved():
       return _leaves_of(optax.apply_updates(params, inner_update()[0]), state.masks)
 
+    before = state.masks
     state = state._replace(step=optax.safe_increment(state.step))
-    if topology is not None:
+    if topology is not None and num_updates(topology.update_every, topology.update_until):
       state = _evolve(topology, layers, state, grads, moved)
     updates, inner_state = inner_update()
+    # A grown weight starts at 0 without moments, even if the optimizer moves weights that have
+    # neither gradient nor moments (noise, centralised or orthogonalised updates).
+    settled = {path: before[path] & mask for path, mask in state.masks.items()}
     updates = map_leaves(
       lambda u, p, mask: jnp.where(mask, u, -p.astype(jnp.promote_types(p.dtype, u.dtype))),
       updates,
-      _leaves_of(params, state.masks),
-      state.masks,
+      _leaves_of(params, settled),
+      settled,
     )
-    return updates, state._replace(inner_state=mask_moments(inner_state, params, state.masks))
+    return updates, state._replace(inner_state=mask_moments(inner_state, params, settled))
 
   return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
@@ -246,7 +250,7 @@ def _check_topology(topology: Topology | None) -> None:
     for name in ("update_every", "update_until", "grad_accumulation_steps")
   }
   for name, value in counts.items():
-    if isinstance(value, Array) or int(value) != value or value < (name != "update_until"):
+    if not isinstance(value, int | np.integer) or value < (name != "update_until"):
       raise ValueError(
         f"{name} is {value}; it must be a Python int, 1 or more (update_until: 0 or more). Under "
         f"optax.inject_hyperparams, list {name!r} in static_args."

@@ -79,8 +79,9 @@ def build(
     raise ValueError(
       f"image_shape must be three positive sizes (H, W, C), got {tuple(image_shape)}."
     )
-  if jnp.dtype(dtype).name not in _DTYPES:
-    raise ValueError(f"dtype must be one of {', '.join(_DTYPES)}, got {jnp.dtype(dtype).name}.")
+  dtype_name = dtype if isinstance(dtype, str) else jnp.dtype(dtype).name
+  if dtype_name not in _DTYPES:
+    raise ValueError(f"dtype must be one of {', '.join(_DTYPES)}, got {dtype_name}.")
   constructor = choose(MODELS, name, "model name")
   return constructor(
     num_classes=num_classes, image_shape=image_shape, rngs=rngs, dtype=dtype, **kwargs

@@ -1,0 +1,150 @@
+"""Every config builds, can be saved and trains; every sweep expands."""
+
+import importlib
+import json
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import optax
+import pytest
+from ml_collections import ConfigDict
+
+import srigl_jax as sx
+from configs import base, digits
+from experiments import models
+from experiments import train as train_module
+from experiments.files import read_json
+from experiments.optimizer import make_method, make_optimizer
+from experiments.sweep import expand
+from experiments.train import train
+from tests.experiments.tiny import devices
+
+CONFIGS = Path(base.__file__).parent
+RUNS = sorted(path.stem for path in CONFIGS.glob("*.py") if path.stem != "__init__")
+SWEEPS = sorted(path.stem for path in (CONFIGS / "sweeps").glob("*.py") if path.stem != "__init__")
+
+# The smallest model of each kind.
+SMALL = {
+  "mlp": {"hidden": (8,)},
+  "convnet": {"widths": (8,), "convs_per_stage": 1},
+  "resnet18": {"stage_sizes": (1,), "width": 8},
+  "wide_resnet22_2": {"depth": 10, "widen": 1},
+}
+
+
+def run_config(name, *arguments):
+  return importlib.import_module(f"configs.{name}").get_config(*arguments)
+
+
+def sweep_config(name):
+  return importlib.import_module(f"configs.sweeps.{name}").get_config()
+
+
+def fields(config, prefix=""):
+  """Every field by its dotted name, but for the free arguments of data sets and models."""
+  found = {}
+  for key, value in config.items():
+    name = f"{prefix}{key}"
+    if isinstance(value, ConfigDict) and key != "kwargs":
+      found |= fields(value, f"{name}.")
+    else:
+      found[name] = value
+  return found
+
+
+def shrink(config):
+  """The config with small images, a small model and two steps."""
+  with config.unlocked():
+    config.data.name = "synthetic"
+    config.data.batch_size = 16
+    config.data.kwargs = {"image_shape": (4, 4, 3), "num_train": 32, "num_test": 10}
+    config.model.kwargs = SMALL[config.model.name]
+    config.method.sparsity = 0.5
+    config.method.update_every_steps = 1
+    config.method.update_until_fraction = 1.0  # so that the topology is updated once
+    config.train.total_epochs = 1.0
+    config.train.log_every_steps = 1
+  return config
+
+
+def test_there_are_configs():
+  assert {"base", "digits", "cifar10_resnet18", "cifar10_wrn22"} <= set(RUNS)
+  assert "digits" in SWEEPS
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_a_config_has_the_fields_of_base_and_can_be_saved(name):
+  methods = [()] if name == "base" else [(), *((method,) for method in digits.METHODS)]
+  for arguments in methods:
+    config = run_config(name, *arguments)
+    assert fields(config).keys() == fields(base.get_config()).keys()
+    assert json.loads(json.dumps(config.to_dict())) is not None
+    if arguments:
+      expected = digits.METHODS[arguments[0]]
+      assert {key: config.method[key] for key in expected} == expected
+      assert arguments[0] in config.name
+
+
+@pytest.mark.parametrize("name", [name for name in RUNS if name != "base"])
+def test_an_unknown_method_is_refused(name):
+  with pytest.raises(ValueError, match=r"no method 'srgil' here: give one of dense, static, set"):
+    run_config(name, "srgil")
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_a_config_trains_two_steps(name, tmp_path, monkeypatch):
+  monkeypatch.setattr(train_module.report, "write_run_report", lambda workdir: None)
+  with devices(1):
+    results = train(shrink(run_config(name)), tmp_path)
+  assert results["steps"] == 2
+  assert 0.3 < results["sparsity"] < 0.7
+  assert read_json(tmp_path / "config.json")["model"]["name"] == run_config(name).model.name
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_a_config_fits_its_model_at_its_true_size(name):
+  """Sparsity, rules and initialisation, in shapes only."""
+  config = run_config(name)
+  params = jax.eval_shape(
+    lambda key: (
+      models.init(
+        config.model.name,
+        num_classes=10,
+        image_shape={"digits": (8, 8, 1), "cifar10": (32, 32, 3)}[config.data.name],
+        key=key,
+        **config.model.kwargs,
+      ).params
+    ),
+    jax.random.key(0),
+  )
+  inner = make_optimizer(config.optimizer, optax.constant_schedule(0.1))
+  tx = make_method(config.method, inner, total_steps=1000, seed=0)
+  masks = sx.get_masks(jax.eval_shape(tx.init, params))
+  budgets = sx.allocate(params, config.method.sparsity, config.method.distribution).budgets
+  assert masks.keys() == budgets.keys()
+  kernels = {path: leaf.size for path, leaf in params.items() if path.endswith("kernel")}
+  active = sum(budgets.get(path, size) for path, size in kernels.items())
+  assert 1 - active / sum(kernels.values()) == pytest.approx(config.method.sparsity, abs=0.01)
+  weights = jax.eval_shape(
+    lambda key, *arrays: sx.init_sparse_weights(key, *arrays, config.method.sparse_init),
+    jax.random.key(0),
+    params,
+    masks,
+  )
+  assert jax.tree.map(jnp.shape, weights) == jax.tree.map(jnp.shape, params)
+
+
+@pytest.mark.parametrize("name", SWEEPS)
+def test_a_sweep_expands_to_unique_runs(name):
+  sweep = sweep_config(name)
+  json.dumps(sweep.to_dict())
+  runs = expand(sweep)
+  assert len(runs) == len(sweep.variants) * len(sweep.seeds)
+  distinct = set()
+  for config in runs.values():
+    assert fields(config).keys() == fields(base.get_config()).keys()
+    values = config.to_dict()
+    del values["name"]
+    distinct.add(json.dumps(values, sort_keys=True))
+  assert len(distinct) == len(runs)  # no run is another one's twin under a second name

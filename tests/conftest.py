@@ -1,0 +1,46 @@
+"""Settings of every test: virtual devices, strictness, hypothesis, the authors' vectors."""
+
+import importlib.util
+import os
+import pathlib
+import tempfile
+
+# Before jax is imported. Eight CPU devices on a few cores starve XLA's thread pool (a collective
+# then waits for ever) unless it is told of more threads; steps are also waited for one by one.
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("NPROC", "64")
+_FLAG = "--xla_force_host_platform_device_count"
+if _FLAG not in os.environ.get("XLA_FLAGS", ""):
+  os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_FLAG}=8".strip()
+
+import hypothesis  # noqa: E402
+import jax  # noqa: E402
+import pytest  # noqa: E402
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+# Many tests compile the same small programs. One folder for each process: jax does not write
+# entries atomically.
+_COMPILED = tempfile.TemporaryDirectory(prefix="srigl-jax-tests-", ignore_cleanup_errors=True)
+jax.config.update("jax_compilation_cache_dir", _COMPILED.name)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+# The first example of a test compiles, so a deadline would measure the compiler. To look further
+# than the suite does: pytest --hypothesis-profile=explore.
+hypothesis.settings.register_profile("suite", deadline=None, derandomize=True)
+hypothesis.settings.register_profile("explore", deadline=None, max_examples=3000)
+hypothesis.settings.load_profile("suite")
+
+
+@pytest.fixture(scope="session")
+def oracle():
+  """The checker that comes with the authors' vectors: a module named `oracle_check`."""
+  beside = pathlib.Path(__file__).parents[2] / "shared" / "golden"
+  folder = pathlib.Path(os.environ.get("SRIGL_GOLDEN_DIR", beside))
+  if not (folder / "oracle_check.py").is_file():
+    pytest.skip(f"no golden vectors in {folder}; set SRIGL_GOLDEN_DIR to their folder")
+  spec = importlib.util.spec_from_file_location("oracle_check", folder / "oracle_check.py")
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  return module

@@ -1,0 +1,227 @@
+"""Checkpoints: what is kept, what comes back, and what happens to those that cannot be read."""
+
+import contextlib
+import gc
+import warnings
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments.checkpoint import Checkpoints
+
+# What the reader leaves behind when it fails complains on being collected.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def collected():
+  yield
+  gc.collect()
+
+
+class State(NamedTuple):
+  step: jax.Array
+  masks: dict
+  nested: tuple
+
+
+def state_of(step):
+  """One array of every type that a run's state has."""
+  return State(
+    jnp.asarray(step, jnp.int32),
+    {"hidden/0/kernel": jnp.arange(12).reshape(3, 4) % (step + 1) == 0},
+    (
+      {"bias": jnp.full(3, step / 3, jnp.float32), "scale": jnp.full(2, step, jnp.bfloat16)},
+      (),
+      jnp.asarray([step, 2**32 - 1 - step], jnp.uint32),
+    ),
+  )
+
+
+@contextlib.contextmanager
+def opened(directory: Path, keep=100):
+  checkpoints = Checkpoints(directory, keep=keep)
+  try:
+    yield checkpoints
+  finally:
+    checkpoints.close()
+
+
+def save(directory: Path, accuracies: dict, keep=100):
+  """Saves the states of some steps, given the test accuracy of each."""
+  with opened(directory, keep) as checkpoints:
+    for step, accuracy in accuracies.items():
+      checkpoints.save(step, state_of(step), accuracy)
+
+
+def restore(directory: Path, template=None):
+  with opened(directory) as checkpoints:
+    return checkpoints.restore(state_of(0) if template is None else template)
+
+
+def steps_in(directory: Path):
+  return sorted(int(path.name) for path in directory.iterdir())
+
+
+def assert_state(state, step):
+  assert jax.tree.structure(state) == jax.tree.structure(state_of(step))
+  for actual, expected in zip(jax.tree.leaves(state), jax.tree.leaves(state_of(step)), strict=True):
+    assert actual.dtype == expected.dtype
+    np.testing.assert_array_equal(actual, expected)
+
+
+# ---- damage ------------------------------------------------------------------------------------
+
+
+def data_files(directory: Path):
+  files = [p for p in directory.rglob("*") if p.is_file() and p.parent.name == "d"]
+  assert files
+  return files
+
+
+def truncate_data(directory: Path):
+  for path in data_files(directory):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def change_data(directory: Path):
+  for path in data_files(directory):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 0xFF
+    path.write_bytes(content)
+
+
+def remove_data(directory: Path):
+  for path in data_files(directory):
+    path.unlink()
+
+
+def truncate_metadata(directory: Path):
+  path = directory / "state" / "_METADATA"
+  path.write_bytes(path.read_bytes()[:20])
+
+
+def empty_everything(directory: Path):
+  for path in directory.rglob("*"):
+    if path.is_file():
+      path.write_bytes(b"")
+
+
+DAMAGES = [truncate_data, change_data, remove_data, truncate_metadata, empty_everything]
+
+# ------------------------------------------------------------------------------------------------
+
+
+def test_the_latest_comes_back_as_it_was(tmp_path):
+  save(tmp_path, {4: None, 7: 0.9, 12: None})
+  assert_state(restore(tmp_path), 12)
+
+
+def test_nothing_to_restore(tmp_path):
+  assert restore(tmp_path) is None
+
+
+def test_the_latest_and_the_best_are_kept(tmp_path):
+  save(tmp_path, {1: 0.2, 2: 0.8, 3: 0.4, 4: None, 5: 0.6, 6: None, 7: 0.1}, keep=2)
+  assert steps_in(tmp_path) == [2, 6, 7]
+  # Also after the directory was opened anew.
+  save(tmp_path, {8: 0.7, 9: None, 10: 0.5}, keep=2)
+  assert steps_in(tmp_path) == [2, 9, 10]
+  save(tmp_path, {11: 0.9, 12: 0.3, 13: 0.3}, keep=2)
+  assert steps_in(tmp_path) == [11, 12, 13]
+
+
+def test_without_accuracies_the_latest_are_kept(tmp_path):
+  save(tmp_path, dict.fromkeys(range(1, 6)), keep=2)
+  assert steps_in(tmp_path) == [4, 5]
+
+
+def test_saving_a_step_again_changes_nothing(tmp_path):
+  save(tmp_path, {3: None})
+  with opened(tmp_path) as checkpoints:
+    checkpoints.save(3, state_of(4), None)
+  assert_state(restore(tmp_path), 3)
+
+
+def test_an_earlier_step_is_refused(tmp_path):
+  save(tmp_path, {3: None})
+  with opened(tmp_path) as checkpoints, pytest.raises(RuntimeError, match=r"step 2 was not saved"):
+    checkpoints.save(2, state_of(2), None)
+
+
+def test_saving_takes_a_copy(tmp_path):
+  """The training step donates the state's memory while it is still being written."""
+  advance = jax.jit(lambda x: x + 1, donate_argnums=0)
+  state = {"a": jnp.zeros((1000, 1000))}
+  with opened(tmp_path) as checkpoints:
+    for step in range(1, 4):
+      checkpoints.save(step, state, None)
+      for _ in range(20):
+        state = {"a": advance(state["a"])}
+    checkpoints.wait()
+  assert np.unique(restore(tmp_path, {"a": jnp.zeros((1000, 1000))})["a"]) == [40]
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_an_unreadable_checkpoint_gives_way_to_the_one_before(tmp_path, damage):
+  save(tmp_path, {1: None, 2: None, 3: None})
+  damage(tmp_path / "3")
+  with pytest.warns(UserWarning, match=r"step 3 in .* cannot be read .*; trying the one before"):
+    state = restore(tmp_path)
+  assert_state(state, 2)
+
+
+def test_a_run_can_save_over_and_before_unreadable_checkpoints(tmp_path):
+  save(tmp_path, {1: None, 4: None, 6: None})
+  truncate_data(tmp_path / "4")
+  truncate_metadata(tmp_path / "6")
+  with opened(tmp_path) as checkpoints, pytest.warns(UserWarning, match="cannot be read") as seen:
+    assert_state(checkpoints.restore(state_of(0)), 1)
+    assert len(seen) == 2
+    for step in (2, 4, 5):
+      checkpoints.save(step, state_of(step), None)
+  with warnings.catch_warnings():
+    warnings.simplefilter("error")
+    assert_state(restore(tmp_path), 5)
+  assert steps_in(tmp_path) == [1, 2, 4, 5]
+
+
+def test_no_readable_checkpoint_is_an_error_and_nothing_is_lost(tmp_path):
+  save(tmp_path, {1: None, 2: None})
+  for step in "12":
+    truncate_metadata(tmp_path / step)
+  with (
+    pytest.warns(UserWarning, match="cannot be read"),
+    pytest.raises(ValueError, match=r"None of the checkpoints \[2, 1\] .* Use another --workdir"),
+  ):
+    restore(tmp_path)
+  assert steps_in(tmp_path) == [1, 2]
+
+
+@pytest.mark.parametrize(
+  "template",
+  [
+    state_of(0)._replace(masks={"hidden/0/kernel": jnp.zeros((3, 5), bool)}),
+    state_of(0)._replace(masks={"hidden/1/kernel": jnp.zeros((3, 4), bool)}),
+    state_of(0)._replace(masks={}),
+    state_of(0)._replace(masks=state_of(0).masks | {"head/kernel": jnp.zeros((2, 2), bool)}),
+  ],
+  ids=["shape", "name", "fewer", "more"],
+)
+def test_a_state_of_another_kind_is_refused(tmp_path, template):
+  save(tmp_path, {1: None})
+  with pytest.warns(UserWarning), pytest.raises(ValueError, match="can be read by this"):
+    restore(tmp_path, template)
+
+
+def test_a_save_cut_short_is_passed_over_and_cleaned_up(tmp_path):
+  save(tmp_path, {1: None, 2: None})
+  (tmp_path / "2").rename(tmp_path / "2.orbax-checkpoint-tmp")
+  assert_state(restore(tmp_path), 1)
+  save(tmp_path, {2: None})
+  assert_state(restore(tmp_path), 2)
+  assert steps_in(tmp_path) == [1, 2]

@@ -1,0 +1,243 @@
+"""The commands as one gives them: messages, exit codes, signals."""
+
+import os
+import re
+import runpy
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from absl.testing import flagsaver
+
+from experiments import cli
+from experiments.files import read_json
+from tests.experiments.tiny import assert_same, checkpoint_steps, read_checkpoint
+
+ROOT = Path(__file__).resolve().parents[2]
+DIGITS = "--config=configs/digits.py"
+
+
+@pytest.fixture
+def command(monkeypatch, capsys):
+  """Runs `python -m experiments.NAME` in this process: exit code, output, errors."""
+  monkeypatch.chdir(ROOT)
+  monkeypatch.setattr(cli, "use_compile_cache", lambda directory: None)
+
+  def run(name, *arguments):
+    monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
+    with flagsaver.flagsaver(), pytest.raises(SystemExit) as stop:
+      runpy.run_module(f"experiments.{name}", run_name="__main__")
+    output = capsys.readouterr()
+    assert "Traceback" not in output.err
+    return stop.value.code or 0, output.out, output.err
+
+  return run
+
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*found in sys.modules:RuntimeWarning")
+
+# ---- messages ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+  "arguments, message",
+  [
+    ([DIGITS, "--config.method.sparsty=0.9"], r"No such field[^']*'sparsty'.*\"sparsity\""),
+    ([DIGITS, "--config.metod.sparsity=0.9"], r"No such field[^']*'metod'.*\"method\""),
+    ([DIGITS, "--config.model.kwargs.hiden=(8,)"], r"No such field.*'hiden'.*\"hidden\""),
+    (["--config=configs/digit.py"], r"configs/digit\.py.*configs here are .*configs/digits\.py, "),
+    (["--config=configs/digits.py:srgil"], r"no method 'srgil' here: give one of dense, static"),
+    ([], r"--config must have a value"),
+    ([DIGITS, "--config.train.total_epochs=ten"], r"config\.train\.total_epochs=ten: could not"),
+    ([DIGITS, "--confg.seed=1"], r"Unknown command line flag 'confg"),
+    ([DIGITS, "--config.method.name=srgil"], r"config\.method\.name is 'srgil'.*'srigl'\?"),
+    ([DIGITS, "--config.method.sparsity=1.0"], r"sparsity is 1\.0; it must lie in \[0, 1\)"),
+    ([DIGITS, "--config.data.batch_size=60"], r"batch_size is 60; it must be a multiple.*\(8\)"),
+    ([DIGITS, "--config.model.dtype=float61"], r"dtype must be one of .*, got float61"),
+    ([DIGITS, "now"], r"Unexpected argument 'now': flags are written --name=value"),
+    (["--config=configs/sweeps/digits.py"], r"sweep's: use python -m experiments\.sweep"),
+  ],
+)
+def test_bad_input_to_train(command, tmp_path, arguments, message):
+  code, _, errors = command("train", f"--workdir={tmp_path / 'run'}", *arguments)
+  assert code == 2
+  assert re.match(f"(?s)error: .*{message}", errors)
+  assert not (tmp_path / "run" / "config.json").exists()
+
+
+def test_a_missing_data_set(command, tmp_path):
+  code, _, errors = command(
+    "train",
+    "--config=configs/cifar10_quick.py",
+    f"--config.data.data_dir={tmp_path}",
+    f"--workdir={tmp_path / 'run'}",
+  )
+  assert code == 2
+  assert f"no CIFAR-10 in {tmp_path}" in errors and "--config.data.data_dir=DIR" in errors
+
+
+@pytest.mark.parametrize(
+  "name, arguments, message",
+  [
+    ("train", [DIGITS], "--workdir must have a value"),
+    ("sweep", ["--workdir=x", DIGITS], r"single run's: use .*experiments\.train"),
+    ("sweep", ["--workdir=x", "--config=configs/sweeps/digit.py"], r"configs/sweeps/digits\.py"),
+    ("report", ["--workdir=nowhere"], r"nowhere holds no run that has trained"),
+    ("report", [], r"--workdir must have a value"),
+  ],
+)
+def test_bad_input_to_the_others(command, name, arguments, message):
+  code, _, errors = command(name, *arguments)
+  assert code == 2
+  assert re.match(f"(?s)error: .*{message}", errors)
+
+
+def test_a_traceback_on_request(command, tmp_path, monkeypatch):
+  monkeypatch.setenv("SRIGL_TRACEBACK", "1")
+  arguments = [f"--workdir={tmp_path}", DIGITS, "--config.method.name=srgil"]
+  with pytest.raises(ValueError, match="srgil"):
+    monkeypatch.setattr(sys, "argv", ["train", *arguments])
+    with flagsaver.flagsaver():
+      runpy.run_module("experiments.train", run_name="__main__")
+
+
+# ---- runs --------------------------------------------------------------------------------------
+
+TINY = [
+  "--config=configs/base.py",
+  "--config.data.name=synthetic",
+  "--config.method.sparsity=0.8",
+  "--config.train.total_epochs=1.0",
+]
+
+
+def test_train_then_report(command, tmp_path):
+  code, output, _ = command("train", *TINY, "--config.seed=7", f"--workdir={tmp_path}")
+  assert code == 0
+  results = read_json(tmp_path / "results.json")
+  assert results["seed"] == read_json(tmp_path / "config.json")["seed"] == 7
+  assert results["table"] in output
+  assert f"test accuracy {results['test_accuracy']:.2%}" in output
+  assert f"report in {tmp_path / 'report.md'}" in output
+  text = (tmp_path / "report.md").read_text()
+  (tmp_path / "report.md").unlink()
+  code, output, _ = command("report", f"--workdir={tmp_path}")
+  assert code == 0 and str(tmp_path / "report.md") in output
+  assert (tmp_path / "report.md").read_text() == text
+
+
+SWEEP = """
+from ml_collections import ConfigDict
+from configs import base
+
+def get_config():
+  config = base.get_config()
+  config.data.name = "synthetic"
+  config.train.total_epochs = 1.0
+  variants = (("good", {}), ("bad", {"data": {"batch_size": 4096}}))
+  return ConfigDict({"name": "Two", "base": config, "variants": variants, "seeds": (0,)})
+"""
+
+
+def test_sweep_then_report(command, tmp_path):
+  config = tmp_path / "two.py"
+  config.write_text(SWEEP)
+  workdir = tmp_path / "sweep"
+  with pytest.warns(UserWarning, match="Run bad/seed0 failed: config.data.batch_size is 4096"):
+    code, output, _ = command("sweep", f"--config={config}", f"--workdir={workdir}")
+  assert code == 1
+  assert "1 runs failed: bad/seed0" in output
+  table = re.search(r"(?m)^\|.*\|$(\n\|.*\|$)+", output)[0]
+  assert table.splitlines()[-1].startswith("| good ")
+  out = tmp_path / "results" / "two.json"
+  code, output, _ = command("report", f"--workdir={workdir}", f"--out={out}")
+  assert code == 0 and table in output
+  assert read_json(out)["table"] == table
+  assert f"--workdir={workdir}" in read_json(out)["command"]
+  assert "jax" in read_json(out)["environment"]
+
+
+# ---- processes ---------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def start(tmp_path):
+  """Starts `python -m experiments.train` in a process of its own, on one device."""
+  started = []
+
+  def run(*arguments):
+    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=1"}
+    process = subprocess.Popen(
+      [sys.executable, "-m", "experiments.train", *TINY, *arguments],
+      cwd=ROOT,
+      env=environment,
+      stdout=subprocess.PIPE,
+      stderr=subprocess.STDOUT,
+      text=True,
+    )
+    started.append(process)
+    return process
+
+  yield run
+  for process in started:
+    if process.poll() is None:
+      process.kill()
+    process.wait()
+
+
+def test_sigterm_stops_a_run_that_then_goes_on(start, tmp_path):
+  """Bit for bit as if nothing had come."""
+  long = [
+    "--config.train.total_epochs=500.0",
+    "--config.train.log_every_steps=2",
+    "--config.train.eval_every_epochs=500.0",
+    "--config.train.checkpoint_every_epochs=500.0",
+  ]
+  uninterrupted = start(f"--workdir={tmp_path / 'whole'}", *long)
+  workdir = tmp_path / "stopped"
+  metrics = workdir / "metrics.jsonl"
+  process = start(f"--workdir={workdir}", *long)
+  while process.poll() is None and (not metrics.exists() or metrics.read_text().count("\n") < 20):
+    time.sleep(0.01)
+  process.send_signal(signal.SIGTERM)
+  output, _ = process.communicate(timeout=120)
+  assert process.returncode == 128 + signal.SIGTERM, output
+  step = int(re.search(r"Stopped and saved at step (\d+)\. The same command", output)[1])
+  assert 20 < step < 500 * 512 // 128
+  assert checkpoint_steps(workdir) == [step]
+  assert not (workdir / "results.json").exists()
+
+  process = start(f"--workdir={workdir}", *long)
+  output, _ = process.communicate(timeout=120)
+  assert process.returncode == 0, output
+  output, _ = uninterrupted.communicate(timeout=120)
+  assert uninterrupted.returncode == 0, output
+  assert_same(read_checkpoint(workdir), read_checkpoint(tmp_path / "whole"))
+  results = [read_json(d / "results.json") for d in (workdir, tmp_path / "whole")]
+  assert results[0]["test_accuracy"] == results[1]["test_accuracy"]
+
+
+def test_nothing_imports_tensorflow(tmp_path):
+  """One is put where it would be found; the commands leave it alone."""
+  package = tmp_path / "tensorflow"
+  package.mkdir()
+  (package / "__init__.py").write_text("__version__ = '2.0.0'\n")
+  code = (
+    "import sys, experiments.train, experiments.sweep, experiments.report;"
+    "from experiments import data; data.load('digits'); data.load('synthetic');"
+    "found = [m for m in sys.modules if m.split('.')[0] == 'tensorflow'];"
+    "import tensorflow;"
+    "print(tensorflow.__file__, found)"
+  )
+  process = subprocess.run(
+    [sys.executable, "-c", code],
+    cwd=ROOT,
+    env=os.environ | {"PYTHONPATH": str(tmp_path)},
+    capture_output=True,
+    text=True,
+    check=True,
+  )
+  assert process.stdout.split() == [str(package / "__init__.py"), "[]"]
