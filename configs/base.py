@@ -6,10 +6,22 @@ set is known.
 
 from ml_collections import ConfigDict, config_dict
 
+METHODS = {
+  "dense": {"name": "dense"},
+  "static": {"name": "static"},
+  "set": {"name": "set"},
+  "rigl": {"name": "rigl"},
+  "srigl_no_ablation": {"name": "srigl", "ablation": False},
+  "srigl": {"name": "srigl"},
+}
+"""What a config's argument chooses, `--config=configs/NAME.py:METHOD`: fields of `method`."""
 
-def get_config() -> ConfigDict:
-  """SRigL at 90 % on the built-in handwritten digits, with an MLP."""
-  return ConfigDict(
+
+def get_config(method: str = "srigl") -> ConfigDict:
+  """90 % sparsity on the built-in handwritten digits with an MLP and a method of `METHODS`."""
+  if method not in METHODS:
+    raise ValueError(f"There is no method {method!r} here: give one of {', '.join(METHODS)}.")
+  config = ConfigDict(
     {
       "name": "base",  # for people: title of the report
       "seed": 0,  # of weights, masks, batch order and augmentation
@@ -66,3 +78,5 @@ def get_config() -> ConfigDict:
       },
     }
   )
+  config.method.update(METHODS[method])
+  return config

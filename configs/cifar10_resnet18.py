@@ -17,17 +17,16 @@ method by `--config=configs/cifar10_resnet18.py:rigl`, another sparsity by
 
 from ml_collections import ConfigDict
 
-from configs import base, digits
+from configs import base
 
 
 def get_config(method: str = "srigl") -> ConfigDict:
-  """The paper's hyper-parameters, with a method of `digits.METHODS`."""
-  config = base.get_config()
+  """The paper's hyper-parameters, with a method of `base.METHODS`."""
+  config = base.get_config(method)
   config.name = f"CIFAR-10, ResNet-18, {method}"
   config.data.name = "cifar10"
   config.data.batch_size = 128
   config.model.name = "resnet18"
-  config.method.update(digits.method_fields(method))
   config.method.sparse_init = "srigl_reference"
   config.optimizer.schedule = "step"  # × 0.2 every 77 epochs
   config.train.total_epochs = 250.0

@@ -9,30 +9,13 @@ from ml_collections import ConfigDict
 
 from configs import base
 
-METHODS = {
-  "dense": {"name": "dense"},
-  "static": {"name": "static"},
-  "set": {"name": "set"},
-  "rigl": {"name": "rigl"},
-  "srigl_no_ablation": {"name": "srigl", "ablation": False},
-  "srigl": {"name": "srigl"},
-}
-
-
-def method_fields(method: str) -> dict:
-  """The fields of a method of `METHODS`."""
-  if method not in METHODS:
-    raise ValueError(f"There is no method {method!r} here: give one of {', '.join(METHODS)}.")
-  return METHODS[method]
-
 
 def get_config(method: str = "srigl") -> ConfigDict:
-  """90 % sparsity on digits with a method of `METHODS`."""
-  config = base.get_config()
+  """90 % sparsity on digits with a method of `base.METHODS`."""
+  config = base.get_config(method)
   config.name = f"digits, {method}"
   config.data.batch_size = 64
   config.model.kwargs = ConfigDict({"hidden": (256, 256)})
-  config.method.update(method_fields(method))
   config.method.update_every_steps = 20
   config.method.gamma_sal = 0.7  # the usual 0.3 would ablate nothing in so small a network
   config.optimizer.learning_rate = 0.05

@@ -5,7 +5,7 @@
 
 from ml_collections import ConfigDict
 
-from configs import digits
+from configs import base, digits
 
 METHODS = ("dense", "rigl", "srigl_no_ablation", "srigl")
 
@@ -16,7 +16,7 @@ def get_config() -> ConfigDict:
     {
       "name": "Handwritten digits at 90 % sparsity",
       "base": digits.get_config(),
-      "variants": tuple((method, {"method": digits.METHODS[method]}) for method in METHODS),
+      "variants": tuple((method, {"method": base.METHODS[method]}) for method in METHODS),
       "seeds": (0, 1, 2),
     }
   )

@@ -11,14 +11,14 @@ import pytest
 from ml_collections import ConfigDict
 
 import srigl_jax as sx
-from configs import base, digits
+from configs import base
 from experiments import models
 from experiments import train as train_module
 from experiments.files import read_json
 from experiments.optimizer import make_method, make_optimizer
 from experiments.sweep import expand
 from experiments.train import train
-from tests.experiments.tiny import devices
+from tests.experiments.tiny import devices, quick_compiler
 
 CONFIGS = Path(base.__file__).parent
 RUNS = sorted(path.stem for path in CONFIGS.glob("*.py") if path.stem != "__init__")
@@ -75,13 +75,13 @@ def test_there_are_configs():
 
 @pytest.mark.parametrize("name", RUNS)
 def test_a_config_has_the_fields_of_base_and_can_be_saved(name):
-  methods = [()] if name == "base" else [(), *((method,) for method in digits.METHODS)]
+  methods = [()] if name == "base" else [(), *((method,) for method in base.METHODS)]
   for arguments in methods:
     config = run_config(name, *arguments)
     assert fields(config).keys() == fields(base.get_config()).keys()
     assert json.loads(json.dumps(config.to_dict())) is not None
     if arguments:
-      expected = digits.METHODS[arguments[0]]
+      expected = base.METHODS[arguments[0]]
       assert {key: config.method[key] for key in expected} == expected
       assert arguments[0] in config.name
 
@@ -95,7 +95,7 @@ def test_an_unknown_method_is_refused(name):
 @pytest.mark.parametrize("name", RUNS)
 def test_a_config_trains_two_steps(name, tmp_path, monkeypatch):
   monkeypatch.setattr(train_module.report, "write_run_report", lambda workdir: None)
-  with devices(1):
+  with devices(1), quick_compiler():
     results = train(shrink(run_config(name)), tmp_path)
   assert results["steps"] == 2
   assert 0.3 < results["sparsity"] < 0.7

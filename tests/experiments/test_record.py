@@ -20,7 +20,7 @@ def record(workdir, steps, *, start=0, loss=1.0):
 
 
 def events(workdir):
-  """TensorBoard's events, file after file: 8 bytes of length, 4 of checksum, data, 4 of checksum."""
+  """TensorBoard's events: each is 8 bytes of length, 4 of checksum, itself, 4 of checksum."""
   found = []
   for path in sorted((workdir / "tensorboard").iterdir(), key=lambda p: p.stat().st_mtime_ns):
     content, position = path.read_bytes(), 0
@@ -85,7 +85,7 @@ def test_a_line_cut_off_costs_that_line_only(tmp_path, cut):
   before = 2 if cut == 1 else 1  # of the line's end only
   assert [r["step"] for r in read_metrics(tmp_path)["train"]] == [1, 2][:before]
   record(tmp_path, [3, 4], start=2)
-  assert [r["step"] for r in read_metrics(tmp_path)["train"]] == [1, 2][:before] + [3, 4]
+  assert [r["step"] for r in read_metrics(tmp_path)["train"]] == [*[1, 2][:before], 3, 4]
   record(tmp_path, [5], start=4)
   assert path.read_text().count("\n\n") == 0
 

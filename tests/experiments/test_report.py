@@ -8,11 +8,10 @@ import shutil
 import numpy as np
 import pytest
 
-from experiments import figures, report
-from experiments.files import read_json, write_json
+from experiments import figures
+from experiments.files import write_json
 from experiments.record import read_metrics
 from experiments.report import mean_and_interval, write_run_report, write_sweep_report
-from tests.experiments.tiny import devices, tiny_config
 
 PNG = b"\x89PNG\r\n"
 
@@ -202,7 +201,7 @@ def test_a_sweeps_report_has_its_own_runs_only(tmp_path):
 
 def test_no_finished_run_to_compare(tmp_path):
   write_sweep(tmp_path, ["a"], [0])
-  with pytest.raises(ValueError, match="No run in .* is finished: run the sweep again"):
+  with pytest.raises(ValueError, match=r"No run in .* is finished: run the sweep again"):
     write_sweep_report(tmp_path)
 
 

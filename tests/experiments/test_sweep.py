@@ -146,7 +146,7 @@ def test_what_is_finished_is_skipped(tmp_path, training, capsys):
 def test_a_failing_run_does_not_stop_the_others(tmp_path, training, error):
   fake = training({"dense/seed1": error})
   with pytest.warns(UserWarning, match="Run dense/seed1 failed: no good"):
-    path, table, failed = run_sweep(tiny_sweep(), tmp_path)
+    path, _, failed = run_sweep(tiny_sweep(), tmp_path)
   assert fake.trained == ALL
   assert failed == ["dense/seed1"]
   assert "1 runs are not finished." in path.read_text()

@@ -19,6 +19,7 @@ from tests.experiments.tiny import (
   devices,
   interrupted_at,
   part,
+  quick_compiler,
   read_checkpoint,
   tiny_config,
 )
@@ -104,6 +105,23 @@ def test_method(tmp_path, name):
   # Those that look at dense gradients now and then pay for it.
   needs_gradients = METHODS[name]["method.name"] in ("rigl", "srigl")
   assert (results["training_flops"] > results["inference_flops"]) == needs_gradients
+
+
+def test_a_run_starts_sparse_and_scaled_to_its_fan_in():
+  """Weights drawn for the fan-in that there is; without, the model's own, masked."""
+  states = {
+    scheme: prepare(tiny_config({"method.sparse_init": scheme, "data.batch_size": 32})).init_state
+    for scheme in ("he_normal", "")
+  }
+  for state in states.values():
+    for path, mask in state.opt_state.masks.items():
+      weights = np.asarray(state.params[path])
+      assert weights[np.asarray(mask)].all() and not weights[~np.asarray(mask)].any()
+  scale = [np.std(s.params["hidden/0/kernel"]) for s in states.values()]
+  assert scale[0] > 1.2 * scale[1]
+  dense = prepare(tiny_config({"method.name": "dense"})).init_state.params["hidden/0/kernel"]
+  mask = np.asarray(states[""].opt_state.masks["hidden/0/kernel"])
+  np.testing.assert_array_equal(states[""].params["hidden/0/kernel"], np.where(mask, dense, 0))
 
 
 def test_results_are_those_of_the_last_checkpoint(finished_run):
@@ -213,7 +231,7 @@ def test_batch_statistics_and_masks_on_eight_devices(tmp_path):
   config = tiny_config({"model.name": "convnet", "train.total_epochs": 2.0})
   with config.unlocked():
     config.model.kwargs = {"widths": (8, 8), "convs_per_stage": 1}
-  with devices(8):
+  with devices(8), quick_compiler():
     whole = train(config, tmp_path / "whole")
     with interrupted_at(5), pytest.raises(Interrupted):
       train(config, tmp_path / "resumed")

@@ -56,6 +56,18 @@ def devices(count: int) -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def quick_compiler() -> Iterator[None]:
+  """Programs that run a few times only, where compiling them well would take most of the time."""
+  name = "jax_disable_most_optimizations"
+  before = jax.config.read(name)
+  jax.config.update(name, True)
+  try:
+    yield
+  finally:
+    jax.config.update(name, before)
+
+
+@contextlib.contextmanager
 def interrupted_at(poll: int) -> Iterator[None]:
   """Lets runs find that SIGTERM has come when they look for the `poll`-th time, from 1."""
   times = 0

@@ -194,9 +194,10 @@ def test_init_and_scan_under_jit():
   assert_same_as_plain_run(params, sx.get_masks(state))
 
 
-def test_donated_buffers():
+@pytest.mark.parametrize("init", [start, lambda tx: jax.jit(lambda: start(tx))()])
+def test_donated_buffers(init):
   tx = srigl(SGD)
-  params, state = start(tx)
+  params, state = init(tx)
   step = jax.jit(step_of(tx), donate_argnums=(0, 1))
   first = params["conv"]["kernel"]
   for i in range(6):
@@ -262,12 +263,9 @@ def test_sharded_parameters():
     lambda s: NamedSharding(mesh, s), spec, is_leaf=lambda x: isinstance(x, PartitionSpec)
   )
   tx = srigl(SGD)
-  params, state = start(tx)
-  params = jax.device_put(params, shardings)
-  masks = {
-    path: jax.device_put(mask, leaf_dict(shardings)[path]) for path, mask in state.masks.items()
-  }
-  state = state._replace(masks=masks)
+  params = jax.device_put(helpers.params(), shardings)
+  state = tx.init(params)
+  params = sx.apply_masks(params, state.masks)
   step = jax.jit(step_of(tx))
   for i in range(6):
     grads = jax.device_put(helpers.gradients(plain_run().params, i), shardings)

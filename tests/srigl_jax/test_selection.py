@@ -68,9 +68,19 @@ def test_one_k_for_all_columns_and_python_numbers():
 
 def test_many_ties_in_a_large_matrix():
   keys = np.random.default_rng(0).integers(0, 4, (300, 70)).astype(np.uint32)
-  for k in (0, 1, 5000, 10000, 20999, 21000):
+  for k in (0, 1, 5000, 10000, 20999, 21000, 22000):
     want = expected(keys.ravel(), k).reshape(keys.shape)
     np.testing.assert_array_equal(largest(keys, k), want)
+  ks = np.arange(70) * 5 - 5  # from -5 to 340
+  np.testing.assert_array_equal(largest_per_column(keys, ks), expected_per_column(keys, ks))
+
+
+@pytest.mark.parametrize("shape", [*SHAPES, (32, 32), (33, 32), (97, 40)])
+def test_counts(shape):
+  chosen = np.random.default_rng(0).random(shape) < 0.7
+  assert selection.count(chosen) == chosen.sum()
+  assert selection.count(chosen).shape == ()
+  np.testing.assert_array_equal(selection.count_per_column(chosen), chosen.sum(0)[None])
 
 
 def test_vmap_over_matrices_and_over_k():

@@ -80,7 +80,6 @@ def test_srigl_agrees_with_the_reference(shape, budget, gamma_sal, salient_base)
   layer = make_layer("kernel", shape)
   kwargs = {"budget": budget, "gamma_sal": gamma_sal, "salient_base": salient_base}
 
-  @hypothesis.settings(max_examples=150)
   @hypothesis.given(layer_states(shape), drop_fractions)
   def check(state, drop_fraction):
     got = np.asarray(srigl_update(*state, drop_fraction=exact(drop_fraction), **kwargs))
@@ -103,7 +102,6 @@ def test_srigl_agrees_with_the_reference(shape, budget, gamma_sal, salient_base)
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
 def test_srigl_in_short_floats(dtype):
-  @hypothesis.settings(max_examples=60)
   @hypothesis.given(layer_states((6, 5)), drop_fractions)
   def check(state, drop_fraction):
     weights, grads, mask = state
@@ -121,7 +119,6 @@ def test_srigl_in_short_floats(dtype):
 def test_rigl_agrees_with_the_reference(shape):
   layer = make_layer("kernel", shape)
 
-  @hypothesis.settings(max_examples=150)
   @hypothesis.given(layer_states(shape), drop_fractions)
   def check(state, drop_fraction):
     got = matrix(rigl_update(*state, drop_fraction=exact(drop_fraction)), layer)

@@ -1,0 +1,417 @@
+"""What sparse training costs: `python -m experiments.benchmark_training [--quick]`.
+
+Each number is a ratio to a peer that does the same work in the same run: times are taken in turns
+(`experiments.timing`), results are checked first. Everything is float32.
+
+- Training steps: forward, backward and optimizer, with `srigl` (sparsity 0.9, Erdős–Rényi-Kernel)
+  round the optimizer against the optimizer alone, two programs that donate their state. The
+  networks are the ResNet-18 of the experiments (SGD with Nesterov momentum and weight decay) and a
+  stand-in for ViT-B/16 (AdamW): its 50 matrices in pre-norm blocks with softmax attention and
+  GELU, without biases, norm parameters, class token and position embedding.
+- The same with the topology update that every 100th step does: (99 ordinary steps and 1 with an
+  update) / 100, from the times of both.
+- The optimizer without forward and backward, for information: nothing hides what `srigl` reads
+  and writes besides, the masks above all.
+- A topology update of ResNet-50's kernels against the same update by sorting, the way sparse
+  training is mostly written in JAX. The peers share the formulation of `srigl_update` (four
+  selections per layer, one of which both trims and fills the neurons) and differ in how they
+  select: "argsort" ranks by `jnp.argsort` and scatters the first k into a mask, the usual way;
+  "sort" takes the threshold from one `jnp.sort` of the magnitudes' bit patterns, the fastest that
+  we know. Inputs have no ties, and all masks must be equal.
+"""
+
+import math
+import shlex
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from absl import flags
+from jax import Array, lax
+
+import srigl_jax as sx
+from experiments import cli, models
+from experiments.files import write_json
+from experiments.timing import Row, as_json, format_table, interleave
+
+_OUT = Path("experiments/results/benchmark_training.json")
+_UPDATE_EVERY = 100
+_GAMMA_SAL = 0.3
+_DROP_FRACTION = 0.25  # of the topology updates by themselves; exact, so peers need not be careful
+
+Arrays = dict[str, Array]
+Shapes = dict[str, tuple[int, ...]]
+
+
+class Problem(NamedTuple):
+  """Something to train.
+
+  Attributes:
+    name: for the table.
+    loss_fn: `(params, model_state, inputs, labels) -> (loss, model_state)`.
+    params: by path.
+    model_state: batch statistics by path.
+    batch: `(inputs, labels)`.
+    inner: the optimizer.
+    gamma_sal: see `srigl`.
+  """
+
+  name: str
+  loss_fn: Callable[[Arrays, Arrays, Array, Array], tuple[Array, Arrays]]
+  params: Arrays
+  model_state: Arrays
+  batch: tuple[Array, Array]
+  inner: optax.GradientTransformation
+  gamma_sal: float
+
+
+def resnet18(batch_size: int, *, quick: bool) -> Problem:
+  """The experiments' ResNet-18; `quick`: a shallow and narrow one."""
+  size: dict[str, Any] = {"stage_sizes": (1,), "width": 8} if quick else {}
+  apply, params, model_state = models.init(
+    "resnet18", num_classes=10, image_shape=(32, 32, 3), key=jax.random.key(0), **size
+  )
+
+  def loss_fn(params, model_state, images, labels):
+    logits, model_state = apply(params, model_state, images, train=True)
+    return _cross_entropy(logits, labels), model_state
+
+  images = jax.random.normal(jax.random.key(1), (batch_size, 32, 32, 3))
+  batch = images, jnp.arange(batch_size) % 10
+  l2 = optax.add_decayed_weights(5e-4)
+  inner = optax.chain(l2, optax.sgd(1e-3, momentum=0.9, nesterov=True))
+  name = f"ResNet-18, {batch_size} images"
+  return Problem(name, loss_fn, params, model_state, batch, inner, _GAMMA_SAL)
+
+
+def vit(batch_size: int, *, quick: bool) -> Problem:
+  """The stand-in for ViT-B/16 described above; `quick`: a shallow and narrow one."""
+  dim, num_blocks, num_heads, num_patches = (32, 1, 2, 9) if quick else (768, 12, 12, 196)
+  shapes: Shapes = {"conv_proj/kernel": (16, 16, 3, dim), "head/kernel": (dim, 1000)}
+  for i in range(num_blocks):
+    shapes[f"block{i}/attention_in/kernel"] = (dim, 3 * dim)
+    shapes[f"block{i}/attention_out/kernel"] = (dim, dim)
+    shapes[f"block{i}/mlp_in/kernel"] = (dim, 4 * dim)
+    shapes[f"block{i}/mlp_out/kernel"] = (4 * dim, dim)
+  norm = lambda x: jax.nn.standardize(x, axis=-1)
+
+  def loss_fn(params, model_state, patches, labels):
+    x = patches @ params["conv_proj/kernel"].reshape(-1, dim)
+    for i in range(num_blocks):
+      qkv = norm(x) @ params[f"block{i}/attention_in/kernel"]
+      q, k, v = jnp.split(qkv.reshape(*x.shape[:2], 3 * num_heads, -1), 3, axis=2)
+      attended = jax.nn.dot_product_attention(q, k, v).reshape(x.shape)
+      x += attended @ params[f"block{i}/attention_out/kernel"]
+      hidden = jax.nn.gelu(norm(x) @ params[f"block{i}/mlp_in/kernel"])
+      x += hidden @ params[f"block{i}/mlp_out/kernel"]
+    return _cross_entropy(norm(x).mean(1) @ params["head/kernel"], labels), model_state
+
+  patches = jax.random.normal(jax.random.key(1), (batch_size, num_patches, 16 * 16 * 3))
+  batch = patches, jnp.arange(batch_size)
+  name = f"ViT-B/16 stand-in, {batch_size} images"
+  return Problem(name, loss_fn, _normal(shapes), {}, batch, optax.adamw(1e-4), 0.95)
+
+
+def resnet50_shapes(*, quick: bool) -> Shapes:
+  """Kernels of ResNet-50 (v1.5) by path: 25.5 M weights in 54 layers; `quick`: far fewer."""
+  width, num_classes = (8, 10) if quick else (64, 1000)
+  shapes: Shapes = {"conv1/kernel": (7, 7, 3, width)}
+  inputs = width
+  for stage, num_blocks in enumerate((1,) if quick else (3, 4, 6, 3)):
+    inner = width << stage
+    for block in range(num_blocks):
+      path = f"layer{stage + 1}/{block}"
+      shapes[f"{path}/conv1/kernel"] = (1, 1, inputs, inner)
+      shapes[f"{path}/conv2/kernel"] = (3, 3, inner, inner)
+      shapes[f"{path}/conv3/kernel"] = (1, 1, inner, 4 * inner)
+      if block == 0:
+        shapes[f"{path}/shortcut/kernel"] = (1, 1, inputs, 4 * inner)
+      inputs = 4 * inner
+  return shapes | {"head/kernel": (inputs, num_classes)}
+
+
+def _normal(shapes: Mapping[str, tuple[int, ...]]) -> Arrays:
+  """Random kernels of variance 1 / fan-in."""
+  keys = jax.random.split(jax.random.key(0), len(shapes))
+  return {
+    path: jax.random.normal(key, shape) * math.prod(shape[:-1]) ** -0.5
+    for key, (path, shape) in zip(keys, shapes.items(), strict=True)
+  }
+
+
+def _cross_entropy(logits: Array, labels: Array) -> Array:
+  return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+
+
+class Trainer:
+  """Training steps, or the optimizer's part of them, and the state that they carry along."""
+
+  def __init__(self, problem: Problem, tx: optax.GradientTransformation, params: Arrays):
+    """Starts from copies of the arrays, which the steps donate."""
+    tx = optax.with_extra_args_support(tx)
+    params, model_state = jax.tree.map(jnp.copy, (params, problem.model_state))
+    self.params, self._model_state, self.opt_state = params, model_state, tx.init(params)
+    self._batch = problem.batch
+
+    def optimize(params, opt_state, grads):
+      updates, opt_state = tx.update(grads, opt_state, params)
+      return optax.apply_updates(params, updates), opt_state
+
+    def step(params, model_state, opt_state, batch):
+      loss_fn = lambda p: problem.loss_fn(p, model_state, *batch)
+      grads, model_state = jax.grad(loss_fn, has_aux=True)(params)
+      params, opt_state = optimize(params, opt_state, grads)
+      return params, model_state, opt_state
+
+    self._optimize = jax.jit(optimize, donate_argnums=(0, 1))
+    self._step = jax.jit(step, donate_argnums=(0, 1, 2))
+
+  def step(self) -> Any:
+    """Does one training step."""
+    self.params, self._model_state, self.opt_state = self._step(
+      self.params, self._model_state, self.opt_state, self._batch
+    )
+    return self.params, self.opt_state
+
+  def optimize(self, grads: Arrays) -> Any:
+    """Does one step of the optimizer with given gradients."""
+    self.params, self.opt_state = self._optimize(self.params, self.opt_state, grads)
+    return self.params, self.opt_state
+
+  def after(self, steps_done: int) -> "Trainer":
+    """Sets the steps that sparse training takes to be done, which decides what the next one is."""
+    self.opt_state = self.opt_state._replace(step=jnp.asarray(steps_done, jnp.int32))
+    return self
+
+
+def training_rows(problem: Problem, *, repeats: int) -> Iterator[Row]:
+  """The rows of one problem: training steps, then the optimizer alone."""
+  sparse_tx = sx.srigl(
+    problem.inner,
+    sparsity=0.9,
+    update_every=_UPDATE_EVERY,
+    update_until=100 * _UPDATE_EVERY,
+    gamma_sal=problem.gamma_sal,
+  )
+  params = sx.apply_masks(problem.params, sx.get_masks(sparse_tx.init(problem.params)))
+  bare, sparse = Trainer(problem, problem.inner, params), Trainer(problem, sparse_tx, params)
+  grads = _normal({path: leaf.shape for path, leaf in params.items()})
+  _check_optimizers(bare, sparse, grads)
+
+  steps = {
+    "bare": bare.step,
+    "srigl": lambda: sparse.after(0).step(),
+    "srigl with update": lambda: sparse.after(_UPDATE_EVERY - 1).step(),
+  }
+  optimizers = {
+    "bare": lambda: bare.optimize(grads),
+    "srigl": lambda: sparse.after(0).optimize(grads),
+    "srigl with update": lambda: sparse.after(_UPDATE_EVERY - 1).optimize(grads),
+  }
+  for what, candidates, limits in (
+    ("training step", steps, (1.03, 1.05)),
+    ("optimizer alone", optimizers, (None, None)),
+  ):
+    name = f"{problem.name}: {what}"
+    times = interleave(name, candidates, repeats=repeats)
+    base, ordinary, update = (np.asarray(times[candidate]) for candidate in candidates)
+    mean = ((_UPDATE_EVERY - 1) * ordinary + update) / _UPDATE_EVERY
+    ordinary_times = {candidate: times[candidate] for candidate in ("bare", "srigl")}
+    yield Row(name, list(ordinary / base), ordinary_times, at_most=limits[0])
+    name += f", update every {_UPDATE_EVERY} steps"
+    yield Row(name, list(mean / base), times, at_most=limits[1])
+
+
+def _check_optimizers(bare: Trainer, sparse: Trainer, grads: Arrays) -> None:
+  """Takes one step with each and one with an update, and looks at what they did.
+
+  Raises:
+    RuntimeError: if the sparse step is not the bare one on the active weights and 0 elsewhere, or
+      an update leaves neurons of different fan-in.
+  """
+  masks = jax.device_get(sx.get_masks(sparse.opt_state))
+  bare.optimize(grads)
+  sparse.after(0).optimize(grads)
+  for path, leaf in sparse.params.items():
+    want = np.where(masks.get(path, True), bare.params[path], 0)
+    if not np.allclose(leaf, want, rtol=1e-4, atol=1e-7):
+      raise RuntimeError(f"The sparse optimizer's step differs from the bare one's in {path!r}.")
+  sparse.after(_UPDATE_EVERY - 1).optimize(grads)
+  for path, mask in jax.device_get(sx.get_masks(sparse.opt_state)).items():
+    fan_ins = mask.reshape(-1, mask.shape[-1]).sum(0)
+    if len({0, *fan_ins}) != 2 or np.any(np.asarray(sparse.params[path])[~mask]):
+      raise RuntimeError(f"The topology update left {path!r} without constant fan-in.")
+
+
+def update_rows(shapes: Shapes, *, repeats: int) -> Iterator[Row]:
+  """The rows of topology updates, by themselves."""
+  layers = {path: jax.ShapeDtypeStruct(shape, jnp.float32) for path, shape in shapes.items()}
+  allocation = sx.allocate(layers, 0.9)
+  masks = sx.init_masks(jax.random.key(1), allocation)
+  weights, grads = (
+    {path: _distinct(seed, mask.shape) for path, mask in masks.items()} for seed in (0, 1)
+  )
+  weights = sx.apply_masks(weights, masks)
+  gamma_sal = {path: 0.0 if path.startswith("head") else _GAMMA_SAL for path in masks}
+
+  def updates(update_fn, **kwargs):
+    """All layers' update, compiled; and how long compiling took."""
+
+    def update(weights, grads, masks):
+      return {
+        path: update_fn(
+          weights[path],
+          grads[path],
+          mask,
+          budget=allocation.budgets[path],
+          gamma_sal=gamma_sal[path],
+          **kwargs,
+        )
+        for path, mask in masks.items()
+      }
+
+    start = time.perf_counter()
+    compiled = jax.jit(update).lower(weights, grads, masks).compile()
+    return lambda: compiled(weights, grads, masks), time.perf_counter() - start
+
+  srigl, srigl_compile = updates(sx.srigl_update, drop_fraction=_DROP_FRACTION)
+  num_weights = sum(mask.size for mask in masks.values())
+  what = f"update of {len(masks)} layers, {num_weights / 1e6:.3g} M weights"
+  # A peer that ranks takes half a minute for ResNet-50: fewer rounds.
+  for peer, select, rounds in (("sort", SORT, repeats), ("argsort", ARGSORT, max(3, repeats // 4))):
+    by_sorting, peer_compile = updates(sorting_update, select=select)
+    _check_masks(srigl(), by_sorting(), peer)
+    name = f"{peer} / srigl: {what}"
+    times = interleave(name, {peer: by_sorting, "srigl": srigl}, repeats=rounds)
+    ratios = np.asarray(times[peer]) / np.asarray(times["srigl"])
+    yield Row(name, list(ratios), times, at_least=3.0)
+    times = {peer: [peer_compile], "srigl": [srigl_compile]}
+    yield Row(f"{peer} / srigl: compiling that", [peer_compile / srigl_compile], times)
+
+
+def _distinct(seed: int, shape: tuple[int, ...]) -> Array:
+  """Floats of random sign and of random, but all different magnitudes."""
+  size = math.prod(shape)
+  order, sign = jax.random.split(jax.random.fold_in(jax.random.key(seed), size))
+  magnitudes = (1.0 + jax.random.permutation(order, size)) * 2.0**-24
+  return (magnitudes * jax.random.rademacher(sign, (size,))).reshape(shape)
+
+
+def _check_masks(masks: Arrays, peers: Arrays, peer: str) -> None:
+  different = [path for path, mask in masks.items() if not np.array_equal(mask, peers[path])]
+  if different:
+    raise RuntimeError(f"The update by {peer} gives other masks in {', '.join(different)}.")
+
+
+class Select(NamedTuple):
+  """How a peer selects, by non-negative scores without ties.
+
+  Attributes:
+    largest: `(scores [I, N], k) -> [I, N] bool`, the k largest.
+    largest_per_column: `(scores [I, N], k [N]) -> [I, N] bool`, the k largest of each column.
+  """
+
+  largest: Callable[[Array, Array], Array]
+  largest_per_column: Callable[[Array, Array], Array]
+
+
+def _argsort_largest(scores: Array, k: Array) -> Array:
+  order = jnp.argsort(-scores.reshape(-1))
+  chosen = jnp.arange(scores.size) < k
+  return jnp.zeros(scores.size, bool).at[order].set(chosen).reshape(scores.shape)
+
+
+def _argsort_largest_per_column(scores: Array, k: Array) -> Array:
+  order = jnp.argsort(-scores, axis=0)
+  chosen = jnp.arange(scores.shape[0])[:, None] < k[None]
+  return jnp.put_along_axis(jnp.zeros(scores.shape, bool), order, chosen, axis=0, inplace=False)
+
+
+def _sort_largest(scores: Array, k: Array) -> Array:
+  bits = lax.bitcast_convert_type(scores, jnp.uint32)
+  threshold = jnp.sort(bits.reshape(-1))[bits.size - jnp.maximum(k, 1)]
+  return (bits >= threshold) & (k > 0)
+
+
+def _sort_largest_per_column(scores: Array, k: Array) -> Array:
+  bits = lax.bitcast_convert_type(scores, jnp.uint32)
+  index = bits.shape[0] - jnp.maximum(k, 1)[:, None]
+  # Sorting along the last axis of the transpose is twice as fast as along the first axis.
+  threshold = jnp.take_along_axis(jnp.sort(bits.T, axis=1), index, axis=1)
+  return (bits >= threshold.T) & (k > 0)[None]
+
+
+ARGSORT = Select(_argsort_largest, _argsort_largest_per_column)
+SORT = Select(_sort_largest, _sort_largest_per_column)
+
+
+def sorting_update(
+  weights: Array, grads: Array, mask: Array, *, budget: int, gamma_sal: float, select: Select
+) -> Array:
+  """What `srigl_update` does, by sorting: the new mask of one layer, neurons on the last axis."""
+  shape = mask.shape
+  weights, grads, mask = (x.reshape(-1, shape[-1]) for x in (weights, grads, mask))
+  num_inputs, num_neurons = mask.shape
+  magnitudes, gradients = jnp.where(mask, jnp.abs(weights), 0.0), jnp.abs(grads)
+  nonzero = magnitudes > 0
+
+  num_active = mask.sum()
+  num_pruned = jnp.floor(num_active * _DROP_FRACTION).astype(jnp.int32)
+  num_kept = jnp.minimum(num_active - num_pruned, nonzero.sum())
+  num_pruned = num_active - num_kept
+
+  stays = jnp.ones(num_neurons, bool)
+  if gamma_sal:
+    salient = select.largest(magnitudes, num_kept) | select.largest(gradients, num_pruned)
+    num_salient = salient.sum(0)
+    required = max(1, math.trunc(gamma_sal * (budget // num_neurons)))
+    floor = jnp.sort(num_salient, descending=True)[budget // num_inputs]
+    stays = num_salient >= jnp.minimum(required, floor)
+  fan_in = budget // stays.sum()
+
+  candidates = nonzero & stays[None]
+  kept = select.largest(jnp.where(candidates, magnitudes, 0.0), num_kept) & candidates
+  overfull = (kept.sum(0) > fan_in)[None]
+  to_trim = jnp.where(kept, magnitudes, 0.0)
+  to_fill = jnp.where(kept, jnp.inf, gradients)
+  k = jnp.where(stays, fan_in, 0)
+  return select.largest_per_column(jnp.where(overfull, to_trim, to_fill), k).reshape(shape)
+
+
+def main() -> None:
+  """The command."""
+  options = flags.FLAGS
+  repeats = options.repeats or (2 if options.quick else 20)
+  sections = {
+    "resnet18": lambda: training_rows(
+      resnet18(4 if options.quick else options.batch_size, quick=options.quick), repeats=repeats
+    ),
+    "vit": lambda: training_rows(vit(8, quick=options.quick), repeats=repeats),
+    "update": lambda: update_rows(resnet50_shapes(quick=options.quick), repeats=repeats),
+  }
+  rows: list[Row] = []
+  for name in options.only or sections:
+    for row in sections[name]():
+      rows.append(row._replace(at_most=None, at_least=None) if options.quick else row)
+    jax.clear_caches()
+  print(format_table(rows))
+  complete = not options.quick and not options.only
+  if path := options.out or (complete and _OUT):
+    command = shlex.join(["python", "-m", "experiments.benchmark_training", *sys.argv[1:]])
+    write_json(Path(path), as_json(rows, command))
+    print(f"results: {path}")
+
+
+if __name__ == "__main__":
+  flags.DEFINE_string("out", None, f"JSON file of the results; {_OUT} for a whole run.")
+  flags.DEFINE_bool("quick", False, "Tiny shapes, to see that it works; the numbers say nothing.")
+  flags.DEFINE_integer("batch_size", 128, "Images of a ResNet-18 step.", lower_bound=1)
+  flags.DEFINE_integer("repeats", None, "Rounds; 20 by default.", lower_bound=1)
+  flags.DEFINE_multi_enum("only", None, ["resnet18", "vit", "update"], "Sections; all by default.")
+  cli.run(main)
