@@ -2,7 +2,7 @@
 
 import warnings
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -90,13 +90,12 @@ class Checkpoints:
     restored = self._manager.restore(
       step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
     )["state"]
-    # Where dtypes or structures differ, the reader casts or drops without a word.
-    expected = jax.tree_util.tree_flatten_with_path(template)[0]
-    found = dict(jax.tree_util.tree_flatten_with_path(restored)[0])
-    for path, leaf in expected:
-      other = found.get(path)
-      if other is None or other.shape != leaf.shape or other.dtype != leaf.dtype:
-        raise ValueError(f"leaf {jax.tree_util.keystr(path)} is {other}, not like {leaf}")
+    # The reader casts without a word where dtypes differ: look at what is stored.
+    stored = _shapes_and_dtypes(self._manager.item_metadata(step)["state"].tree)
+    expected = _shapes_and_dtypes(template)
+    if stored != expected:
+      differing = dict(stored.items() ^ expected.items())
+      raise ValueError(f"these leaves are not as they should be: {', '.join(sorted(differing))}")
     return jax.tree.map(np.asarray, restored)
 
   def wait(self) -> None:
@@ -106,3 +105,11 @@ class Checkpoints:
   def close(self) -> None:
     """Waits for saves under way and lets go of the directory."""
     self._manager.close()
+
+
+def _shapes_and_dtypes(tree: Any) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
+  """Of each leaf by path; a field of a tuple and a key of a dict look alike."""
+  return {
+    jax.tree_util.keystr(path, simple=True, separator="/"): (tuple(x.shape), np.dtype(x.dtype))
+    for path, x in jax.tree_util.tree_flatten_with_path(tree)[0]
+  }

@@ -4,36 +4,48 @@ Shape letters in docstrings: `I` inputs of a neuron when dense, `N` neurons of a
 """
 
 from srigl_jax.allocation import Allocation, allocate
+from srigl_jax.condense import condense, expand
 from srigl_jax.flops import layer_macs, relative_flops, total_macs, training_flops
 from srigl_jax.initializers import init_sparse_weights
 from srigl_jax.leaves import Axes, Layer, flax_axes
 from srigl_jax.masks import apply_masks, init_masks
 from srigl_jax.methods import rigl, set_, srigl, static_sparse
 from srigl_jax.rules import all_but, only
+from srigl_jax.serialize import load_condensed, save_condensed
 from srigl_jax.summary import LayerSummary, Summary, summarize, warn_if_over_ablated
 from srigl_jax.topology import rigl_update, set_update, srigl_update
 from srigl_jax.transform import SparseState, get_masks, get_state
+from srigl_kernels import Condensed, Prepared, choose_backend, condensed_matmul, prepare
 
 __all__ = [
   "Allocation",
   "Axes",
+  "Condensed",
   "Layer",
   "LayerSummary",
+  "Prepared",
   "SparseState",
   "Summary",
   "all_but",
   "allocate",
   "apply_masks",
+  "choose_backend",
+  "condense",
+  "condensed_matmul",
+  "expand",
   "flax_axes",
   "get_masks",
   "get_state",
   "init_masks",
   "init_sparse_weights",
   "layer_macs",
+  "load_condensed",
   "only",
+  "prepare",
   "relative_flops",
   "rigl",
   "rigl_update",
+  "save_condensed",
   "set_",
   "set_update",
   "srigl",

@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from srigl_kernels.format import FLOATS, Condensed, make_condensed
 
-from srigl_jax.leaves import Axes, from_matrix, make_layer, to_matrix
+from srigl_jax.leaves import Axes, make_layer
+from srigl_kernels.format import FLOATS, Condensed, make_condensed
 
 
 def condense(kernel: Any, mask: Any, bias: Any = None, *, axes: Axes | None = None) -> Condensed:
@@ -51,8 +51,8 @@ def condense(kernel: Any, mask: Any, bias: Any = None, *, axes: Axes | None = No
     if bias.shape != expected:
       raise ValueError(f"`bias` must have the neurons' shape {expected}, not {bias.shape}.")
     bias = bias.reshape(-1)
-  weights = np.asarray(to_matrix(kernel, layer)).T  # [N, I]
-  on = np.asarray(to_matrix(mask, layer)).T
+  order = layer.axes.neurons + layer.input_axes
+  weights, on = (x.transpose(order).reshape(layer.num_neurons, -1) for x in (kernel, mask))
   stray = int(np.count_nonzero(weights[~on]))
   if stray:
     raise ValueError(
@@ -91,14 +91,15 @@ def expand(condensed: Condensed) -> tuple[Array, Array, Array | None]:
   """
   shape, axes = condensed.kernel_shape, condensed.neuron_axes
   layer = make_layer("kernel", shape, lambda *_: Axes(axes))
-  inputs = np.asarray(condensed.indices).T.astype(np.int64)
-  neurons = np.asarray(condensed.active)[None]
-  matrix = np.zeros((condensed.in_features, condensed.out_features), condensed.values.dtype)
-  mask = np.zeros(matrix.shape, bool)
-  matrix[inputs, neurons] = np.asarray(condensed.values).T
-  mask[inputs, neurons] = True
+  weights = np.zeros((layer.num_neurons, layer.dense_fan_in), condensed.values.dtype)
+  on = np.zeros(weights.shape, bool)
+  where = np.asarray(condensed.active)[:, None], np.asarray(condensed.indices)
+  weights[where] = condensed.values
+  on[where] = True
+  order = layer.axes.neurons + layer.input_axes
+  split = [shape[a] for a in order]
+  kernel, mask = (x.reshape(split).transpose(np.argsort(order)) for x in (weights, on))
   bias = condensed.bias
   if bias is not None:
-    bias = jnp.asarray(bias).reshape([shape[a] for a in axes])
-  kernel = from_matrix(jnp.asarray(matrix), layer)
-  return kernel, from_matrix(jnp.asarray(mask), layer), bias
+    bias = jnp.asarray(np.reshape(bias, [shape[a] for a in axes]))
+  return jnp.asarray(kernel), jnp.asarray(mask), bias

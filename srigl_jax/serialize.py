@@ -21,6 +21,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 from safetensors.numpy import save
+
 from srigl_kernels.format import Condensed, check_condensed, make_condensed
 
 VERSION = 1

@@ -205,12 +205,14 @@ def test_no_readable_checkpoint_is_an_error_and_nothing_is_lost(tmp_path):
 @pytest.mark.parametrize(
   "template",
   [
+    state_of(0)._replace(step=jnp.zeros((), jnp.float32)),
+    state_of(0)._replace(masks={"hidden/0/kernel": jnp.zeros((3, 4))}),
     state_of(0)._replace(masks={"hidden/0/kernel": jnp.zeros((3, 5), bool)}),
     state_of(0)._replace(masks={"hidden/1/kernel": jnp.zeros((3, 4), bool)}),
     state_of(0)._replace(masks={}),
     state_of(0)._replace(masks=state_of(0).masks | {"head/kernel": jnp.zeros((2, 2), bool)}),
   ],
-  ids=["shape", "name", "fewer", "more"],
+  ids=["dtype", "mask dtype", "shape", "name", "fewer", "more"],
 )
 def test_a_state_of_another_kind_is_refused(tmp_path, template):
   save(tmp_path, {1: None})

@@ -1,0 +1,15 @@
+"""Products with layers in condensed form, on several backends; arrays in, arrays out."""
+
+from srigl_kernels.api import BACKENDS, Prepared, choose_backend, condensed_matmul, prepare
+from srigl_kernels.format import Condensed, check_condensed, make_condensed
+
+__all__ = [
+  "BACKENDS",
+  "Condensed",
+  "Prepared",
+  "check_condensed",
+  "choose_backend",
+  "condensed_matmul",
+  "make_condensed",
+  "prepare",
+]

@@ -1,0 +1,50 @@
+"""What follows the products on every backend: ablated neurons, bias, activation, rounding."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.typing import DTypeLike
+
+ACTIVATIONS: dict[str | None, Callable[[Array], Array]] = {
+  None: lambda y: y,
+  "relu": jax.nn.relu,
+  "gelu": jax.nn.gelu,  # the tanh form, Flax's default
+}
+"""Activations that `condensed_matmul` applies, by name."""
+
+
+def spread(y: Array, active: Array, num_neurons: int) -> Array:
+  """Puts rows of active neurons in their places among all neurons, with zeros elsewhere.
+
+  Args:
+    y: `[A, ...]`.
+    active: `[A]` int32, ascending.
+    num_neurons: `N`.
+
+  Returns:
+    `[N, ...]`. A gather: XLA on CPU scatters one row after the other.
+  """
+  num_active = active.shape[0]
+  if num_active == num_neurons:
+    return y
+  if num_active == 0:
+    return jnp.zeros((num_neurons, *y.shape[1:]), y.dtype)
+  rows = jnp.full((num_neurons,), num_active, jnp.int32)
+  rows = rows.at[active].set(jnp.arange(num_active, dtype=jnp.int32))
+  return y.at[rows].get(mode="fill", fill_value=0)
+
+
+def finish(y: Array, bias: Array | None, activation: str | None, dtype: DTypeLike) -> Array:
+  """Adds the bias, applies the activation, both in float32, and rounds to the result's type.
+
+  Args:
+    y: `[B, N]` float32.
+    bias: `[N]`, or None.
+    activation: a name in `ACTIVATIONS`.
+    dtype: of the result.
+  """
+  if bias is not None:
+    y = y + bias.astype(jnp.float32)[None]
+  return ACTIVATIONS[activation](y).astype(dtype)

@@ -1,0 +1,103 @@
+import os
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from srigl_kernels import BACKENDS, choose_backend, condensed_matmul, prepare
+from srigl_kernels.problems import PROBLEMS, Problem, make_problem
+
+HAS_CPU = BACKENDS["cpu"].is_available()
+SMALL = PROBLEMS["odd_sizes"]
+
+
+def test_a_layer_that_is_not_prepared_runs_on_xla():
+  _, condensed = make_problem(SMALL)
+  name, reason = choose_backend(condensed)
+  assert name == "xla" and "not prepared" in reason
+
+
+@pytest.mark.parametrize("name", ["reference", "xla", "structured", "dense"])
+def test_a_prepared_layer_runs_on_what_it_was_prepared_for(name):
+  _, condensed = make_problem(SMALL)
+  assert choose_backend(prepare(condensed, backend=name))[0] == name
+
+
+@pytest.mark.filterwarnings("ignore:The native CPU kernels")
+def test_automatic_choice_without_native_kernels(monkeypatch):
+  monkeypatch.setitem(BACKENDS, "cpu", BACKENDS["cpu"]._replace(is_available=lambda: False))
+  for problem, expected in (
+    (Problem(64, 20, 10, 2, ()), "xla"),
+    (Problem(64, 20, 10, 3, ()), "structured"),
+    (Problem(64, 20, 20, 3, ()), "dense"),
+  ):
+    _, condensed = make_problem(problem)
+    layer = prepare(condensed)
+    assert list(layer.layouts) == [expected] and choose_backend(layer)[0] == expected
+
+
+def test_the_order_of_preference_survives_a_transformation():
+  _, condensed = make_problem(SMALL)
+  layer = prepare(condensed, backend=("xla", "dense"))
+  again = jax.tree.map(lambda x: x, layer)
+  assert set(again.layouts) == {"xla", "dense"} and choose_backend(again)[0] == "xla"
+
+
+@pytest.mark.skipif(not HAS_CPU, reason="needs the native kernels")
+def test_automatic_choice_with_native_kernels():
+  _, condensed = make_problem(SMALL)
+  assert choose_backend(prepare(condensed))[0] == "cpu"
+
+
+@pytest.mark.skipif(not HAS_CPU, reason="needs the native kernels")
+def test_a_traced_layer_cannot_be_packed_on_the_host():
+  x, condensed = make_problem(SMALL)
+  with pytest.raises(ValueError, match="outside of jit"):
+    jax.jit(lambda c: condensed_matmul(x, c, backend="cpu"))(condensed)
+
+
+WITHOUT_LIBRARY = """
+import warnings
+from srigl_kernels import condensed_matmul, prepare
+from srigl_kernels.problems import PROBLEMS, make_problem
+
+x, condensed = make_problem(PROBLEMS["odd_sizes"])
+with warnings.catch_warnings(record=True) as caught:
+  warnings.simplefilter("always")
+  for _ in range(3):
+    y = condensed_matmul(x, prepare(condensed))
+print([str(w.message) for w in caught if "native CPU kernels" in str(w.message)])
+try:
+  prepare(condensed, backend="cpu")
+except ValueError as error:
+  print(error)
+"""
+
+
+def test_without_the_library_everything_works_with_one_warning(tmp_path):
+  env = {**os.environ, "SRIGL_KERNELS_LIB": str(tmp_path), "PYTHONPATH": os.pathsep.join(sys.path)}
+  result = subprocess.run(
+    [sys.executable, "-c", WITHOUT_LIBRARY], env=env, capture_output=True, text=True, check=True
+  )
+  warned, refused = result.stdout.strip().splitlines()
+  assert warned.count("Reinstall srigl-jax") == 1
+  assert "'cpu' cannot run here" in refused
+
+
+def test_wrong_arguments():
+  x, condensed = make_problem(SMALL)
+  for changes, message in (
+    ({"x": x[..., 1:]}, "37 inputs, but x has shape"),
+    ({"x": jnp.float32(1)}, "37 inputs, but x has shape"),
+    ({"x": x.astype(jnp.float16)}, "`x` must be float32 or bfloat16, not float16"),
+    ({"x": jnp.ones((2, 37), int)}, "`x` must be float32 or bfloat16"),
+    ({"backend": "gpu"}, "`backend` must be 'auto' or one of"),
+    ({"activation": "tanh"}, "`activation` must be one of"),
+  ):
+    kwargs = {"x": x, "layer": condensed, **changes}
+    with pytest.raises(ValueError, match=message):
+      condensed_matmul(kwargs.pop("x"), kwargs.pop("layer"), **kwargs)
+  with pytest.raises(ValueError, match="`backend` must be 'auto' or one of"):
+    prepare(condensed, backend="gpu")
