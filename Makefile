@@ -13,7 +13,7 @@ VENV := .venv-$(VERSION)
 BIN := $(VENV)/bin
 WORKDIR ?= runs/demo
 
-.PHONY: help demo test lint pytest test-slow prove-resume benchmark format tables clean
+.PHONY: help demo test lint pytest test-slow prove-resume fuzz benchmark format tables clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -37,6 +37,11 @@ test-slow: $(VENV)/test ## proofs that take minutes
 prove-resume: $(VENV)/test ## kill a CIFAR-10 run half-way, resume it, compare every bit
 	$(BIN)/python -m tests.prove_resume --config=configs/cifar10_quick.py $(ARGS)
 
+fuzz: $(VENV)/test ## 10,000 cases of the native kernels under AddressSanitizer and UBSan
+	cmake -S . -B build/fuzz -DPython_EXECUTABLE=$(abspath $(BIN))/python
+	cmake --build build/fuzz --target srigl_fuzz
+	build/fuzz/srigl_fuzz 10000
+
 benchmark: $(VENV)/experiments ## what sparse training costs over dense training
 	$(BIN)/python -m experiments.benchmark_training $(ARGS)
 
@@ -47,7 +52,9 @@ format: $(VENV)/test ## format the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-$(VENV)/experiments: pyproject.toml requirements.txt
+NATIVE := CMakeLists.txt $(wildcard kernels/cpu/*.cc kernels/cpu/*.h)
+
+$(VENV)/experiments: pyproject.toml requirements.txt $(NATIVE)
 	test -x $(BIN)/python || $(PYTHON_BIN) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	touch $@

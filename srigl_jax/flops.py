@@ -129,7 +129,8 @@ def _count(fn, params: PyTree, args: Sequence[Any]) -> tuple[list[str], Counter[
   jaxpr = jax.make_jaxpr(fn)(params, *args).jaxpr
   origins = list(range(len(paths)))
   for var in jaxpr.invars[len(paths) :]:
-    origins.append(_DATA if jnp.issubdtype(var.aval.dtype, jnp.number) else _FREE)
+    aval: Any = var.aval  # an array's: the arguments are nothing else
+    origins.append(_DATA if jnp.issubdtype(aval.dtype, jnp.number) else _FREE)
   return paths, _walk(jaxpr, origins)[0]
 
 

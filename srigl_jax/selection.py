@@ -5,10 +5,12 @@ floats order as their bit patterns do, so 31 counting passes (bisection on the b
 k-th largest exactly, whatever the distribution; `python -m experiments.benchmark_training`
 compares whole topology updates with sorting ones.
 
-The passes run over a view `[R, 32, C]` of the matrix, zeros added at the end, and sum its middle
-axis first. XLA fuses the comparison into a sum over 32 entries; a longer one it splits, writing
-the compared entries out as int32 first. Measured on 2.36 M weights and one CPU core: 5 ms for
-31 passes (9 ms per column), against 15 ms over the matrix itself.
+The passes run over a view `[R, T, C]` of the matrix (zeros added at the end) and sum its middle
+axis first, then the first. That is for XLA's CPU compiler, which fuses the comparison into a sum
+over up to 32 entries, but splits a longer one and writes the compared entries out before; two
+short sums it fuses into one that is ten times slower, so that R must be more than 32. Measured on
+2.36 M weights and one core: 5 ms for 31 passes, 6 ms for all columns at once, against 15 ms over
+the matrix itself.
 """
 
 import math
@@ -18,8 +20,7 @@ from jax import Array, lax
 
 _KEY_BITS = 31
 ALWAYS = 2**_KEY_BITS - 1  # the largest key: outranks every magnitude
-_TILE = 32
-_WHOLE, _COLUMNS = (0, 1, 2), (0, 1)  # axes of the tiled views that make up one set to choose from
+_WHOLE, _COLUMNS = (0, 1, 2), (0, 1)  # axes of a tiled view that make up one set to choose from
 
 
 def magnitude_key(x: Array) -> Array:
@@ -74,13 +75,15 @@ def count_per_column(chosen: Array) -> Array:
 
 
 def _tiles(x: Array) -> Array:
-  """`[R, 32, 32]`: a matrix in flat order, then zeros."""
-  return jnp.pad(x.reshape(-1), (0, -x.size % _TILE**2)).reshape(-1, _TILE, _TILE)
+  """`[R, T, 32]`: a matrix in flat order, then zeros."""
+  return _column_tiles(jnp.pad(x.reshape(-1), (0, -x.size % 32)).reshape(-1, 32), longest=32)
 
 
-def _column_tiles(x: Array) -> Array:
-  """`[R, 32, N]`: the rows of a matrix, then rows of zeros."""
-  return jnp.pad(x, ((0, -x.shape[0] % _TILE), (0, 0))).reshape(-1, _TILE, x.shape[1])
+def _column_tiles(x: Array, *, longest: int = 8) -> Array:
+  """`[R, T, N]`: the rows of a matrix, then rows of zeros; `T <= longest`, and R > 32 if it can."""
+  num_rows, num_columns = x.shape
+  length = min(max(1, (num_rows - 1) // 32), longest)
+  return jnp.pad(x, ((0, -num_rows % length), (0, 0))).reshape(-1, length, num_columns)
 
 
 def _count(chosen: Array, axes: tuple[int, ...]) -> Array:
@@ -97,10 +100,10 @@ def _largest(keys: Array, k: Array, axes: tuple[int, ...]) -> Array:
   def search(state):
     keys, _ = state
     threshold, num_chosen = _threshold(keys, k, axes)
-    lower_first = (jnp.uint32(size) - lax.iota(jnp.uint32, size)).reshape(column)
-    tied = jnp.where(keys == threshold, jnp.broadcast_to(lower_first, keys.shape), 0)
-    rank = jnp.where(keys > threshold, jnp.uint32(ALWAYS), tied)
-    return rank, jnp.any(num_chosen > k)
+    lower_first = lax.rev(lax.iota(jnp.uint32, size), (0,)).reshape(column)
+    tied = jnp.broadcast_to(lower_first, keys.shape)
+    rank = jnp.where(keys > threshold, jnp.uint32(ALWAYS - 1), tied) + 1
+    return jnp.where(keys >= threshold, rank, 0), jnp.any(num_chosen > k)
 
   # Mostly every tied entry is wanted (a single one, that is), and one search is enough. Where not
   # they are ranked by index and searched again: a loop, so as to compile the search only once.

@@ -18,6 +18,7 @@ from experiments.files import read_json
 from tests.experiments.tiny import STEPS_PER_EPOCH, assert_same, checkpoint_steps, read_checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]
+PATHS = [str(ROOT), str(ROOT / "kernels")]  # for processes, as pytest has them
 DIGITS = "--config=configs/digits.py"
 
 
@@ -178,6 +179,7 @@ def start(tmp_path):
   def run(*arguments):
     environment = os.environ | {
       "XLA_FLAGS": "--xla_force_host_platform_device_count=1",
+      "PYTHONPATH": os.pathsep.join(PATHS),
       "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
     }
     process = subprocess.Popen(
@@ -246,7 +248,7 @@ def test_nothing_imports_tensorflow(tmp_path):
   process = subprocess.run(
     [sys.executable, "-c", code],
     cwd=ROOT,
-    env=os.environ | {"PYTHONPATH": str(tmp_path)},
+    env=os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), *PATHS])},
     capture_output=True,
     text=True,
     check=True,

@@ -154,14 +154,11 @@ def test_nothing_is_sparse_at_sparsity_zero(distribution, structure):
 
 
 def test_unstructured_budget_removes_rather_than_keeps():
-  # 100 - trunc(0.29 * 100) = 100 - 28, where trunc(100 * (1 - 0.29)) = trunc(71.0) = 71.
-  densities = {"w": 0.71}
-  kept = sx.allocate(params_of({"w": (10, 10)}), distribution=densities)
-  removed = sx.allocate(
-    params_of({"w": (10, 10)}), distribution=densities, structure="unstructured"
-  )
-  assert kept.budgets == {"w": 71}
-  assert removed.budgets == {"w": 100 - int((1 - 0.71) * 100)}
+  # Ten weights at a density of 0.35: trunc(3.5) = 3 stay, or trunc(6.5) = 6 go and 4 stay.
+  densities, params = {"w": 0.35}, params_of({"w": (5, 2)})
+  removed = sx.allocate(params, distribution=densities, structure="unstructured")
+  assert removed.budgets == {"w": 4}
+  assert sx.allocate(params, distribution=densities).budgets == {"w": 3}
 
 
 def test_mapping_and_function_give_densities():

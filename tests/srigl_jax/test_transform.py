@@ -149,11 +149,30 @@ def test_topology_update_follows_the_optimizers_step(accumulate):
       assert (np.asarray(expected) & ~mask).any()
 
 
+def test_inner_optimizer_sees_masked_gradients_only():
+  """As clipping by the global norm has it; elementwise optimizers would not tell."""
+  norm = optax.stateless(
+    lambda updates, _: jax.tree.map(lambda u: jnp.full_like(u, optax.global_norm(updates)), updates)
+  )
+  params = {"w": jnp.ones((8, 8)), "bias": jnp.zeros(3)}
+  tx = rigl(norm)
+  state = tx.init(params)
+  updates, _ = tx.update({"w": jnp.ones((8, 8)), "bias": jnp.zeros(3)}, state, params)
+  np.testing.assert_allclose(updates["bias"], np.sqrt(state.masks["w"].sum()), rtol=1e-6)
+
+
 def test_gradients_of_the_last_window_only_are_averaged():
   training = Training(srigl(SGD, update_every=4, update_until=20, grad_accumulation_steps=2))
   empty = lambda: not any(np.asarray(x).any() for x in training.state.grad_sum.values())
   # Steps 3 and 4 count toward the update after step 4, 7 and 8 toward the next.
   assert empty()
+  first = leaf_dict(helpers.gradients(training.params, 2))  # that of step 3
+  for _ in training.run(3):
+    pass
+  for path, total in training.state.grad_sum.items():
+    np.testing.assert_array_equal(total, first[path].astype(jnp.float32) / 2)
+
+  training = Training(training.tx)
   assert [empty() for _ in training.run(8)] == [True, True, False, True, True, True, False, True]
   assert not Training(srigl(SGD)).state.grad_sum
 
@@ -205,6 +224,13 @@ def test_drop_fraction_may_be_a_function_of_the_step():
     _, state = update({"w": jnp.where(before, 0.0, 1.0)}, state, params)
     pruned.append(int((before & ~state.masks["w"]).sum()))
   assert pruned == [0, 5, 0, 10]  # of 20: a quarter once 2 steps are done, half after 4
+
+
+@pytest.mark.parametrize(("every", "until"), [(1, 0), (5, 5)])
+def test_a_schedule_without_any_update(every, until):
+  training = Training(srigl(SGD, update_every=every, update_until=until))
+  masks = training.masks
+  assert not any(changed(masks, now.masks) for now in training.run(6))
 
 
 @pytest.mark.parametrize(

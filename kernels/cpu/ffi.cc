@@ -1,0 +1,223 @@
+// What the shared library exports: XLA FFI handlers, and C functions that Python calls by ctypes.
+
+#include <stdio.h>
+#include <string.h>
+
+#include <algorithm>
+#include <atomic>
+#include <exception>
+#include <memory>
+#include <string>
+#include <thread>
+
+#include "matmul.h"
+#include "pack.h"
+#include "xla/ffi/api/ffi.h"
+
+#define SRIGL_EXPORT extern "C" __attribute__((visibility("default")))
+
+namespace srigl {
+namespace {
+
+namespace ffi = xla::ffi;
+
+// Runs tasks on XLA's own thread pool. Nobody ever waits for a scheduled helper to *start*, only
+// for tasks that somebody is working on: the pool may be fully occupied by calls like this one.
+class PoolExecutor : public Executor {
+ public:
+  explicit PoolExecutor(ffi::ThreadPool pool) : pool_(pool) {}
+
+  int64_t num_threads() const override { return pool_.num_threads(); }
+
+  void Run(int64_t num_tasks, int64_t max_threads, void (*task)(const void*, int64_t),
+           const void* context) override {
+    const int64_t helpers = std::min(num_tasks, max_threads) - 1;
+    if (helpers <= 0) {
+      for (int64_t i = 0; i < num_tasks; ++i) task(context, i);
+      return;
+    }
+    // A helper may come when the call is over; then it finds no task, and touches nothing else.
+    auto job = std::make_shared<Job>();
+    job->num_tasks = num_tasks;
+    job->task = task;
+    job->context = context;
+    for (int64_t i = 0; i < helpers; ++i) {
+      pool_.Schedule([job] { job->Work(); });
+    }
+    job->Work();
+    for (int spins = 0; job->done.load(std::memory_order_acquire) < num_tasks; ++spins) {
+      if (spins > 10000) {
+        std::this_thread::yield();
+      } else {
+#if defined(__x86_64__)
+        __builtin_ia32_pause();
+#endif
+      }
+    }
+  }
+
+ private:
+  struct Job {
+    int64_t num_tasks;
+    void (*task)(const void*, int64_t);
+    const void* context;
+    std::atomic<int64_t> next{0};
+    std::atomic<int64_t> done{0};
+
+    void Work() {
+      for (;;) {
+        const int64_t i = next.fetch_add(1, std::memory_order_relaxed);
+        if (i >= num_tasks) return;
+        task(context, i);
+        done.fetch_add(1, std::memory_order_release);
+      }
+    }
+  };
+
+  ffi::ThreadPool pool_;
+};
+
+bool AsValueType(ffi::DataType type, ValueType* value_type) {
+  if (type == ffi::DataType::F32) *value_type = ValueType::kFloat32;
+  if (type == ffi::DataType::BF16) *value_type = ValueType::kBFloat16;
+  return type == ffi::DataType::F32 || type == ffi::DataType::BF16;
+}
+
+template <typename Buffer>
+Bytes AsBytes(const Buffer& buffer) {
+  return {buffer.untyped_data(), buffer.size_bytes()};
+}
+
+// x: [..., in]; bias: [out], or [0] for none; y: [..., out].
+ffi::Error CondensedMatMulHandler(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x,
+                                  ffi::Buffer<ffi::U8> tile_pattern, ffi::AnyBuffer tile_values,
+                                  ffi::Buffer<ffi::U8> window_pattern,
+                                  ffi::AnyBuffer window_values, ffi::Buffer<ffi::F32> bias,
+                                  ffi::ResultBuffer<ffi::F32> y, int64_t activation) {
+  const auto x_dims = x.dimensions();
+  const auto y_dims = y->dimensions();
+  if (x_dims.size() < 1 || y_dims.size() != x_dims.size() ||
+      !std::equal(x_dims.begin(), x_dims.end() - 1, y_dims.begin())) {
+    return ffi::Error::InvalidArgument("x and y must have the same leading dimensions.");
+  }
+  if (activation < 0 || activation > static_cast<int64_t>(Activation::kGelu)) {
+    return ffi::Error::InvalidArgument("Unknown activation.");
+  }
+  MatMul call = {};
+  call.in_features = x_dims.back();
+  call.out_features = y_dims.back();
+  call.batch = 1;
+  for (size_t i = 0; i + 1 < x_dims.size(); ++i) call.batch *= x_dims[i];
+  const int64_t bias_size = static_cast<int64_t>(bias.element_count());
+  if (bias_size != 0 && bias_size != call.out_features) {
+    return ffi::Error::InvalidArgument("The bias must have one number per output, or none.");
+  }
+  call.x = x.typed_data();
+  call.y = y->typed_data();
+  call.bias = bias_size == 0 ? nullptr : bias.typed_data();
+  call.activation = static_cast<Activation>(activation);
+
+  PackedLayer layer = {AsBytes(tile_pattern), AsBytes(tile_values), AsBytes(window_pattern),
+                       AsBytes(window_values), ValueType::kFloat32};
+  if (!AsValueType(tile_values.element_type(), &layer.value_type) ||
+      window_values.element_type() != tile_values.element_type()) {
+    return ffi::Error::InvalidArgument("Packed values must all be float32, or all bfloat16.");
+  }
+  PoolExecutor executor(pool);
+  if (const char* error = CondensedMatMul(layer, call, &executor)) {
+    return ffi::Error::InvalidArgument(std::string("Packed layer: ") + error + ".");
+  }
+  return ffi::Error::Success();
+}
+
+// Copies a message into a caller's buffer.
+void Report(const std::string& message, char* buffer, int64_t size) {
+  if (size > 0) snprintf(buffer, static_cast<size_t>(size), "%s", message.c_str());
+}
+
+// Both patterns of a layer and their values; Python copies them out and frees this.
+struct PackResult {
+  Pattern patterns[2];
+  std::vector<uint8_t> values[2];
+};
+
+}  // namespace
+}  // namespace srigl
+
+SRIGL_EXPORT XLA_FFI_Error* srigl_condensed_matmul(XLA_FFI_CallFrame* frame);
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(srigl_condensed_matmul, srigl::CondensedMatMulHandler,
+                              xla::ffi::Ffi::Bind()
+                                  .Ctx<xla::ffi::ThreadPool>()
+                                  .Arg<xla::ffi::Buffer<xla::ffi::F32>>()  // x
+                                  .Arg<xla::ffi::Buffer<xla::ffi::U8>>()   // tile pattern
+                                  .Arg<xla::ffi::AnyBuffer>()              // tile values
+                                  .Arg<xla::ffi::Buffer<xla::ffi::U8>>()   // window pattern
+                                  .Arg<xla::ffi::AnyBuffer>()              // window values
+                                  .Arg<xla::ffi::Buffer<xla::ffi::F32>>()  // bias
+                                  .Ret<xla::ffi::Buffer<xla::ffi::F32>>()  // y
+                                  .Attr<int64_t>("activation"));
+
+// Name of the CPU target in use.
+SRIGL_EXPORT const char* srigl_isa() { return srigl::IsaName(srigl::CurrentIsa()); }
+
+// Uses the named CPU target from now on; 0 when it is unknown or the CPU does not support it.
+SRIGL_EXPORT int32_t srigl_set_isa(const char* name) {
+  for (int i = 0; i < srigl::kNumIsas; ++i) {
+    const auto isa = static_cast<srigl::Isa>(i);
+    if (strcmp(name, srigl::IsaName(isa)) == 0) return srigl::SetIsa(isa) ? 1 : 0;
+  }
+  return 0;
+}
+
+// Packs a layer: the tile pattern always, the window pattern when `windows` is not 0. Returns
+// nullptr and a message when the layer is not valid or memory runs out.
+SRIGL_EXPORT void* srigl_pack(const void* values, const int32_t* indices, const int32_t* active,
+                              int32_t bfloat16, int64_t num_active, int64_t fan_in,
+                              int64_t in_features, int64_t out_features, int32_t windows,
+                              char* message, int64_t message_size) {
+  try {
+    const srigl::Condensed layer = {
+        values, indices, active,
+        bfloat16 ? srigl::ValueType::kBFloat16 : srigl::ValueType::kFloat32,
+        num_active, fan_in, in_features, out_features};
+    const std::string error = srigl::CheckCondensed(layer);
+    if (!error.empty()) {
+      srigl::Report(error, message, message_size);
+      return nullptr;
+    }
+    auto result = std::make_unique<srigl::PackResult>();
+    result->patterns[0] = srigl::PackTiles(layer);
+    if (windows) result->patterns[1] = srigl::PackWindows(layer);
+    for (int i = 0; i < 2; ++i) result->values[i] = GatherValues(layer, result->patterns[i]);
+    return result.release();
+  } catch (const std::exception& e) {
+    srigl::Report(e.what(), message, message_size);
+    return nullptr;
+  }
+}
+
+// Sizes in bytes: tile pattern, tile values, window pattern, window values.
+SRIGL_EXPORT void srigl_pack_sizes(const void* result, int64_t* sizes) {
+  const auto& packed = *static_cast<const srigl::PackResult*>(result);
+  for (int i = 0; i < 2; ++i) {
+    sizes[2 * i] = static_cast<int64_t>(packed.patterns[i].bytes.size());
+    sizes[2 * i + 1] = static_cast<int64_t>(packed.values[i].size());
+  }
+}
+
+// Copies the four byte strings into buffers of these sizes.
+SRIGL_EXPORT void srigl_pack_copy(const void* result, void* const* buffers) {
+  const auto& packed = *static_cast<const srigl::PackResult*>(result);
+  const auto copy = [](void* to, const std::vector<uint8_t>& from) {
+    if (!from.empty()) memcpy(to, from.data(), from.size());
+  };
+  for (int i = 0; i < 2; ++i) {
+    copy(buffers[2 * i], packed.patterns[i].bytes);
+    copy(buffers[2 * i + 1], packed.values[i]);
+  }
+}
+
+SRIGL_EXPORT void srigl_pack_free(void* result) {
+  delete static_cast<srigl::PackResult*>(result);
+}

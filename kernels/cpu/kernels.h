@@ -1,0 +1,56 @@
+// What every CPU target provides: a table of kernels. One translation unit per target.
+
+#ifndef SRIGL_KERNELS_CPU_KERNELS_H_
+#define SRIGL_KERNELS_CPU_KERNELS_H_
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include "layout.h"
+
+namespace srigl {
+
+enum class Activation : int32_t { kNone = 0, kRelu = 1, kGelu = 2 };  // gelu: tanh form
+
+// y[b, o] = activation(sum + bias[o]); row-major x [batch, in], y [batch, out].
+struct MatMul {
+  const float* x;
+  const float* bias;  // [out] or nullptr
+  float* y;
+  int64_t batch;
+  int64_t in_features;
+  int64_t out_features;
+  Activation activation;
+};
+
+inline constexpr int kMaxLanes = 64;    // batch rows of a tile
+inline constexpr int kMaxPanels = 16;   // panels of one tile task: bounds the scratch memory
+inline constexpr size_t kScratchFloats =
+    (kMaxBlockColumns + (kMaxPanels + 1) * kPanelRows) * size_t{kMaxLanes};
+
+struct Kernels {
+  const char* name;
+
+  // Batch rows [row_begin, row_end), at most kMaxLanes, and panels [panel_begin, panel_end), at
+  // most kMaxPanels; writes every output these panels own. `scratch`: kScratchFloats, 64-aligned.
+  void (*tile)(const TileView& view, const MatMul& call, int64_t row_begin, int64_t row_end,
+               int64_t panel_begin, int64_t panel_end, float* scratch);
+
+  // Batch rows [row_begin, row_end), groups [group_begin, group_end), and every output they own.
+  // nullptr where the target has no two-register permutation.
+  void (*window)(const WindowView& view, const MatMul& call, int64_t row_begin, int64_t row_end,
+                 int64_t group_begin, int64_t group_end);
+
+  // y = activation(bias) for batch rows [row_begin, row_end): a layer without active neurons.
+  void (*constant)(const MatMul& call, int64_t row_begin, int64_t row_end);
+};
+
+extern const Kernels kGenericKernels;
+#if defined(__x86_64__)
+extern const Kernels kAvx2Kernels;
+extern const Kernels kAvx512Kernels;
+#endif
+
+}  // namespace srigl
+
+#endif  // SRIGL_KERNELS_CPU_KERNELS_H_

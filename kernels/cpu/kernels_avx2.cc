@@ -1,0 +1,11 @@
+// Kernels for x86-64 with AVX2 and FMA.
+
+#define SRIGL_TARGET avx2
+#define SRIGL_WIDTH 8
+#include "tile-inl.h"
+
+namespace srigl {
+
+const Kernels kAvx2Kernels = {"avx2", avx2::TileOfAny, nullptr, avx2::Constant};
+
+}  // namespace srigl

@@ -1,0 +1,11 @@
+// Kernels for any CPU: four-lane vectors as the compiler provides them.
+
+#define SRIGL_TARGET generic
+#define SRIGL_WIDTH 4
+#include "tile-inl.h"
+
+namespace srigl {
+
+const Kernels kGenericKernels = {"generic", generic::TileOfAny, nullptr, generic::Constant};
+
+}  // namespace srigl

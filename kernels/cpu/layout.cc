@@ -1,0 +1,193 @@
+#include "layout.h"
+
+#include <string.h>
+
+namespace srigl {
+namespace {
+
+constexpr int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// Adds up sections, noticing overflow.
+class Cursor {
+ public:
+  size_t Add(int64_t count, size_t bytes) {
+    const size_t begin = end_;
+    size_t size;
+    if (count < 0 || __builtin_mul_overflow(static_cast<size_t>(count), bytes, &size) ||
+        size > (size_t{1} << 62) || __builtin_add_overflow(end_, size, &end_) ||
+        end_ > (size_t{1} << 62)) {
+      ok_ = false;
+      end_ = 0;
+      return 0;
+    }
+    end_ = (end_ + kSectionBytes - 1) / kSectionBytes * kSectionBytes;
+    return begin;
+  }
+  size_t end() const { return end_; }
+  bool ok() const { return ok_; }
+
+ private:
+  size_t end_ = 0;
+  bool ok_ = true;
+};
+
+bool SaneHeader(const PatternHeader& header) {
+  return header.in_features >= 0 && header.out_features >= 0 && header.num_active >= 0 &&
+         header.num_active <= header.out_features && header.num_values >= 0 &&
+         header.num_packets >= 0 && header.num_masks >= 0;
+}
+
+template <typename T>
+const T* Section(const void* data, size_t begin) {
+  return reinterpret_cast<const T*>(static_cast<const char*>(data) + begin);
+}
+
+// Checks what both patterns share, and reads the header (the buffer may be unaligned: refused, as
+// the sections are read in place).
+const char* ReadHeader(Bytes pattern, Bytes values, ValueType type, uint32_t magic,
+                       PatternHeader* header) {
+  if (pattern.size < sizeof(PatternHeader)) return "the pattern is shorter than its header";
+  if (reinterpret_cast<uintptr_t>(pattern.data) % alignof(int64_t) != 0 ||
+      reinterpret_cast<uintptr_t>(values.data) % ValueBytes(type) != 0) {
+    return "the pattern or its values are not aligned";
+  }
+  memcpy(header, pattern.data, sizeof(PatternHeader));
+  if (header->magic != magic) return "the pattern is of another kind or format version";
+  if (!SaneHeader(*header)) return "the pattern's header is out of range";
+  if (static_cast<uint64_t>(header->num_values) > values.size / ValueBytes(type) ||
+      values.size != static_cast<size_t>(header->num_values) * ValueBytes(type)) {
+    return "the pattern and its values differ in size";
+  }
+  return nullptr;
+}
+
+}  // namespace
+
+bool TileLayout(const PatternHeader& header, TileSections* sections) {
+  if (!SaneHeader(header) || header.block_columns < 1 ||
+      header.block_columns > kMaxBlockColumns) {
+    return false;
+  }
+  const int64_t blocks = CeilDiv(header.in_features, header.block_columns);
+  const int64_t panels = CeilDiv(header.num_active, kPanelRows);
+  int64_t tables;
+  if (__builtin_mul_overflow(blocks, panels, &tables) || tables > (int64_t{1} << 50)) return false;
+  Cursor cursor;
+  cursor.Add(1, sizeof(PatternHeader));
+  sections->starts = cursor.Add(tables + 1, sizeof(int64_t));
+  sections->panel_outputs = cursor.Add(panels + 1, sizeof(int32_t));
+  sections->rows = cursor.Add(tables * kPanelRows, sizeof(TileRow));
+  sections->output_rows = cursor.Add(header.out_features, sizeof(int32_t));
+  sections->columns = cursor.Add(header.num_values, 1);
+  sections->total = cursor.end();
+  return cursor.ok();
+}
+
+bool WindowLayout(const PatternHeader& header, WindowSections* sections) {
+  if (!SaneHeader(header) || header.num_values % kGroupRows != 0) return false;
+  Cursor cursor;
+  cursor.Add(1, sizeof(PatternHeader));
+  sections->groups = cursor.Add(CeilDiv(header.num_active, kGroupRows) + 1, sizeof(WindowGroup));
+  sections->headers = cursor.Add(header.num_packets, sizeof(WindowHeader));
+  sections->masks = cursor.Add(header.num_masks, sizeof(uint16_t));
+  sections->columns = cursor.Add(header.num_values, 1);
+  sections->total = cursor.end();
+  return cursor.ok();
+}
+
+const char* ParseTile(Bytes pattern, Bytes values, ValueType type, TileView* view) {
+  PatternHeader header;
+  if (const char* error = ReadHeader(pattern, values, type, kTileMagic, &header)) return error;
+  TileSections sections;
+  if (!TileLayout(header, &sections)) return "the tile pattern's header is out of range";
+  if (sections.total != pattern.size) return "the tile pattern's size does not match its header";
+  view->in_features = header.in_features;
+  view->out_features = header.out_features;
+  view->num_active = header.num_active;
+  view->block_columns = header.block_columns;
+  view->num_blocks = CeilDiv(header.in_features, header.block_columns);
+  view->num_panels = CeilDiv(header.num_active, kPanelRows);
+  view->num_values = header.num_values;
+  view->starts = Section<int64_t>(pattern.data, sections.starts);
+  view->panel_outputs = Section<int32_t>(pattern.data, sections.panel_outputs);
+  view->rows = Section<TileRow>(pattern.data, sections.rows);
+  view->output_rows = Section<int32_t>(pattern.data, sections.output_rows);
+  view->columns = Section<uint8_t>(pattern.data, sections.columns);
+  view->values = values.data;
+  view->value_type = type;
+
+  const int64_t tables = view->num_blocks * view->num_panels;
+  int64_t previous = 0;
+  for (int64_t i = 0; i <= tables; ++i) {
+    if (view->starts[i] < previous) return "the tile pattern's starts are not ascending";
+    previous = view->starts[i];
+  }
+  if (view->starts[0] != 0 || previous != view->num_values) {
+    return "the tile pattern's starts do not cover its values";
+  }
+  int64_t output = 0;
+  for (int64_t p = 0; p <= view->num_panels; ++p) {
+    if (view->panel_outputs[p] < output) return "the tile pattern's outputs are not ascending";
+    output = view->panel_outputs[p];
+  }
+  if (view->panel_outputs[0] != 0 || (view->num_panels > 0 && output != view->out_features)) {
+    return "the tile pattern's panels do not cover the outputs";
+  }
+  return nullptr;
+}
+
+const char* ParseWindow(Bytes pattern, Bytes values, ValueType type, WindowView* view) {
+  PatternHeader header;
+  if (const char* error = ReadHeader(pattern, values, type, kWindowMagic, &header)) return error;
+  WindowSections sections;
+  if (!WindowLayout(header, &sections)) return "the window pattern's header is out of range";
+  if (sections.total != pattern.size) return "the window pattern's size does not match its header";
+  view->in_features = header.in_features;
+  view->out_features = header.out_features;
+  view->num_active = header.num_active;
+  view->num_groups = CeilDiv(header.num_active, kGroupRows);
+  view->groups = Section<WindowGroup>(pattern.data, sections.groups);
+  view->headers = Section<WindowHeader>(pattern.data, sections.headers);
+  view->masks = Section<uint16_t>(pattern.data, sections.masks);
+  view->columns = Section<uint8_t>(pattern.data, sections.columns);
+  view->values = values.data;
+  view->value_type = type;
+
+  const int64_t num_steps = header.num_values / kGroupRows;
+  // Every difference is taken between numbers already known to lie in [0, 2^62).
+  for (int64_t g = 0; g <= view->num_groups; ++g) {
+    const WindowGroup& group = view->groups[g];
+    if (group.packet_begin < 0 || group.packet_begin > header.num_packets ||
+        group.step_begin < 0 || group.step_begin > num_steps || group.mask_begin < 0 ||
+        group.mask_begin > header.num_masks || group.output_begin < 0 ||
+        group.output_begin > header.out_features || group.num_packets4 < 0 ||
+        group.num_packets2 < 0) {
+      return "the window pattern's groups are out of range";
+    }
+    if (g == 0) continue;
+    const WindowGroup& last = view->groups[g - 1];
+    const int64_t packets4 = last.num_packets4, packets2 = last.num_packets2;
+    const int64_t packets1 = group.packet_begin - last.packet_begin - packets4 - packets2;
+    if (packets1 < 0 ||
+        group.step_begin - last.step_begin != 4 * packets4 + 2 * packets2 + packets1 ||
+        group.output_begin < last.output_begin ||
+        group.mask_begin - last.mask_begin !=
+            CeilDiv(group.output_begin - last.output_begin, kGroupRows)) {
+      return "the window pattern's groups do not fit together";
+    }
+  }
+  const WindowGroup& first = view->groups[0];
+  const WindowGroup& end = view->groups[view->num_groups];
+  if (first.packet_begin != 0 || first.step_begin != 0 || first.mask_begin != 0 ||
+      first.output_begin != 0 || end.packet_begin != header.num_packets ||
+      end.step_begin != num_steps || end.mask_begin != header.num_masks ||
+      (view->num_groups > 0 && end.output_begin != header.out_features)) {
+    return "the window pattern's groups do not cover it";
+  }
+  if (header.num_packets > 0 && header.in_features < 1) {
+    return "the window pattern's header is out of range";
+  }
+  return nullptr;
+}
+
+}  // namespace srigl

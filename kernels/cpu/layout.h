@@ -1,0 +1,133 @@
+// The packed form of a condensed layer: two byte strings ("patterns") and their values.
+//
+// A packed layer is data: it may come from a file, and nobody promises that it was not changed.
+// Therefore no content of a pattern may lead a kernel out of bounds. Three means, by cost:
+//   * sizes: a pattern's header determines the size of every section; `Parse` compares them with
+//     the sizes of the buffers, so a view never points outside its buffer;
+//   * tables (a few entries per group or panel) are checked by `Parse`, in every call;
+//   * what there is one of per weight or per packet cannot be wrong: a column is one byte that
+//     indexes 256 rows of scratch memory or 32 lanes of a register pair; a row is masked to its
+//     panel; a window's start and a row's count are clamped by the kernel (one instruction).
+// A changed pattern gives wrong numbers or an error, nothing worse.
+//
+// Tile pattern, for every batch size and CPU target (see tile-inl.h):
+//   The inputs are cut into blocks of `block_columns` (at most 256), the active neurons ("rows")
+//   into panels of 64. The weights of a (block, panel) lie together, row by row, the rows sorted
+//   by their count so that trip counts repeat.
+//
+// Window pattern, for small batches on AVX-512 (see kernels_avx512.cc):
+//   Sixteen rows make a group, one per lane. A packet of T steps (4, 2 or 1) holds T weights of
+//   every row whose columns lie in two windows of 16 columns; a step's weight finds its input with
+//   one two-register permutation. Rows have equal fan-in, so the packer can fill packets nearly
+//   completely by choosing windows in a good order (see pack.cc).
+
+#ifndef SRIGL_KERNELS_CPU_LAYOUT_H_
+#define SRIGL_KERNELS_CPU_LAYOUT_H_
+
+#include <stddef.h>
+#include <stdint.h>
+
+namespace srigl {
+
+inline constexpr int kPanelRows = 64;         // rows of a panel
+inline constexpr int kMaxBlockColumns = 256;  // a column within a block is one byte
+inline constexpr int kGroupRows = 16;         // rows of a window group: the lanes of a register
+inline constexpr int kWindowColumns = 16;     // columns of one window
+inline constexpr int kSectionBytes = 64;      // sections start at multiples of this
+
+inline constexpr uint32_t kTileMagic = 0x31545253;    // "SRT1"
+inline constexpr uint32_t kWindowMagic = 0x31575253;  // "SRW1"
+
+enum class ValueType : int32_t { kFloat32 = 0, kBFloat16 = 1 };
+
+constexpr size_t ValueBytes(ValueType type) { return type == ValueType::kFloat32 ? 4 : 2; }
+
+// First bytes of either pattern.
+struct PatternHeader {
+  uint32_t magic;
+  int32_t in_features;
+  int32_t out_features;
+  int32_t num_active;
+  int32_t block_columns;  // tile pattern; 0 in a window pattern
+  int32_t reserved;
+  int64_t num_values;   // tile: weights; window: steps * 16
+  int64_t num_packets;  // window pattern; 0 in a tile pattern
+  int64_t num_masks;    // window pattern; 0 in a tile pattern
+};
+
+// One row of a (block, panel): which row of the panel, and how many weights follow.
+struct TileRow {
+  uint16_t row;
+  uint16_t count;
+};
+
+// One group of sixteen rows; an entry after the last group closes the ranges.
+struct WindowGroup {
+  int64_t packet_begin;
+  int64_t step_begin;
+  int64_t mask_begin;  // one mask per 16 outputs of [output_begin, next.output_begin)
+  int32_t output_begin;
+  int32_t num_packets4;  // packets of four steps, then of two, then of one
+  int32_t num_packets2;
+  int32_t reserved;
+};
+
+// Start columns of a packet's two windows.
+struct WindowHeader {
+  uint32_t start[2];
+};
+
+struct TileView {
+  int64_t in_features;
+  int64_t out_features;
+  int64_t num_active;
+  int64_t block_columns;
+  int64_t num_blocks;
+  int64_t num_panels;
+  int64_t num_values;
+  const int64_t* starts;         // [num_blocks * num_panels + 1] first weight of a (block, panel)
+  const int32_t* panel_outputs;  // [num_panels + 1] first output that a panel writes
+  const TileRow* rows;           // [num_blocks, num_panels, kPanelRows]
+  const int32_t* output_rows;    // [out_features] row of an output, -1 when it is ablated
+  const uint8_t* columns;        // [num_values]
+  const void* values;            // [num_values]
+  ValueType value_type;
+};
+
+struct WindowView {
+  int64_t in_features;
+  int64_t out_features;
+  int64_t num_active;
+  int64_t num_groups;
+  const WindowGroup* groups;    // [num_groups + 1]
+  const WindowHeader* headers;  // [num_packets]
+  const uint16_t* masks;        // [num_masks] bit i: output i of the sixteen is active
+  const uint8_t* columns;       // [num_packets][lane][step]: bit 4 chooses the window
+  const void* values;           // [num_packets][step][lane]
+  ValueType value_type;
+};
+
+// A read-only buffer.
+struct Bytes {
+  const void* data;
+  size_t size;
+};
+
+// Fills `view` from a pattern and its values. Returns nullptr, or what is wrong.
+const char* ParseTile(Bytes pattern, Bytes values, ValueType type, TileView* view);
+const char* ParseWindow(Bytes pattern, Bytes values, ValueType type, WindowView* view);
+
+// Size of a pattern with this header and, section by section, where it begins; false when the
+// header makes no sense.
+struct TileSections {
+  size_t starts, panel_outputs, rows, output_rows, columns, total;
+};
+struct WindowSections {
+  size_t groups, headers, masks, columns, total;
+};
+bool TileLayout(const PatternHeader& header, TileSections* sections);
+bool WindowLayout(const PatternHeader& header, WindowSections* sections);
+
+}  // namespace srigl
+
+#endif  // SRIGL_KERNELS_CPU_LAYOUT_H_

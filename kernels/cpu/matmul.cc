@@ -1,0 +1,216 @@
+#include "matmul.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <algorithm>
+#include <atomic>
+#include <memory>
+#include <new>
+
+namespace srigl {
+namespace {
+
+constexpr const char* kIsaNames[kNumIsas] = {"generic", "avx2", "avx512"};
+
+int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+const Kernels& KernelsOf(Isa isa) {
+#if defined(__x86_64__)
+  if (isa == Isa::kAvx512) return kAvx512Kernels;
+  if (isa == Isa::kAvx2) return kAvx2Kernels;
+#endif
+  (void)isa;
+  return kGenericKernels;
+}
+
+Isa InitialIsa() {
+  Isa best = Isa::kGeneric;
+  for (const Isa isa : {Isa::kAvx2, Isa::kAvx512}) {
+    if (IsaSupported(isa)) best = isa;
+  }
+  const char* name = getenv("SRIGL_ISA");
+  if (name == nullptr || name[0] == '\0') return best;
+  for (int i = 0; i < kNumIsas; ++i) {
+    if (strcmp(name, kIsaNames[i]) == 0 && IsaSupported(static_cast<Isa>(i))) {
+      return static_cast<Isa>(i);
+    }
+  }
+  fprintf(stderr, "SRIGL_ISA=%s is not a target of this CPU (generic, avx2, avx512): using %s.\n",
+          name, IsaName(best));
+  return best;
+}
+
+std::atomic<Isa>& IsaInUse() {
+  static std::atomic<Isa> isa{InitialIsa()};
+  return isa;
+}
+
+// Scratch memory of the calling thread (344 KB), kept for the thread's life.
+float* Scratch() {
+  struct Free {
+    void operator()(float* p) const { ::operator delete(p, std::align_val_t{64}); }
+  };
+  thread_local std::unique_ptr<float, Free> scratch(static_cast<float*>(
+      ::operator new(kScratchFloats * sizeof(float), std::align_val_t{64})));
+  return scratch.get();
+}
+
+// A call cut into tasks: first the tiles (batch rows [0, tile_rows), the panels split into ranges),
+// then the windows (the other rows, the groups split into ranges).
+struct Plan {
+  MatMul call;
+  const Kernels* kernels;
+  TileView tiles;
+  int64_t tile_rows;
+  int64_t lanes;  // batch rows of a tile
+  int64_t panel_ranges, panels_per_task;
+  int64_t tile_tasks;
+  WindowView windows;
+  int64_t groups_per_task;
+  int64_t window_tasks;
+};
+
+void RunTask(const void* context, int64_t task) {
+  const Plan& plan = *static_cast<const Plan*>(context);
+  if (task < plan.tile_tasks) {
+    const int64_t row = task / plan.panel_ranges * plan.lanes;
+    const int64_t panel = task % plan.panel_ranges * plan.panels_per_task;
+    plan.kernels->tile(plan.tiles, plan.call, row, std::min(row + plan.lanes, plan.tile_rows),
+                       panel, std::min(panel + plan.panels_per_task, plan.tiles.num_panels),
+                       Scratch());
+    return;
+  }
+  const int64_t group = (task - plan.tile_tasks) * plan.groups_per_task;
+  plan.kernels->window(plan.windows, plan.call, plan.tile_rows, plan.call.batch, group,
+                       std::min(group + plan.groups_per_task, plan.windows.num_groups));
+}
+
+// Splits the panels into ranges until there are two tasks per thread. Of one to four
+// tasks, two were fastest on four busy cores, if not by much: with one, who comes late ends late,
+// and with more, every range packs the inputs of its tile again.
+void PlanTiles(int64_t threads, Plan* plan) {
+  const int64_t panels = plan->tiles.num_panels;
+  const int64_t tiles = CeilDiv(plan->tile_rows, plan->lanes);
+  int64_t ranges = CeilDiv(panels, kMaxPanels);
+  while (ranges < panels && tiles * ranges < 2 * threads) ++ranges;
+  plan->panels_per_task = CeilDiv(panels, ranges);
+  plan->panel_ranges = CeilDiv(panels, plan->panels_per_task);
+  plan->tile_tasks = tiles * plan->panel_ranges;
+}
+
+void PlanWindows(int64_t threads, Plan* plan) {
+  const int64_t groups = plan->windows.num_groups;
+  plan->groups_per_task = CeilDiv(groups, threads == 1 ? 1 : 2 * threads);
+  plan->window_tasks = CeilDiv(groups, plan->groups_per_task);
+}
+
+// Windows cost in proportion to the batch rows and to their padding, tiles of up to 16 rows the
+// same for each number of rows. So many rows of unpadded windows cost as much as a tile.
+constexpr int64_t kMaxWindowRows = 12;
+
+// Batch rows that go through windows: none, or what is left when the others fill whole tiles.
+int64_t WindowRows(const PackedLayer& layer, const Kernels& kernels, int64_t batch) {
+  const int64_t rows = batch % kMaxLanes;
+  if (kernels.window == nullptr || layer.window_pattern.size == 0 || rows > kMaxWindowRows) {
+    return 0;
+  }
+  const size_t padded = layer.window_values.size, unpadded = layer.tile_values.size;
+  return rows == 1 || padded / kMaxWindowRows * rows <= unpadded ? rows : 0;
+}
+
+// Weights times rows per thread: some 15 us of windows. Single measurements at batch 1 (236,000
+// weights, four cores that were not idle): 30 us on one thread, 20 on two, 26 on three. To be
+// measured again on an idle machine; on an overloaded one the second thread may cost time.
+constexpr int64_t kWorkPerThread = 200000;
+
+}  // namespace
+
+const char* IsaName(Isa isa) { return kIsaNames[static_cast<int>(isa)]; }
+
+bool IsaSupported(Isa isa) {
+  if (isa == Isa::kGeneric) return true;
+#if defined(__x86_64__)
+  __builtin_cpu_init();
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+  if (isa == Isa::kAvx2) return avx2;
+  if (isa == Isa::kAvx512) {
+    return avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+           __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+  }
+#endif
+  return false;
+}
+
+Isa CurrentIsa() { return IsaInUse().load(std::memory_order_relaxed); }
+
+bool SetIsa(Isa isa) {
+  if (static_cast<int>(isa) < 0 || static_cast<int>(isa) >= kNumIsas || !IsaSupported(isa)) {
+    return false;
+  }
+  IsaInUse().store(isa, std::memory_order_relaxed);
+  return true;
+}
+
+void SerialExecutor::Run(int64_t num_tasks, int64_t, void (*task)(const void*, int64_t),
+                         const void* context) {
+  for (int64_t i = 0; i < num_tasks; ++i) task(context, i);
+}
+
+const char* CondensedMatMul(const PackedLayer& layer, const MatMul& call, Executor* executor) {
+  Plan plan = {};
+  plan.call = call;
+  plan.kernels = &KernelsOf(CurrentIsa());
+  if (call.batch < 0 || call.in_features < 0 || call.out_features < 0) {
+    return "a size is negative";
+  }
+
+  const int64_t window_rows = WindowRows(layer, *plan.kernels, call.batch);
+  const bool use_windows = window_rows > 0;
+  plan.tile_rows = call.batch - window_rows;
+
+  // Only what this call reads is checked.
+  const auto fits = [&call](const auto& view) {
+    return view.in_features == call.in_features && view.out_features == call.out_features;
+  };
+  if (plan.tile_rows > 0 || !use_windows) {
+    const char* error =
+        ParseTile(layer.tile_pattern, layer.tile_values, layer.value_type, &plan.tiles);
+    if (error != nullptr) return error;
+    if (!fits(plan.tiles)) return "x, y and the tile pattern differ in their features";
+  }
+  if (use_windows) {
+    const char* error =
+        ParseWindow(layer.window_pattern, layer.window_values, layer.value_type, &plan.windows);
+    if (error != nullptr) return error;
+    if (!fits(plan.windows)) return "x, y and the window pattern differ in their features";
+  }
+
+  const int64_t weights = std::max(layer.tile_values.size, layer.window_values.size) /
+                          ValueBytes(layer.value_type);
+  const double work = static_cast<double>(weights) * static_cast<double>(call.batch);
+  const int64_t threads = static_cast<int64_t>(std::min<double>(
+      static_cast<double>(std::max<int64_t>(executor->num_threads(), 1)),
+      1.0 + work / kWorkPerThread));
+  if (plan.tile_rows > 0) {
+    plan.lanes = plan.tiles.block_columns <= kMaxBlockColumns / 2 ? kMaxLanes : kMaxLanes / 2;
+    if (plan.tiles.num_active == 0) {
+      plan.kernels->constant(call, 0, plan.tile_rows);
+    } else {
+      PlanTiles(threads, &plan);
+    }
+  }
+  if (use_windows) {
+    if (plan.windows.num_active == 0) {
+      plan.kernels->constant(call, plan.tile_rows, call.batch);
+    } else {
+      PlanWindows(threads, &plan);
+    }
+  }
+  const int64_t tasks = plan.tile_tasks + plan.window_tasks;
+  if (tasks > 0) executor->Run(tasks, threads, RunTask, &plan);
+  return nullptr;
+}
+
+}  // namespace srigl
