@@ -2,6 +2,9 @@
 
 import contextlib
 import gc
+import os
+import subprocess
+import sys
 import warnings
 from pathlib import Path
 from typing import NamedTuple
@@ -12,6 +15,7 @@ import numpy as np
 import pytest
 
 from experiments.checkpoint import Checkpoints
+from experiments.steps import replicate
 
 # What the reader leaves behind when it fails complains on being collected.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
@@ -119,6 +123,29 @@ DAMAGES = [truncate_data, change_data, remove_data, truncate_metadata, empty_eve
 def test_the_latest_comes_back_as_it_was(tmp_path):
   save(tmp_path, {4: None, 7: 0.9, 12: None})
   assert_state(restore(tmp_path), 12)
+
+
+RESTORE_ON_ONE_DEVICE = """
+import sys, pathlib, jax
+from experiments.checkpoint import Checkpoints
+
+assert jax.device_count() == 1
+checkpoints = Checkpoints(pathlib.Path(sys.argv[1]), keep=1)
+print(checkpoints.restore({"a": jax.numpy.zeros(3)})["a"].tolist())
+"""
+
+
+def test_fewer_devices_can_read_what_more_have_saved(tmp_path):
+  with opened(tmp_path) as checkpoints:
+    checkpoints.save(1, replicate({"a": jnp.arange(3.0)}), None)
+  process = subprocess.run(
+    [sys.executable, "-W", "error::UserWarning", "-c", RESTORE_ON_ONE_DEVICE, str(tmp_path)],
+    cwd=Path(__file__).parents[2],
+    env=os.environ | {"XLA_FLAGS": ""},
+    capture_output=True,
+    text=True,
+  )
+  assert process.stdout == "[0.0, 1.0, 2.0]\n", process.stderr
 
 
 def test_nothing_to_restore(tmp_path):

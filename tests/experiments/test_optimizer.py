@@ -11,6 +11,7 @@ import pytest
 import srigl_jax as sx
 from configs import base
 from experiments.optimizer import learning_rate, make_method, make_optimizer
+from tests.experiments.tiny import quick_compiler
 
 RNG = np.random.default_rng(0)
 START = RNG.normal(size=(4, 3))
@@ -150,10 +151,13 @@ def test_every_optimizer_descends_and_decays(name):
 
 
 def test_clipping_bounds_the_norm_before_momentum():
-  config = optimizer_config(clip_norm=1.0, weight_decay=0.0, learning_rate=1.0, momentum=0.0)
-  grads = 100 * GRADS[:1]
-  found = START - descend(config, grads=grads)[0]
-  np.testing.assert_allclose(found, grads[0] / np.linalg.norm(grads[0]), rtol=1e-5, atol=1e-6)
+  config = optimizer_config(
+    clip_norm=1.0, weight_decay=0.0, learning_rate=0.1, momentum=0.9, nesterov=False
+  )
+  grads = 100 * GRADS[:2]
+  first, second = (g / np.linalg.norm(g) for g in grads)
+  expected = START - 0.1 * first - 0.1 * (0.9 * first + second)
+  np.testing.assert_allclose(descend(config, grads=grads)[1], expected, rtol=1e-5, atol=1e-6)
 
 
 def test_clipping_sees_masked_gradients():
@@ -178,19 +182,20 @@ PARAMS = {
 }
 
 
-def mask_history(num_steps=10, **changes):
+def mask_history(num_steps=10, *, rate=0.1, seed=0, gradient_seed=1, **changes):
   """The masks at the start and after each step under random gradients."""
   defaults = {"sparsity": 0.5, "update_every_steps": 2, "drop_fraction": 0.9}
   config = method_config(**defaults | changes)
-  tx = make_method(config, optax.sgd(0.1), total_steps=num_steps, seed=0)
+  tx = make_method(config, optax.sgd(rate), total_steps=num_steps, seed=seed)
   state = tx.init(PARAMS)
   params = sx.apply_masks(PARAMS, sx.get_masks(state))
   history = [sx.get_masks(state)]
   update = jax.jit(tx.update)
-  rng = np.random.default_rng(1)
+  rng = np.random.default_rng(gradient_seed)
   for _ in range(num_steps):
     grads = {path: jnp.asarray(rng.normal(size=p.shape), p.dtype) for path, p in params.items()}
-    updates, state = update(grads, state, params)
+    with quick_compiler():
+      updates, state = update(grads, state, params)
     params = optax.apply_updates(params, updates)
     history.append(sx.get_masks(state))
   return [{path: np.asarray(mask) for path, mask in masks.items()} for masks in history]
@@ -207,6 +212,22 @@ def test_topology_changes_on_schedule(name):
   assert changes(mask_history(name=name)) == [2, 4, 6]  # 8 is not before 0.75 × 10
   assert changes(mask_history(name=name, update_until_fraction=0.5)) == [2, 4]
   assert changes(mask_history(name=name, update_every_steps=3)) == [3, 6]
+
+
+@pytest.mark.parametrize("name", ["static", "set", "rigl", "srigl"])
+def test_the_seed_draws_the_first_masks(name):
+  one, two = (mask_history(num_steps=0, name=name, seed=seed)[0] for seed in (0, 1))
+  assert (one["hidden/0/kernel"] != two["hidden/0/kernel"]).any()
+
+
+@pytest.mark.parametrize("name", ["set", "rigl", "srigl"])
+def test_all_but_set_grow_by_gradient(name):
+  """With weights that stand still, another gradient grows other connections, or it does not."""
+  one, two = (
+    mask_history(num_steps=4, rate=0.0, name=name, gradient_seed=seed)[-1]["hidden/0/kernel"]
+    for seed in (1, 2)
+  )
+  assert (one != two).any() == (name != "set")
 
 
 def test_static_never_changes():

@@ -66,16 +66,23 @@ def test_one_k_for_all_columns_and_python_numbers():
   )
 
 
-def test_many_ties_in_a_large_matrix():
-  keys = np.random.default_rng(0).integers(0, 4, (300, 70)).astype(np.uint32)
-  for k in (0, 1, 5000, 10000, 20999, 21000, 22000):
+# The tiles that the passes run over differ with the size.
+LARGE = [(33, 32), (65, 3), (97, 4), (300, 70), (1030, 33)]
+
+
+@pytest.mark.parametrize("shape", LARGE)
+@pytest.mark.parametrize("num_levels", [1, 4, 2**31])
+def test_large_matrices(shape, num_levels):
+  rng = np.random.default_rng(0)
+  keys = rng.integers(0, num_levels, shape).astype(np.uint32)
+  for k in (0, 1, keys.size // 3, keys.size - 1, keys.size, keys.size + 5):
     want = expected(keys.ravel(), k).reshape(keys.shape)
     np.testing.assert_array_equal(largest(keys, k), want)
-  ks = np.arange(70) * 5 - 5  # from -5 to 340
+  ks = rng.integers(-3, shape[0] + 3, shape[1])
   np.testing.assert_array_equal(largest_per_column(keys, ks), expected_per_column(keys, ks))
 
 
-@pytest.mark.parametrize("shape", [*SHAPES, (32, 32), (33, 32), (97, 40)])
+@pytest.mark.parametrize("shape", [*SHAPES, *LARGE])
 def test_counts(shape):
   chosen = np.random.default_rng(0).random(shape) < 0.7
   assert selection.count(chosen) == chosen.sum()

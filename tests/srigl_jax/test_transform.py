@@ -152,7 +152,7 @@ def test_topology_update_follows_the_optimizers_step(accumulate):
 def test_inner_optimizer_sees_masked_gradients_only():
   """As clipping by the global norm has it; elementwise optimizers would not tell."""
   norm = optax.stateless(
-    lambda updates, _: jax.tree.map(lambda u: jnp.full_like(u, optax.global_norm(updates)), updates)
+    lambda updates, _: jax.tree.map(lambda u: jnp.full_like(u, optax.tree.norm(updates)), updates)
   )
   params = {"w": jnp.ones((8, 8)), "bias": jnp.zeros(3)}
   tx = rigl(norm)
