@@ -62,6 +62,10 @@ def srigl(
     axes: which axes of a kernel are neurons.
     seed: of the initial masks.
 
+  Under `optax.inject_hyperparams`, inject into a function of the hyperparameter alone, since the
+  other arguments have to stay Python values:
+  `inject_hyperparams(lambda rate: srigl(optax.sgd(rate), ...))(rate=0.1)`.
+
   Returns:
     A transformation whose `update` takes the plain dense gradients of the loss and needs
     `params`. Its state is a `SparseState`; `get_masks` finds the masks in it.
