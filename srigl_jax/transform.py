@@ -1,9 +1,9 @@
 """The optax wrapper under every method: sparse training round any optimizer.
 
-It masks the gradients before the optimizer sees them, keeps the dense
-ones to score growth, emits updates after which masked weights are exactly 0.0 (for a pruned
-weight w the update is -w, exact in every float format), and masks the optimizer's moments.
-Because of that it must come last: nothing after it may scale or add to its updates.
+It masks what the optimizer is given (gradients, moments, weights), keeps the dense gradients to
+score growth, and emits updates after which masked weights are exactly 0.0: for a pruned weight w
+the update is -w, exact in every float format. Because of that it must come last: nothing after it
+may scale or add to its updates.
 """
 
 import functools
@@ -42,7 +42,8 @@ class SparseState(NamedTuple):
     key: `[2]` uint32, data of the random key that masks and random growth are drawn with.
     grad_sum: `{path: float32 array}`, mean of the dense gradients of the current window, growing;
       empty unless gradients of several steps are averaged.
-    inner_state: the wrapped optimizer's state; moments of masked weights are 0.
+    inner_state: the wrapped optimizer's state. Moments of masked weights are 0, or what the
+      optimizer makes of weights, gradients and moments that are 0.
   """
 
   step: Array
@@ -151,30 +152,33 @@ def sparse_training(
       )
     _, layers = plan_for(params)
     _check_same_layers(layers, state.masks)
-    grads = _leaves_of(updates, state.masks)
-    masked = map_leaves(lambda g, mask: jnp.where(mask, g, 0), updates, state.masks)
+    before = state.masks
 
-    def inner_update():
-      return inner.update(masked, state.inner_state, params, **extra_args)
+    def inner_update(masks):
+      """The optimizer's step if masked weights had neither gradients, nor moments, nor values."""
+      hide = lambda tree: map_leaves(lambda x, mask: jnp.where(mask, x, 0), tree, masks)
+      moments = mask_moments(state.inner_state, params, masks)
+      return inner.update(hide(updates), moments, hide(params), **extra_args)
 
     def moved():
-      return _leaves_of(optax.apply_updates(params, inner_update()[0]), state.masks)
+      return _leaves_of(optax.apply_updates(params, inner_update(before)[0]), before)
 
-    before = state.masks
-    state = state._replace(step=optax.safe_increment(state.step))
+    new = state._replace(step=optax.safe_increment(state.step))
     if topology is not None and num_updates(topology.update_every, topology.update_until):
-      state = _evolve(topology, layers, state, grads, moved)
-    updates, inner_state = inner_update()
-    # A grown weight starts at 0 without moments, even if the optimizer moves weights that have
-    # neither gradient nor moments (noise, centralised or orthogonalised updates).
-    settled = {path: before[path] & mask for path, mask in state.masks.items()}
-    updates = map_leaves(
+      new = _evolve(topology, layers, new, _leaves_of(updates, before), moved)
+    # What was just pruned is gone and what was just grown starts at 0 without moments, even if the
+    # optimizer moves weights that have neither (noise, centralised or orthogonalised updates).
+    # Masking what the optimizer is given, not the moments that it returns, keeps one pass over
+    # memory: a moment needed both masked and as it is would be computed twice, from a copy.
+    settled = {path: before[path] & mask for path, mask in new.masks.items()}
+    sparse_updates, inner_state = inner_update(settled)
+    sparse_updates = map_leaves(
       lambda u, p, mask: jnp.where(mask, u, -p.astype(jnp.promote_types(p.dtype, u.dtype))),
-      updates,
+      sparse_updates,
       _leaves_of(params, settled),
       settled,
     )
-    return updates, state._replace(inner_state=mask_moments(inner_state, params, settled))
+    return sparse_updates, new._replace(inner_state=inner_state)
 
   return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
@@ -193,9 +197,10 @@ def _evolve(
     layers: the sparse layers, in natural order.
     state: the state, its step already counted up.
     grads: dense gradients of the sparse leaves.
-    moved: computes the sparse leaves as the optimizer leaves them. It does the optimizer's work
-      a second time, but only when the topology changes: were its results handed in, they would
-      have to be held for that case in every step, instead of fusing with the masking.
+    moved: computes the sparse leaves as the optimizer leaves them under the old masks. It does the
+      optimizer's work a second time, but only when the topology changes: were its results handed
+      in, they would have to be held for that case in every step, instead of fusing with the
+      masking.
 
   Returns:
     The state with new masks, explored weights and gradient sums; or as it was.

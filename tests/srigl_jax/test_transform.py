@@ -61,7 +61,11 @@ def test_invariants_hold_after_every_step(method, optimizer):
     assert helpers.signature(now.state) == before
     helpers.assert_zero_off_mask(now.params, now.masks)
     checked = helpers.assert_moments_zero_off_mask(
-      inner, now.state.inner_state, now.params, now.masks
+      inner,
+      now.state.inner_state,
+      now.params,
+      now.masks,
+      atol=1e-30 if optimizer == "adafactor" else 0,  # what it adds to every squared gradient
     )
     # Adafactor factors the second moments of the head; all others are whole.
     assert checked >= NUM_MOMENTS[optimizer] * (len(budgets) - 1)
@@ -143,8 +147,8 @@ def test_topology_update_follows_the_optimizers_step(accumulate):
       )
       np.testing.assert_array_equal(training.masks[path], expected)
       # Weights that stay, those pruned and regrown included, have moved; grown ones are 0.
-      np.testing.assert_array_equal(
-        leaf_dict(training.params)[path], jnp.where(expected & mask, moved[path], 0)
+      np.testing.assert_allclose(
+        leaf_dict(training.params)[path], jnp.where(expected & mask, moved[path], 0), rtol=1e-6
       )
       assert (np.asarray(expected) & ~mask).any()
 
