@@ -285,7 +285,7 @@ def update_rows(shapes: Shapes, *, repeats: int) -> Iterator[Row]:
   num_weights = sum(mask.size for mask in masks.values())
   what = f"update of {len(masks)} layers, {num_weights / 1e6:.3g} M weights"
   # A peer that ranks takes half a minute for ResNet-50: fewer rounds.
-  for peer, select, rounds in (("sort", SORT, repeats), ("argsort", ARGSORT, max(3, repeats // 4))):
+  for peer, select, rounds in (("sort", SORT, repeats), ("argsort", ARGSORT, max(3, repeats // 3))):
     by_sorting, peer_compile = updates(sorting_update, select=select)
     _check_masks(srigl(), by_sorting(), peer)
     name = f"{peer} / srigl: {what}"
@@ -388,7 +388,7 @@ def sorting_update(
 def main() -> None:
   """The command."""
   options = flags.FLAGS
-  repeats = options.repeats or (2 if options.quick else 20)
+  repeats = options.repeats or (2 if options.quick else 10)
   sections = {
     "resnet18": lambda: training_rows(
       resnet18(4 if options.quick else options.batch_size, quick=options.quick), repeats=repeats
@@ -412,7 +412,7 @@ def main() -> None:
 if __name__ == "__main__":
   flags.DEFINE_string("out", None, f"JSON file of the results; {_OUT} for a whole run.")
   flags.DEFINE_bool("quick", False, "Tiny shapes, to see that it works; the numbers say nothing.")
-  flags.DEFINE_integer("batch_size", 128, "Images of a ResNet-18 step.", lower_bound=1)
-  flags.DEFINE_integer("repeats", None, "Rounds; 20 by default.", lower_bound=1)
+  flags.DEFINE_integer("batch_size", 64, "Images of a ResNet-18 step.", lower_bound=1)
+  flags.DEFINE_integer("repeats", None, "Rounds; 10 by default.", lower_bound=1)
   flags.DEFINE_multi_enum("only", None, ["resnet18", "vit", "update"], "Sections; all by default.")
   cli.run(main)

@@ -10,12 +10,12 @@ import srigl_jax as sx
 from experiments.registry import choose
 
 
-def learning_rate(config: ConfigDict, *, steps_per_epoch: int, total_steps: int) -> optax.Schedule:
+def learning_rate(config: ConfigDict, *, steps_per_epoch: float, total_steps: int) -> optax.Schedule:
   """Learning rate by optimizer step: constant, cosine to 0, or stepwise, after a linear warm-up.
 
   Args:
     config: the `optimizer` section.
-    steps_per_epoch: optimizer steps in an epoch.
+    steps_per_epoch: optimizer steps in an epoch; with accumulated gradients not a whole number.
     total_steps: of the run.
 
   Raises:
@@ -59,7 +59,10 @@ def make_optimizer(config: ConfigDict, schedule: optax.Schedule) -> optax.Gradie
     "adam": lambda: optax.chain(l2, optax.adam(schedule)),
     "adamw": lambda: optax.adamw(schedule, weight_decay=decay),
     "rmsprop": lambda: optax.chain(
-      l2, optax.rmsprop(schedule, decay=0.9, eps=0.0316, momentum=config.momentum or None)
+      l2,
+      optax.rmsprop(  # eps as PyTorch's users of this value have it, added to the root
+        schedule, decay=0.9, eps=0.0316, eps_in_sqrt=False, momentum=config.momentum or None
+      ),
     ),
     "lion": lambda: optax.lion(schedule, weight_decay=decay),
   }

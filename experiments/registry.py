@@ -1,8 +1,10 @@
 """Things that a config names: models, data sets, optimizers, methods."""
 
 import difflib
-from collections.abc import Mapping
-from typing import TypeVar
+import functools
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, TypeVar
 
 T = TypeVar("T")
 
@@ -19,7 +21,37 @@ def choose(table: Mapping[str, T], name: str, what: str) -> T:
     ValueError: if there is none of that name; it says what there is and which name is nearest.
   """
   if name not in table:
-    near = difflib.get_close_matches(name, table, n=1)
-    hint = f" Did you mean {near[0]!r}?" if near else ""
-    raise ValueError(f"{what} is {name!r}; it must be one of {', '.join(table)}.{hint}")
+    raise ValueError(f"{what} is {name!r}; it must be one of {_listed(table, name)}")
   return table[name]
+
+
+def check_arguments(
+  function: Callable[..., Any], given: Iterable[str], *, reserved: Iterable[str], what: str
+) -> None:
+  """Refuses arguments that a function does not take.
+
+  Args:
+    function: what will be called.
+    given: names of the arguments that a config gives.
+    reserved: names that the caller itself gives.
+    what: where the arguments stand, for the message.
+
+  Raises:
+    ValueError: naming the argument, those there are, and which name is nearest.
+  """
+  if isinstance(function, functools.partial):
+    function = function.func
+  if inspect.isclass(function):  # the class itself may show its metaclass's signature
+    function = function.__init__
+  hidden = {"self", *reserved}
+  allowed = [name for name in inspect.signature(function).parameters if name not in hidden]
+  for name in given:
+    if name not in allowed:
+      raise ValueError(f"{what} has {name!r}; it may have {_listed(allowed, name)}")
+
+
+def _listed(names: Iterable[str], wanted: str) -> str:
+  names = list(names)
+  near = difflib.get_close_matches(wanted, names, n=1)
+  hint = f" Did you mean {near[0]!r}?" if near else ""
+  return f"{', '.join(names) or 'nothing'}.{hint}"

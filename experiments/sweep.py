@@ -17,7 +17,7 @@ from experiments import cli
 from experiments.files import read_json, write_json
 from experiments.interrupt import Interrupted
 from experiments.report import write_sweep_report
-from experiments.train import train
+from experiments.train import check_owner, train
 
 
 def expand(sweep: ConfigDict) -> dict[str, ConfigDict]:
@@ -71,10 +71,13 @@ def run_sweep(
     The report's path, its table, and the names of runs that failed (the others go on).
 
   Raises:
-    ValueError: if the sweep is not usable or no run could be finished.
+    ValueError: if the sweep is not usable, `workdir` holds runs of another one under the same
+      names, or no run could be finished.
     Interrupted: if a run was asked to stop.
   """
   runs = expand(sweep)
+  for name, config in runs.items():
+    check_owner(workdir / name, config)
   write_json(
     workdir / "sweep.json",
     {

@@ -116,7 +116,7 @@ def prepare(config: ConfigDict) -> Run:
     ValueError: if a setting is unknown, out of range, or does not fit the others.
     FileNotFoundError: if the data set is not there.
   """
-  _check_kind_and_counts(config)
+  _check_kind_and_numbers(config)
   data = load(
     config.data.name, data_dir=config.data.data_dir or None, **config.data.kwargs.to_dict()
   )
@@ -141,7 +141,7 @@ def prepare(config: ConfigDict) -> Run:
     **config.model.kwargs.to_dict(),
   )
   schedule = learning_rate(
-    config.optimizer, steps_per_epoch=max(1, steps_per_epoch // every), total_steps=optimizer_steps
+    config.optimizer, steps_per_epoch=steps_per_epoch / every, total_steps=optimizer_steps
   )
   tx = make_method(
     config.method,
@@ -196,9 +196,15 @@ def train(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     FloatingPointError: if the loss is not finite; the last checkpoint stays.
     Interrupted: after SIGINT or SIGTERM, once the state is saved.
   """
-  _check_owner(workdir, config)
-  if results := read_json(workdir / "results.json"):
-    return results
+  check_owner(workdir, config)
+  results = read_json(workdir / "results.json") or _train(config, workdir)
+  if not (workdir / "report.md").exists():  # written last, so it may be all that is missing
+    report.write_run_report(workdir)
+  return results
+
+
+def _train(config: ConfigDict, workdir: Path) -> dict[str, Any]:
+  """Trains what is left of a run and writes its results."""
   run = prepare(config)
   write_json(workdir / "config.json", config.to_dict())
   checkpoints = Checkpoints(workdir / "checkpoints", keep=config.train.keep_checkpoints)
@@ -210,12 +216,11 @@ def train(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     checkpoints.close()
   results = _as_json(_results(run, state, workdir))
   write_json(workdir / "results.json", results)
-  report.write_run_report(workdir)
   return results
 
 
-def _check_kind_and_counts(config: ConfigDict) -> None:
-  """Refuses the config of a sweep, and counts below 1."""
+def _check_kind_and_numbers(config: ConfigDict) -> None:
+  """Refuses the config of a sweep, and numbers that cannot be meant."""
   if "variants" in config:
     raise ValueError("This config is a sweep's: use python -m experiments.sweep.")
   counts = {
@@ -227,10 +232,20 @@ def _check_kind_and_counts(config: ConfigDict) -> None:
   for name, value in counts.items():
     if value < 1:
       raise ValueError(f"{name} is {value}; it must be 1 or more.")
+  if not 0 <= config.seed < 2**32:
+    raise ValueError(f"config.seed is {config.seed}; it must lie in 0..2**32 - 1.")
+  if not config.train.total_epochs > 0:
+    raise ValueError(
+      f"config.train.total_epochs is {config.train.total_epochs}; it must be more than 0."
+    )
 
 
-def _check_owner(workdir: Path, config: ConfigDict) -> None:
-  """Refuses a directory that belongs to another config."""
+def check_owner(workdir: Path, config: ConfigDict) -> None:
+  """Refuses a directory that belongs to another config.
+
+  Raises:
+    ValueError: naming the directory, and the settings in which the configs differ.
+  """
   theirs = read_json(workdir / "config.json")
   differing = _differences(theirs, _as_json(config.to_dict())) if theirs else {}
   differing.pop("data.data_dir", None)  # where the data lie does not change what is learnt

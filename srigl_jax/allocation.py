@@ -7,6 +7,7 @@ many of which lie exactly on a boundary (90 % of 1000 × 1000 is a fan-in of 99,
 
 import math
 import numbers
+import re
 import warnings
 from collections.abc import Callable, Collection, Iterable, Mapping
 from decimal import Decimal
@@ -124,10 +125,15 @@ def _budget(layer: Layer, sparsity: float, density: float, structure: str) -> in
       f"Layer {layer.path!r} of shape {layer.shape} may keep {max(budget, 0)} of its {layer.size} "
       f"weights (density {density:.6g}), fewer than one for each of its {layer.num_neurons} "
       "neurons: a fan-in of 0. Ways out: (1) lower the sparsity, or use distribution='erk', "
-      f"which spares thin layers; (2) keep the layer dense with sparse=all_but({layer.path!r}); "
+      f"which spares thin layers; (2) keep the layer dense with sparse=all_but({_exactly(layer.path)!r}); "
       "(3) give fan-ins with fan_in=..., or densities with distribution={path: density}."
     )
   return budget
+
+
+def _exactly(path: str) -> str:
+  """A pattern that fits this path and no other."""
+  return f"^{re.escape(path)}$"
 
 
 def _target_density(sparsity: float | None, density: float | None) -> float | None:

@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from srigl_jax.leaves import AxesRule, check_paths, flax_axes, leaf_dict, make_layer, map_leaves
-from srigl_jax.masks import Masks, fan_ins
+from srigl_jax.leaves import AxesRule, flax_axes, make_layer, map_leaves
+from srigl_jax.masks import Masks, check_masks, fan_ins
 
 # name -> (std or half width as a function of the fan-in, uniform or normal)
 _SCHEMES: dict[str, tuple[Callable[[Array], Array], bool]] = {
@@ -44,13 +44,13 @@ def init_sparse_weights(
     The tree with new weights, exactly 0 off the masks.
 
   Raises:
-    ValueError: if the scheme or a mask's path is unknown.
+    ValueError: if the scheme or a mask's path is unknown, or a mask's shape is not its leaf's.
 
   Source: Evci et al., Gradient Flow in Sparse Neural Networks (arXiv:2010.03533), section 3.1.
   """
   if scheme not in _SCHEMES:
     raise ValueError(f"scheme is {scheme!r}; it must be one of {SCHEMES}.")
-  check_paths(masks, leaf_dict(params), name="masks")
+  check_masks(masks, params)
   scale, is_uniform = _SCHEMES[scheme]
   keys = dict(zip(masks, jax.random.split(key, max(1, len(masks))), strict=False))
 

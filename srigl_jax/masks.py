@@ -61,6 +61,12 @@ def apply_masks(params: Any, masks: Mapping[str, Array]) -> Any:
   Raises:
     ValueError: if a mask's path is no leaf's, or its shape is not the leaf's.
   """
+  check_masks(masks, params)
+  return map_leaves(lambda leaf, mask: jnp.where(mask, leaf, 0), params, masks)
+
+
+def check_masks(masks: Mapping[str, Array], params: Any) -> None:
+  """Raises a ValueError if a mask's path is no leaf's, or its shape is not the leaf's."""
   leaves = leaf_dict(params)
   check_paths(masks, leaves, name="masks")
   for path, mask in masks.items():
@@ -69,7 +75,6 @@ def apply_masks(params: Any, masks: Mapping[str, Array]) -> Any:
         f"The mask of {path!r} has shape {mask.shape}, its leaf {leaves[path].shape}: these masks "
         "belong to another model."
       )
-  return map_leaves(lambda leaf, mask: jnp.where(mask, leaf, 0), params, masks)
 
 
 def fan_ins(mask: Array, layer: Layer) -> Array:

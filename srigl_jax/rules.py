@@ -125,7 +125,12 @@ def _by_path(regex: str) -> Callable[[Mapping[str, Layer]], Iterable[str]]:
 
 
 def _depthwise(layers: Mapping[str, Layer]) -> list[str]:
-  return [p for p, layer in layers.items() if layer.axes.spatial and layer.dims[1] == 1]
+  # A stem that sees one channel has the same shape: it is told apart by its name.
+  return [
+    path
+    for path, layer in layers.items()
+    if layer.axes.spatial and layer.dims[1] == 1 and not _FIRST.search(path)
+  ]
 
 
 # Flattened trees are sorted by name, so position says nothing: the ends of a network are found

@@ -8,7 +8,7 @@ from experiments.data.cifar10 import load_cifar10
 from experiments.data.dataset import Dataset
 from experiments.data.digits import load_digits
 from experiments.data.synthetic import load_synthetic
-from experiments.registry import choose
+from experiments.registry import check_arguments, choose
 
 __all__ = [
   "DATASETS",
@@ -41,4 +41,6 @@ def load(name: str, *, data_dir: str | None = None, **kwargs: Any) -> Dataset:
     ValueError: if the name is unknown.
     FileNotFoundError: if the data set is not in the folder.
   """
-  return choose(DATASETS, name, "data set name")(data_dir=data_dir, **kwargs)
+  loader = choose(DATASETS, name, "data set name")
+  check_arguments(loader, kwargs, reserved=["data_dir"], what=f"config.data.kwargs of {name!r}")
+  return loader(data_dir=data_dir, **kwargs)

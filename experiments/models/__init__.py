@@ -23,7 +23,7 @@ from experiments.models.functional import (
 from experiments.models.mlp import MLP
 from experiments.models.resnet_cifar import ResNetCifar, resnet18
 from experiments.models.wide_resnet import WideResNet, wide_resnet22_2
-from experiments.registry import choose
+from experiments.registry import check_arguments, choose
 
 __all__ = [
   "MLP",
@@ -83,9 +83,10 @@ def build(
   if dtype_name not in _DTYPES:
     raise ValueError(f"dtype must be one of {', '.join(_DTYPES)}, got {dtype_name}.")
   constructor = choose(MODELS, name, "model name")
-  return constructor(
-    num_classes=num_classes, image_shape=image_shape, rngs=rngs, dtype=dtype, **kwargs
-  )
+  common = {"num_classes": num_classes, "image_shape": image_shape, "rngs": rngs, "dtype": dtype}
+  what = f"config.model.kwargs of {name!r}"
+  check_arguments(constructor, kwargs, reserved=common, what=what)
+  return constructor(**common, **kwargs)
 
 
 def init(

@@ -4,6 +4,7 @@ ResNet-18 of He et al. (arXiv:1512.03385) as it is used on CIFAR: a 3×3 stem wi
 max-pooling, so that the first stage still sees 32×32 positions.
 """
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -108,10 +109,5 @@ class ResNetCifar(nnx.Module):
     return self.head(layers.mean_pool(x)).astype(jnp.float32)
 
 
-def resnet18(**kwargs: Any) -> ResNetCifar:
-  """Builds the CIFAR ResNet-18: 21 layers with kernels, 11,173,962 parameters at 10 classes.
-
-  Args:
-    **kwargs: arguments of `ResNetCifar`.
-  """
-  return ResNetCifar(**{"stage_sizes": (2, 2, 2, 2), "width": 64, **kwargs})
+resnet18 = functools.partial(ResNetCifar, stage_sizes=(2, 2, 2, 2), width=64)
+"""The CIFAR ResNet-18: 21 layers with kernels, 11,173,962 parameters at 10 classes."""

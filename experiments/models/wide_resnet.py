@@ -137,10 +137,5 @@ class WideResNet(nnx.Module):
     return self.head(layers.mean_pool(x)).astype(jnp.float32)
 
 
-def wide_resnet22_2(**kwargs: Any) -> WideResNet:
-  """Builds WRN-22-2: 23 layers with kernels, stages of 32, 64 and 128 neurons.
-
-  Args:
-    **kwargs: arguments of `WideResNet`.
-  """
-  return WideResNet(**{"depth": 22, "widen": 2, **kwargs})
+wide_resnet22_2 = functools.partial(WideResNet, depth=22, widen=2)
+"""WRN-22-2: 23 layers with kernels, stages of 32, 64 and 128 neurons."""

@@ -68,6 +68,14 @@ def test_warmup(schedule, expected):
   assert found == pytest.approx(list(expected.values()), abs=1e-7)
 
 
+def test_epochs_that_are_no_whole_number_of_steps():
+  """8 batches in an epoch, 3 to a step: 10 epochs are 26 steps, 3 of warm-up 8."""
+  config = base.get_config().optimizer
+  config.update({"warmup_epochs": 3.0, "learning_rate": 0.8, "schedule": "constant"})
+  schedule = learning_rate(config, steps_per_epoch=8 / 3, total_steps=26)
+  assert [float(schedule(step)) for step in (4, 7, 8)] == pytest.approx([0.4, 0.7, 0.8])
+
+
 def test_warmup_longer_than_the_run():
   assert rates([0, 10, 20], warmup_epochs=10.0) == pytest.approx([0.0, 0.2, 0.4])
 

@@ -156,6 +156,17 @@ def test_a_failing_run_does_not_stop_the_others(tmp_path, training, error):
   assert fake.trained == ["dense/seed1"]
 
 
+def test_a_directory_of_another_sweep_is_refused(tmp_path, training):
+  fake = training()
+  for name, config in expand(tiny_sweep()).items():
+    write_json(tmp_path / name / "config.json", config.to_dict())
+  write_json(tmp_path / "sweep.json", {"name": "theirs"})
+  others = (("dense", {"method": {"name": "dense"}}), ("sparse", {"method": {"sparsity": 0.7}}))
+  with pytest.raises(ValueError, match=r"sparse/seed0 holds a run of another config \(method\.spars"):
+    run_sweep(tiny_sweep(others), tmp_path)
+  assert fake.trained == [] and read_json(tmp_path / "sweep.json") == {"name": "theirs"}
+
+
 def test_when_all_fail_there_is_nothing_to_report(tmp_path, training):
   training({name: ValueError("no good") for name in ALL})
   with pytest.warns(UserWarning), pytest.raises(ValueError, match=r"No run in .* is finished"):

@@ -5,6 +5,7 @@ import signal
 
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 
 from experiments import train as train_module
 from experiments.files import read_json
@@ -314,6 +315,17 @@ def test_killed_between_the_last_checkpoint_and_the_results(tmp_path, monkeypatc
   assert losses(tmp_path) == before
 
 
+def test_killed_between_the_results_and_the_report(tmp_path, monkeypatch):
+  with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    patch.setattr(
+      train_module.report, "write_run_report", lambda _: (_ for _ in ()).throw(KeyboardInterrupt)
+    )
+    train(tiny_config(), tmp_path)
+  assert (tmp_path / "results.json").exists() and not (tmp_path / "report.md").exists()
+  train(tiny_config(), tmp_path)
+  assert (tmp_path / "report.md").exists()
+
+
 def test_a_finished_run_is_not_trained_again(finished_run, monkeypatch):
   workdir, results = finished_run
   monkeypatch.setattr(train_module, "prepare", lambda config: pytest.fail("it prepares"))
@@ -500,11 +512,21 @@ def test_bfloat16_trains_float32_weights(tmp_path, finished_run):
     ({"train.log_every_steps": 0}, r"config\.train\.log_every_steps is 0; it must be 1 or more"),
     ({"train.eval_batch_size": 0}, r"config\.train\.eval_batch_size is 0"),
     ({"train.keep_checkpoints": 0}, r"config\.train\.keep_checkpoints is 0"),
+    ({"train.total_epochs": 0.0}, r"config\.train\.total_epochs is 0\.0; .* more than 0"),
+    ({"seed": -1}, r"config\.seed is -1; it must lie in 0\.\."),
   ],
 )
 def test_bad_values(changes, message):
   with pytest.raises(ValueError, match=f"(?s){message}"):
     prepare(tiny_config(changes))
+
+
+@pytest.mark.parametrize("section, name", [("model", "mlp"), ("data", "synthetic")])
+def test_unknown_arguments_of_models_and_data_sets(section, name):
+  config = tiny_config().copy_and_resolve_references().unlock()
+  config[section].kwargs = ConfigDict({"hiden": 3})
+  with pytest.raises(ValueError, match=rf"config\.{section}\.kwargs of '{name}' has 'hiden'; it may"):
+    prepare(config)
 
 
 def test_batches_must_divide_among_the_devices():

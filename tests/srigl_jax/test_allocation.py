@@ -208,7 +208,7 @@ def test_a_fan_in_of_zero_names_three_ways_out_and_each_works():
   assert "'depthwise/kernel' of shape (3, 3, 1, 16) may keep 14 of its 144 weights" in message
   for way in ("(1) lower the sparsity, or use distribution='erk'", "(3) give fan-ins with fan_in"):
     assert way in message
-  assert "(2) keep the layer dense with sparse=all_but('depthwise/kernel')" in message
+  assert "(2) keep the layer dense with sparse=all_but('^depthwise/kernel$')" in message
   assert sx.allocate(params, 0.8, "uniform").budgets["depthwise/kernel"] >= 16
   assert sx.allocate(params, 0.9, "erk").budgets
   # 130 weights to keep, 144 of them in the dense layer: too sparse for that network.

@@ -104,3 +104,5 @@ def test_rejects():
     sx.init_sparse_weights(jax.random.key(0), params, masks, "glorot")
   with pytest.raises(ValueError, match=r"masks names 'v'"):
     sx.init_sparse_weights(jax.random.key(0), params, {"v": masks["w"]})
+  with pytest.raises(ValueError, match=r"mask of 'w' has shape \(4, 3\), its leaf \(4, 4\)"):
+    sx.init_sparse_weights(jax.random.key(0), params, {"w": masks["w"][:, 1:]})

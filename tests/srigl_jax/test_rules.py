@@ -56,6 +56,8 @@ def both(*names):
     (RESNET, "first", {"conv1/kernel"}),
     (RESNET, "head", {"linear/kernel"}),
     (RESNET, "depthwise", {"layer10/0/depthwise/kernel"}),
+    # A stem that sees one channel is not depthwise.
+    (RESNET | {"conv1/kernel": (3, 3, 1, 8)}, "depthwise", {"layer10/0/depthwise/kernel"}),
     (VIT, "first", {"conv_proj/kernel"}),
     (VIT, "head", {"head/kernel"}),
     (VIT, "query", both("attn/query")),
