@@ -10,7 +10,9 @@ import srigl_jax as sx
 from experiments.registry import choose
 
 
-def learning_rate(config: ConfigDict, *, steps_per_epoch: float, total_steps: int) -> optax.Schedule:
+def learning_rate(
+  config: ConfigDict, *, steps_per_epoch: float, total_steps: int
+) -> optax.Schedule:
   """Learning rate by optimizer step: constant, cosine to 0, or stepwise, after a linear warm-up.
 
   Args:

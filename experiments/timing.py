@@ -108,12 +108,26 @@ def format_table(rows: Sequence[Row]) -> str:
   return "\n".join("  ".join(cell.ljust(width) for cell, width in line).rstrip() for line in padded)
 
 
+def markdown_table(rows: Sequence[Row]) -> str:
+  """The rows as a table for a page."""
+  lines = ["| | ratio (quartiles) | target | median seconds |", "|---|---:|---|---|"]
+  for row in rows:
+    low, middle, high = quartiles(row.ratios)
+    times = ", ".join(f"{name} {quartiles(values)[1]:.3g}" for name, values in row.times.items())
+    met = {None: "", True: ": met", False: ": **missed**"}[row.is_met]
+    lines.append(
+      f"| {row.name} | {middle:.2f} ({low:.2f}–{high:.2f}) | {row.target}{met} | {times} |"
+    )
+  return "\n".join(lines)
+
+
 def as_json(rows: Sequence[Row], command: str) -> dict[str, Any]:
   """The rows with everything needed to place and to repeat them."""
   return {
     "command": command,
     "environment": environment(),
     "threads": {name: os.environ.get(name, "") for name in ("NPROC", "XLA_FLAGS")},
+    "table": markdown_table(rows),
     "load_average": list(os.getloadavg()) if hasattr(os, "getloadavg") else None,
     "rows": [
       {

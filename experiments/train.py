@@ -197,8 +197,10 @@ def train(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     Interrupted: after SIGINT or SIGTERM, once the state is saved.
   """
   check_owner(workdir, config)
-  results = read_json(workdir / "results.json") or _train(config, workdir)
-  if not (workdir / "report.md").exists():  # written last, so it may be all that is missing
+  results = read_json(workdir / "results.json")
+  # The report is written last, so it may be all that is missing.
+  if not results or not (workdir / "report.md").exists():
+    results = results or _train(config, workdir)
     report.write_run_report(workdir)
   return results
 

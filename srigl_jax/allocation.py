@@ -125,7 +125,8 @@ def _budget(layer: Layer, sparsity: float, density: float, structure: str) -> in
       f"Layer {layer.path!r} of shape {layer.shape} may keep {max(budget, 0)} of its {layer.size} "
       f"weights (density {density:.6g}), fewer than one for each of its {layer.num_neurons} "
       "neurons: a fan-in of 0. Ways out: (1) lower the sparsity, or use distribution='erk', "
-      f"which spares thin layers; (2) keep the layer dense with sparse=all_but({_exactly(layer.path)!r}); "
+      "which spares thin layers; (2) keep the layer dense with "
+      f"sparse=all_but({_exactly(layer.path)!r}); "
       "(3) give fan-ins with fan_in=..., or densities with distribution={path: density}."
     )
   return budget

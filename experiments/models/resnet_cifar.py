@@ -6,7 +6,6 @@ max-pooling, so that the first stage still sees 32×32 positions.
 
 import functools
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp

@@ -1,6 +1,6 @@
 """Wide residual networks (Zagoruyko and Komodakis, arXiv:1605.07146) for small images."""
 
-from typing import Any
+import functools
 
 import jax
 import jax.numpy as jnp

@@ -162,7 +162,9 @@ def test_a_directory_of_another_sweep_is_refused(tmp_path, training):
     write_json(tmp_path / name / "config.json", config.to_dict())
   write_json(tmp_path / "sweep.json", {"name": "theirs"})
   others = (("dense", {"method": {"name": "dense"}}), ("sparse", {"method": {"sparsity": 0.7}}))
-  with pytest.raises(ValueError, match=r"sparse/seed0 holds a run of another config \(method\.spars"):
+  with pytest.raises(
+    ValueError, match=r"sparse/seed0 holds a run of another config \(method\.spars"
+  ):
     run_sweep(tiny_sweep(others), tmp_path)
   assert fake.trained == [] and read_json(tmp_path / "sweep.json") == {"name": "theirs"}
 
