@@ -15,7 +15,14 @@ from srigl_jax.serialize import load_condensed, save_condensed
 from srigl_jax.summary import LayerSummary, Summary, summarize, warn_if_over_ablated
 from srigl_jax.topology import rigl_update, set_update, srigl_update
 from srigl_jax.transform import SparseState, get_masks, get_state
-from srigl_kernels import Condensed, Prepared, choose_backend, condensed_matmul, prepare
+from srigl_kernels import (
+  Condensed,
+  Prepared,
+  choose_backend,
+  condensed_conv,
+  condensed_matmul,
+  prepare,
+)
 
 __all__ = [
   "Allocation",
@@ -31,6 +38,7 @@ __all__ = [
   "apply_masks",
   "choose_backend",
   "condense",
+  "condensed_conv",
   "condensed_matmul",
   "expand",
   "flax_axes",

@@ -12,6 +12,21 @@ namespace srigl {
 
 enum class Activation : int32_t { kNone = 0, kRelu = 1, kGelu = 2 };  // gelu: tanh form
 
+// One spatial axis of a convolution. Output o reads inputs o * stride - padding + k * dilation for
+// k < kernel; those outside 0..size - 1 are 0.
+struct Axis {
+  int64_t size, out;
+  int64_t kernel, stride, dilation;
+  int64_t padding;  // before the first input; negative: these inputs are not read
+};
+
+// What a convolution multiplies: x is [images, y.size, x.size, channels], a batch row is an output
+// pixel (image, y, x), and its inputs are the patch below the kernel, ordered (ky, kx, channel).
+struct Patches {
+  Axis y, x;
+  int64_t channels;
+};
+
 // y[b, o] = activation(sum + bias[o]); row-major x [batch, in], y [batch, out].
 struct MatMul {
   const float* x;
@@ -21,18 +36,26 @@ struct MatMul {
   int64_t in_features;
   int64_t out_features;
   Activation activation;
+  const Patches* patches = nullptr;  // if given, a row of x is not stored but put together
 };
 
 inline constexpr int kMaxLanes = 64;    // batch rows of a tile
 inline constexpr int kMaxPanels = 16;   // panels of one tile task: bounds the scratch memory
 inline constexpr size_t kScratchFloats =
     (kMaxBlockColumns + (kMaxPanels + 1) * kPanelRows) * size_t{kMaxLanes};
+inline constexpr size_t kStageFloats = 1 << 18;  // of a convolution's images: 1 MB
+
+// Lanes of a tile, so that a block's inputs stay in the first-level cache.
+constexpr int64_t TileLanes(int64_t block_columns) {
+  return block_columns <= kMaxBlockColumns / 2 ? kMaxLanes : kMaxLanes / 2;
+}
 
 struct Kernels {
   const char* name;
 
-  // Batch rows [row_begin, row_end), at most kMaxLanes, and panels [panel_begin, panel_end), at
-  // most kMaxPanels; writes every output these panels own. `scratch`: kScratchFloats, 64-aligned.
+  // Batch rows [row_begin, row_end), and panels [panel_begin, panel_end), at most kMaxPanels;
+  // writes every output these panels own. `scratch`: kScratchFloats, 64-aligned, and for a
+  // convolution kStageFloats more.
   void (*tile)(const TileView& view, const MatMul& call, int64_t row_begin, int64_t row_end,
                int64_t panel_begin, int64_t panel_end, float* scratch);
 

@@ -127,9 +127,19 @@ inline void Transpose(Vec* rows) {
   }
 }
 
+}  // namespace
+}  // namespace SRIGL_TARGET
+}  // namespace srigl
+
+#include "patch-inl.h"
+
+namespace srigl {
+namespace SRIGL_TARGET {
+namespace {
+
 // tile[c, lane] = x[row_begin + lane, column_begin + c]; lanes beyond the batch are 0.
 template <int kVecs>
-void PackInputs(const MatMul& call, int64_t row_begin, int64_t num_rows, int64_t column_begin,
+void PackRows(const MatMul& call, int64_t row_begin, int64_t num_rows, int64_t column_begin,
                 int64_t num_columns, float* tile) {
   constexpr int kLanes = kVecs * kWidth;
   for (int lane = 0; lane < kLanes; lane += kWidth) {
@@ -154,6 +164,19 @@ void PackInputs(const MatMul& call, int64_t row_begin, int64_t num_rows, int64_t
 #pragma GCC unroll 16
       for (int i = 0; i < kWidth; ++i) Store(tile + (c + i) * kLanes + lane, rows[i]);
     }
+  }
+}
+
+// The same, wherever the call has its inputs; lanes beyond the batch may hold anything finite.
+template <int kVecs>
+void PackInputs(const MatMul& call, const Stage* stage, int64_t row_begin, int64_t num_rows,
+                int64_t column_begin, int64_t num_columns, float* tile) {
+  if (call.patches == nullptr) {
+    PackRows<kVecs>(call, row_begin, num_rows, column_begin, num_columns, tile);
+  } else if (stage == nullptr) {
+    PackPatches<kVecs>(call, row_begin, num_rows, column_begin, num_columns, tile);
+  } else {
+    PackStaged<kVecs>(*call.patches, *stage, row_begin, num_rows, column_begin, num_columns, tile);
   }
 }
 
@@ -263,11 +286,11 @@ void WriteOutputs(const TileView& view, const MatMul& call, int64_t row_begin, i
 }
 
 template <int kVecs, typename Value>
-void Tile(const TileView& view, const MatMul& call, int64_t row_begin, int64_t row_end,
-          int64_t panel_begin, int64_t panel_end, float* scratch) {
+void Tile(const TileView& view, const MatMul& call, const Stage* stage, int64_t row_begin,
+          int64_t row_end, int64_t panel_begin, int64_t panel_end, float* scratch) {
   constexpr int kLanes = kVecs * kWidth;
   float* tile = scratch;
-  float* zeros = tile + kMaxBlockColumns * kLanes;
+  float* zeros = tile + (kMaxBlockColumns + 1) * kLanes;  // packing may write beyond the columns
   float* sums = zeros + kLanes;
   memset(zeros, 0, kLanes * sizeof(float));
   const int64_t num_rows = row_end - row_begin;
@@ -277,7 +300,7 @@ void Tile(const TileView& view, const MatMul& call, int64_t row_begin, int64_t r
   for (int64_t block = 0; block < view.num_blocks; ++block) {
     const int64_t column = block * view.block_columns;
     const int64_t columns_left = view.in_features - column;
-    PackInputs<kVecs>(call, row_begin, num_rows, column,
+    PackInputs<kVecs>(call, stage, row_begin, num_rows, column,
                       columns_left < view.block_columns ? columns_left : view.block_columns, tile);
     for (int64_t panel = panel_begin; panel < panel_end; ++panel) {
       MultiplyPanel<kVecs, Value>(view, block, panel, tile,
@@ -348,14 +371,17 @@ void Row(const TileView& view, const MatMul& call, int64_t row, int64_t panel_be
 }
 
 template <typename Value>
-void TileOfValues(const TileView& view, const MatMul& call, int64_t row_begin, int64_t row_end,
-                  int64_t panel_begin, int64_t panel_end, float* scratch) {
+void TileOfValues(const TileView& view, const MatMul& call, const Stage* stage, int64_t row_begin,
+                  int64_t row_end, int64_t panel_begin, int64_t panel_end, float* scratch) {
   const int64_t rows = row_end - row_begin;
-#define SRIGL_TILE(vecs)                                                                     \
-  if (rows <= vecs * kWidth) {                                                               \
-    return Tile<vecs, Value>(view, call, row_begin, row_end, panel_begin, panel_end, scratch); \
+#define SRIGL_TILE(vecs)                                                                      \
+  if (rows <= vecs * kWidth) {                                                                \
+    return Tile<vecs, Value>(view, call, stage, row_begin, row_end, panel_begin, panel_end,   \
+                             scratch);                                                        \
   }
-  if (rows == 1) return Row<Value>(view, call, row_begin, panel_begin, panel_end, scratch);
+  if (rows == 1 && call.patches == nullptr) {
+    return Row<Value>(view, call, row_begin, panel_begin, panel_end, scratch);
+  }
   SRIGL_TILE(1)
   SRIGL_TILE(2)
   SRIGL_TILE(4)
@@ -367,14 +393,22 @@ void TileOfValues(const TileView& view, const MatMul& call, int64_t row_begin, i
 
 void TileOfAny(const TileView& view, const MatMul& call, int64_t row_begin, int64_t row_end,
                int64_t panel_begin, int64_t panel_end, float* scratch) {
-  // A tile as wide as a register allows; the rest of 64 rows follows.
-  constexpr int64_t kStep = kWidth < 16 ? 8 * kWidth : 4 * kWidth;
-  for (int64_t row = row_begin; row < row_end; row += kStep) {
-    const int64_t end = row + kStep < row_end ? row + kStep : row_end;
+  // A tile as wide as a register allows, and as its block of inputs allows; the rest follows.
+  constexpr int64_t kWidest = kWidth < 16 ? 8 * kWidth : 4 * kWidth;
+  const int64_t step = Min(kWidest, TileLanes(view.block_columns));
+  Stage stage;
+  const bool staged = call.patches != nullptr &&
+                      PlanStage(*call.patches, row_begin, row_end,
+                                scratch + kScratchFloats + kStageFloats, &stage);
+  if (staged) StageImages(call, stage);
+  for (int64_t row = row_begin; row < row_end; row += step) {
+    const int64_t end = Min(row + step, row_end);
     if (view.value_type == ValueType::kFloat32) {
-      TileOfValues<float>(view, call, row, end, panel_begin, panel_end, scratch);
+      TileOfValues<float>(view, call, staged ? &stage : nullptr, row, end, panel_begin, panel_end,
+                          scratch);
     } else {
-      TileOfValues<uint16_t>(view, call, row, end, panel_begin, panel_end, scratch);
+      TileOfValues<uint16_t>(view, call, staged ? &stage : nullptr, row, end, panel_begin,
+                             panel_end, scratch);
     }
   }
 }

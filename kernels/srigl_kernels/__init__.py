@@ -1,6 +1,7 @@
 """Products with layers in condensed form, on several backends; arrays in, arrays out."""
 
 from srigl_kernels.api import BACKENDS, Prepared, choose_backend, condensed_matmul, prepare
+from srigl_kernels.conv import condensed_conv
 from srigl_kernels.format import Condensed, check_condensed, make_condensed
 
 __all__ = [
@@ -9,6 +10,7 @@ __all__ = [
   "Prepared",
   "check_condensed",
   "choose_backend",
+  "condensed_conv",
   "condensed_matmul",
   "make_condensed",
   "prepare",

@@ -14,6 +14,7 @@ from jax import Array
 from srigl_kernels import dense, reference, xla
 from srigl_kernels.epilogue import ACTIVATIONS
 from srigl_kernels.format import FLOATS, Condensed, check_structure
+from srigl_kernels.geometry import Geometry, check_groups, expand_groups
 
 Layout = Any  # a pytree of arrays, each backend its own
 
@@ -28,6 +29,9 @@ class Backend(NamedTuple):
     packs_traced: whether `pack` also takes traced arrays.
     input_gradient: `(g [B, N], condensed) -> dx [B, I]`.
     values_gradient: `(g [B, N], x [B, I], condensed) -> dvalues [A, K]`.
+    conv: `(x [B, *S, C], layout, bias or None, activation, geometry) -> y [B, *S_out, N]`; None if
+      it runs a convolution as `patches.conv` with its `matmul`.
+    conv_groups: whether `conv` knows groups; to others the layer's are expanded.
   """
 
   pack: Callable[[Condensed], Layout]
@@ -36,6 +40,8 @@ class Backend(NamedTuple):
   packs_traced: bool = True
   input_gradient: Callable[[Array, Condensed], Array] = xla.input_gradient
   values_gradient: Callable[[Array, Array, Condensed], Array] = xla.values_gradient
+  conv: Callable[[Array, Layout, Array | None, str | None, Geometry], Array] | None = None
+  conv_groups: bool = False
 
 
 @functools.cache
@@ -66,9 +72,10 @@ BACKENDS: dict[str, Backend] = {
     lambda *args: _cpu().matmul(*args),
     is_available=lambda: _cpu() is not None and jax.default_backend() == "cpu",
     packs_traced=False,
+    conv=lambda *args: importlib.import_module("srigl_kernels.cpu_conv").conv(*args),
   ),
-  "structured": Backend(dense.pack_structured, dense.matmul),
-  "dense": Backend(dense.pack_dense, dense.matmul),
+  "structured": Backend(dense.pack_structured, dense.matmul, conv=dense.conv, conv_groups=True),
+  "dense": Backend(dense.pack_dense, dense.matmul, conv=dense.conv, conv_groups=True),
 }
 """All backends by name."""
 
@@ -85,14 +92,18 @@ class Prepared:
     condensed: the layer.
     layouts: by name of the backend.
     preference: the same names in the order in which `backend="auto"` takes them.
+    feature_group_count: groups of the convolution that it was prepared for.
   """
 
   condensed: Condensed
   layouts: dict[str, Layout]
   preference: tuple[str, ...] = dataclasses.field(metadata={"static": True})
+  feature_group_count: int = dataclasses.field(default=1, metadata={"static": True})
 
 
-def prepare(condensed: Condensed, *, backend: str | Sequence[str] = "auto") -> Prepared:
+def prepare(
+  condensed: Condensed, *, backend: str | Sequence[str] = "auto", feature_group_count: int = 1
+) -> Prepared:
   """Makes the layouts of one or more backends.
 
   Args:
@@ -100,17 +111,20 @@ def prepare(condensed: Condensed, *, backend: str | Sequence[str] = "auto") -> P
     backend: a name in `BACKENDS`, or several in order of preference, or `"auto"`: `cpu` where it
       can run; without it, where gathering costs more than the products it saves, a dense matrix
       (`structured`, or `dense` if all neurons are active), else `xla`.
+    feature_group_count: of the convolution that will be run with it, 1 for other layers.
 
   Raises:
-    ValueError: if a name is unknown, the backend cannot run here, or it packs on the host and
-      the layer is traced.
+    ValueError: if a name is unknown, the backend cannot run here, it packs on the host and the
+      layer is traced, or the neurons cannot be cut into so many groups.
   """
   check_structure(condensed)
+  check_groups(condensed, feature_group_count)
   if backend == "auto":
     names: tuple[str, ...] = (_prefer(condensed),)
   else:
     names = (backend,) if isinstance(backend, str) else tuple(backend)
-  return Prepared(condensed, {name: _pack(name, condensed) for name in names}, names)
+  layouts = {name: pack(name, condensed, feature_group_count) for name in names}
+  return Prepared(condensed, layouts, names, feature_group_count)
 
 
 def choose_backend(layer: Condensed | Prepared) -> tuple[str, str]:
@@ -157,6 +171,11 @@ def condensed_matmul(
   check_structure(condensed)
   if activation not in ACTIVATIONS:
     raise ValueError(f"`activation` must be one of {list(ACTIVATIONS)}, not {activation!r}.")
+  if isinstance(layer, Prepared) and layer.feature_group_count != 1:
+    raise ValueError(
+      f"The layer was prepared for a convolution of {layer.feature_group_count} groups: run it by "
+      "`condensed_conv`, or prepare it without `feature_group_count`."
+    )
   if x.ndim < 1 or x.shape[-1] != condensed.in_features:
     raise ValueError(
       f"The last axis of `x` must be the layer's {condensed.in_features} inputs, but x has shape "
@@ -169,7 +188,7 @@ def condensed_matmul(
   if isinstance(layer, Prepared) and backend in layer.layouts:
     layout = layer.layouts[backend]
   else:
-    layout = _pack(backend, condensed)
+    layout = pack(backend, condensed)
   return _apply(x, condensed, layout, backend=backend, activation=activation)
 
 
@@ -197,7 +216,8 @@ def _warn_of_no_cpu_library() -> None:
   )
 
 
-def _pack(name: str, condensed: Condensed) -> Layout:
+def pack(name: str, condensed: Condensed, feature_group_count: int = 1) -> Layout:
+  """The layout of one backend; raises as `prepare` does."""
   if name not in BACKENDS:
     raise ValueError(f"`backend` must be 'auto' or one of {list(BACKENDS)}, not {name!r}.")
   backend = BACKENDS[name]
@@ -211,6 +231,8 @@ def _pack(name: str, condensed: Condensed) -> Layout:
       f"Backend {name!r} lays a layer out on the host and cannot do so with traced arrays: call "
       f"prepare(condensed, backend={name!r}) before, outside of jit, and pass what it returns."
     )
+  if not backend.conv_groups:
+    condensed = expand_groups(condensed, feature_group_count)
   return backend.pack(condensed)
 
 

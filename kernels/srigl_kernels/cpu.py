@@ -17,6 +17,7 @@ import importlib
 import os
 import pathlib
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -29,6 +30,8 @@ ACTIVATIONS = {None: 0, "relu": 1, "gelu": 2}
 
 _FILE = "libsrigl_cpu.so"
 _MATMUL = "srigl_condensed_matmul"
+CONV = "srigl_condensed_conv"
+"""Name of the convolution's FFI target; `cpu_conv.py` calls it."""
 
 
 @jax.tree_util.register_dataclass
@@ -173,9 +176,7 @@ def matmul(
 
 @functools.cache
 def _batched_call(activation: int, out_features: int) -> Any:
-  """The call, with a rule for vmap: a batched x is one call, anything else a loop of calls."""
 
-  @jax.custom_batching.custom_vmap
   def call(x: Array, packed: Packed, bias: Array) -> Array:
     return jax.ffi.ffi_call(
       _MATMUL, jax.ShapeDtypeStruct((*x.shape[:-1], out_features), jnp.float32)
@@ -183,6 +184,15 @@ def _batched_call(activation: int, out_features: int) -> Any:
       x, packed.tile_pattern, packed.tile_values, packed.window_pattern, packed.window_values, bias,
       activation=np.int64(activation),
     )  # fmt: skip
+
+  return map_call(call)
+
+
+def map_call(function: Callable[[Array, Packed, Array], Array]) -> Any:
+  """Gives `(x, packed, bias) -> y` a rule for vmap: if only x is batched this is one call (x has
+  any leading axes), else a loop of calls.
+  """
+  call = jax.custom_batching.custom_vmap(function)
 
   @call.def_vmap
   def rule(axis_size: int, batched: Any, x: Array, packed: Packed, bias: Array) -> Any:
@@ -217,6 +227,7 @@ def _require() -> Any:
       f"The native CPU kernels ({_FILE}) are not installed: `pip install .` in the repository "
       "builds them, given a C++ compiler; or set SRIGL_KERNELS_LIB to the library."
     )
+  jax.ffi.register_ffi_target(CONV, jax.ffi.pycapsule(library.srigl_condensed_conv), platform="cpu")
   return library
 
 
@@ -256,4 +267,5 @@ def _load(path: pathlib.Path) -> Any:
   jax.ffi.register_ffi_target(
     _MATMUL, jax.ffi.pycapsule(library.srigl_condensed_matmul), platform="cpu"
   )
+  jax.ffi.register_ffi_target(CONV, jax.ffi.pycapsule(library.srigl_condensed_conv), platform="cpu")
   return library

@@ -8,10 +8,11 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
-from jax import Array
+from jax import Array, lax
 
 from srigl_kernels.epilogue import finish, spread
 from srigl_kernels.format import Condensed
+from srigl_kernels.geometry import Geometry
 from srigl_kernels.xla import densify, dot
 
 
@@ -44,6 +45,37 @@ def matmul(
   y = dot(x, layout.matrix)
   y = spread(y.T, layout.active, layout.out_features).T
   return finish(y, bias, activation, x.dtype)
+
+
+def conv(
+  x: Array, layout: Structured, bias: Array | None, activation: str | None, geometry: Geometry
+) -> Array:
+  """The convolution as `patches.conv` defines it, with a layout of either backend and groups."""
+  matrix, active = layout.matrix, layout.active
+  if geometry.groups > 1:  # XLA wants as many neurons in each group
+    matrix = spread(matrix.T, active, layout.out_features).T
+    active = jnp.arange(layout.out_features, dtype=jnp.int32)
+  y = convolve(x, matrix, geometry)
+  y, shape = y.reshape(-1, y.shape[-1]), (*y.shape[:-1], layout.out_features)
+  y = spread(y.T, active, layout.out_features).T
+  return finish(y, bias, activation, x.dtype).reshape(shape)
+
+
+def convolve(x: Array, matrix: Array, geometry: Geometry) -> Array:
+  """XLA's convolution of x `[B, *S, C]` with a matrix `[I, N]`, in float32."""
+  rank = len(geometry.kernel_size)
+  channels_last = (0, rank + 1, *range(1, rank + 1))
+  return lax.conv_general_dilated(
+    x.astype(jnp.float32),
+    matrix.astype(jnp.float32).reshape(*geometry.kernel_size, -1, matrix.shape[1]),
+    geometry.strides,
+    geometry.padding,
+    rhs_dilation=geometry.dilation,
+    dimension_numbers=lax.ConvDimensionNumbers(
+      channels_last, (rank + 1, rank, *range(rank)), channels_last
+    ),
+    feature_group_count=geometry.groups,
+  )
 
 
 def pack_dense(condensed: Condensed) -> Structured:

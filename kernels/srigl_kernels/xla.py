@@ -69,15 +69,15 @@ def matmul(
   """
   num_rows, num_inputs = x.shape
   num_neurons = layout.out_features
-  rows = _fit(4 * (3 * layout.active.size + 2 * num_inputs + 3 * num_neurons), _MAX_ROWS)
+  rows = fit(4 * (3 * layout.active.size + 2 * num_inputs + 3 * num_neurons), _MAX_ROWS)
 
   def step(start, size, out):
-    tile = _load(x, start, size)
+    tile = load(x, start, size)
     y = spread(_weighted_sums(tile.T, layout), layout.active, num_neurons).T
-    return _store(out, finish(y, bias, activation, x.dtype), start, x.dtype)
+    return store(out, finish(y, bias, activation, x.dtype), start, x.dtype)
 
-  out = _bits(jnp.zeros((num_rows, num_neurons), x.dtype))
-  return lax.bitcast_convert_type(_tiles(step, num_rows, rows, out), x.dtype)
+  out = as_bits(jnp.zeros((num_rows, num_neurons), x.dtype))
+  return lax.bitcast_convert_type(tiles(step, num_rows, rows, out), x.dtype)
 
 
 def _weighted_sums(inputs: Array, layout: Transposed) -> Array:
@@ -90,14 +90,14 @@ def _weighted_sums(inputs: Array, layout: Transposed) -> Array:
   inputs = inputs.astype(jnp.float32)
 
   def step(start, size, sums):
-    values = _load(layout.values, start, size).astype(jnp.float32)
-    indices = _load(layout.indices, start, size).astype(jnp.int32)
+    values = load(layout.values, start, size).astype(jnp.float32)
+    indices = load(layout.indices, start, size).astype(jnp.int32)
     for value, index in zip(values, indices, strict=True):
       sums += value[:, None] * inputs.at[index].get(mode="promise_in_bounds")
     return sums
 
   fan_in, num_active = layout.values.shape
-  return _tiles(step, fan_in, _UNROLL, jnp.zeros((num_active, inputs.shape[1])))
+  return tiles(step, fan_in, _UNROLL, jnp.zeros((num_active, inputs.shape[1])))
 
 
 def input_gradient(g: Array, condensed: Condensed) -> Array:
@@ -112,22 +112,22 @@ def input_gradient(g: Array, condensed: Condensed) -> Array:
   """
   num_active, fan_in = condensed.values.shape
   num_inputs, num_neurons = condensed.in_features, condensed.out_features
-  rows = _fit(2 * 4 * (2 * num_active + 3 * num_inputs + num_neurons))
-  neurons = _fit(2 * (12 * num_inputs + 28 * fan_in))
+  rows = fit(2 * 4 * (2 * num_active + 3 * num_inputs + num_neurons))
+  neurons = fit(2 * (12 * num_inputs + 28 * fan_in))
 
   def row_step(start, size, dx):
-    tile = _load(g, start, size)[:, condensed.active]
+    tile = load(g, start, size)[:, condensed.active]
 
     def neuron_step(first, count, sums):
-      values = _load(condensed.values, first, count)
-      block = densify(values, _load(condensed.indices, first, count), num_inputs)
+      values = load(condensed.values, first, count)
+      block = densify(values, load(condensed.indices, first, count), num_inputs)
       return sums + dot(lax.dynamic_slice_in_dim(tile, first, count, axis=1), block)
 
-    sums = _tiles(neuron_step, num_active, neurons, jnp.zeros((size, num_inputs)))
-    return _store(dx, sums, start, g.dtype)
+    sums = tiles(neuron_step, num_active, neurons, jnp.zeros((size, num_inputs)))
+    return store(dx, sums, start, g.dtype)
 
-  dx = _bits(jnp.zeros((g.shape[0], num_inputs), g.dtype))
-  return lax.bitcast_convert_type(_tiles(row_step, g.shape[0], rows, dx), g.dtype)
+  dx = as_bits(jnp.zeros((g.shape[0], num_inputs), g.dtype))
+  return lax.bitcast_convert_type(tiles(row_step, g.shape[0], rows, dx), g.dtype)
 
 
 def values_gradient(g: Array, x: Array, condensed: Condensed) -> Array:
@@ -143,22 +143,22 @@ def values_gradient(g: Array, x: Array, condensed: Condensed) -> Array:
   """
   num_active, fan_in = condensed.values.shape
   num_inputs, num_neurons = condensed.in_features, condensed.out_features
-  neurons = _fit(2 * (12 * num_inputs + 28 * fan_in))
-  rows = _fit(2 * 4 * (2 * num_inputs + 2 * num_neurons))
+  neurons = fit(2 * (12 * num_inputs + 28 * fan_in))
+  rows = fit(2 * 4 * (2 * num_inputs + 2 * num_neurons))
 
   def neuron_step(first, count, dvalues):
-    active = _load(condensed.active, first, count)
-    indices = _load(condensed.indices, first, count).astype(jnp.int32)
+    active = load(condensed.active, first, count)
+    indices = load(condensed.indices, first, count).astype(jnp.int32)
 
     def row_step(start, size, products):
-      tile = _load(g, start, size)[:, active]
-      return products + dot(tile.T, _load(x, start, size))
+      tile = load(g, start, size)[:, active]
+      return products + dot(tile.T, load(x, start, size))
 
-    products = _tiles(row_step, x.shape[0], rows, jnp.zeros((count, num_inputs)))
+    products = tiles(row_step, x.shape[0], rows, jnp.zeros((count, num_inputs)))
     picked = jnp.take_along_axis(products, indices, axis=1, mode="promise_in_bounds")
     return lax.dynamic_update_slice_in_dim(dvalues, picked.astype(dvalues.dtype), first, axis=0)
 
-  return _tiles(neuron_step, num_active, neurons, jnp.zeros_like(condensed.values))
+  return tiles(neuron_step, num_active, neurons, jnp.zeros_like(condensed.values))
 
 
 def densify(values: Array, indices: Array, num_inputs: int) -> Array:
@@ -176,28 +176,28 @@ def dot(a: Array, b: Array) -> Array:
   return a.astype(jnp.float32) @ b.astype(jnp.float32)
 
 
-def _load(x: Array, start: Array | int, size: int) -> Array:
+def load(x: Array, start: Array | int, size: int) -> Array:
   """Rows from `start`. The barrier keeps XLA on CPU from casting all of `x` before the loop."""
   x, start = lax.optimization_barrier((x, start))
   return lax.dynamic_slice_in_dim(x, start, size)
 
 
-def _store(bits: Array, rows: Array, start: Array | int, dtype: DTypeLike) -> Array:
-  """The array given as `_bits` with rows from `start` replaced, cast to `dtype`."""
-  return lax.dynamic_update_slice_in_dim(bits, _bits(rows.astype(dtype)), start, axis=0)
+def store(bits: Array, rows: Array, start: Array | int, dtype: DTypeLike) -> Array:
+  """The array given by `as_bits` with rows from `start` replaced, cast to `dtype`."""
+  return lax.dynamic_update_slice_in_dim(bits, as_bits(rows.astype(dtype)), start, axis=0)
 
 
-def _bits(x: Array) -> Array:
+def as_bits(x: Array) -> Array:
   """Bfloat16 as integers: XLA on CPU would cast all of it and back to replace some rows."""
   return lax.bitcast_convert_type(x, jnp.uint16 if x.dtype == jnp.bfloat16 else x.dtype)
 
 
-def _fit(bytes_each: int, most: int = 2**30) -> int:
+def fit(bytes_each: int, most: int = 2**30) -> int:
   """How many of something fit into the limit: at least one, at most `most`."""
   return max(1, min(most, TEMPORARY_BYTES // bytes_each))
 
 
-def _tiles(
+def tiles(
   step: Callable[[Array | int, int, _Carry], _Carry], length: int, size: int, carry: _Carry
 ) -> _Carry:
   """Calls `step(start, size, carry) -> carry` for tiles of `size`, then for the remainder."""

@@ -1,0 +1,28 @@
+// The plain C++ layer of convolutions: packed layer times the patches of images.
+
+#ifndef SRIGL_KERNELS_CPU_CONV_H_
+#define SRIGL_KERNELS_CPU_CONV_H_
+
+#include "matmul.h"
+
+namespace srigl {
+
+// A two-dimensional convolution, channels last.
+struct Conv {
+  const float* x;     // [images, y.size, x.size, channels]
+  const float* bias;  // [out_features] or nullptr
+  float* out;         // [images, y.out, x.out, out_features]
+  int64_t images;
+  int64_t out_features;
+  Patches patches;
+  int64_t padding_after[2];  // beyond the last line and column
+  Activation activation;
+};
+
+// out = activation(the layer applied to every patch of x + bias). The layer's inputs are ordered
+// (ky, kx, channel). Returns nullptr, or what is wrong; `out` is then untouched.
+const char* CondensedConv(const PackedLayer& layer, const Conv& conv, Executor* executor);
+
+}  // namespace srigl
+
+#endif  // SRIGL_KERNELS_CPU_CONV_H_

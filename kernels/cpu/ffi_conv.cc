@@ -1,0 +1,83 @@
+// XLA FFI handler of the convolution.
+
+#include <algorithm>
+#include <string>
+
+#include "conv.h"
+#include "ffi_common.h"
+
+namespace srigl {
+namespace {
+
+using Numbers = ffi::Span<const int64_t>;
+
+// x: [..., height, width, channels]; bias: [out], or [0] for none; y: [..., height, width, out].
+// Of the attributes, kernel, strides and dilation are (y, x), and the padding is (top, bottom,
+// left, right).
+ffi::Error CondensedConvHandler(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x,
+                                ffi::Buffer<ffi::U8> tile_pattern, ffi::AnyBuffer tile_values,
+                                ffi::Buffer<ffi::F32> bias, ffi::ResultBuffer<ffi::F32> y,
+                                int64_t activation, Numbers kernel, Numbers strides,
+                                Numbers dilation, Numbers padding) {
+  const auto x_dims = x.dimensions();
+  const auto y_dims = y->dimensions();
+  const size_t leading = x_dims.size() - 3;
+  if (x_dims.size() < 3 || y_dims.size() != x_dims.size() ||
+      !std::equal(x_dims.begin(), x_dims.begin() + leading, y_dims.begin())) {
+    return ffi::Error::InvalidArgument("x and y must have the same leading dimensions.");
+  }
+  if (kernel.size() != 2 || strides.size() != 2 || dilation.size() != 2 || padding.size() != 4) {
+    return ffi::Error::InvalidArgument("The convolution must have two dimensions.");
+  }
+  if (activation < 0 || activation > static_cast<int64_t>(Activation::kGelu)) {
+    return ffi::Error::InvalidArgument("Unknown activation.");
+  }
+  Conv conv = {};
+  conv.images = 1;
+  for (size_t i = 0; i < leading; ++i) conv.images *= x_dims[i];
+  conv.patches.y = {x_dims[leading], y_dims[leading], kernel[0], strides[0], dilation[0],
+                    padding[0]};
+  conv.patches.x = {x_dims[leading + 1], y_dims[leading + 1], kernel[1], strides[1], dilation[1],
+                    padding[2]};
+  conv.padding_after[0] = padding[1];
+  conv.padding_after[1] = padding[3];
+  conv.patches.channels = x_dims[leading + 2];
+  conv.out_features = y_dims[leading + 2];
+  const int64_t bias_size = static_cast<int64_t>(bias.element_count());
+  if (bias_size != 0 && bias_size != conv.out_features) {
+    return ffi::Error::InvalidArgument("The bias must have one number per output, or none.");
+  }
+  conv.x = x.typed_data();
+  conv.out = y->typed_data();
+  conv.bias = bias_size == 0 ? nullptr : bias.typed_data();
+  conv.activation = static_cast<Activation>(activation);
+
+  PackedLayer layer = {AsBytes(tile_pattern), AsBytes(tile_values), {}, {}, ValueType::kFloat32};
+  if (!AsValueType(tile_values.element_type(), &layer.value_type)) {
+    return ffi::Error::InvalidArgument("Packed values must be float32 or bfloat16.");
+  }
+  PoolExecutor executor(pool);
+  if (const char* error = CondensedConv(layer, conv, &executor)) {
+    return ffi::Error::InvalidArgument(std::string("Packed layer: ") + error + ".");
+  }
+  return ffi::Error::Success();
+}
+
+}  // namespace
+}  // namespace srigl
+
+SRIGL_EXPORT XLA_FFI_Error* srigl_condensed_conv(XLA_FFI_CallFrame* frame);
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(srigl_condensed_conv, srigl::CondensedConvHandler,
+                              xla::ffi::Ffi::Bind()
+                                  .Ctx<xla::ffi::ThreadPool>()
+                                  .Arg<xla::ffi::Buffer<xla::ffi::F32>>()  // x
+                                  .Arg<xla::ffi::Buffer<xla::ffi::U8>>()   // tile pattern
+                                  .Arg<xla::ffi::AnyBuffer>()              // tile values
+                                  .Arg<xla::ffi::Buffer<xla::ffi::F32>>()  // bias
+                                  .Ret<xla::ffi::Buffer<xla::ffi::F32>>()  // y
+                                  .Attr<int64_t>("activation")
+                                  .Attr<srigl::Numbers>("kernel")
+                                  .Attr<srigl::Numbers>("strides")
+                                  .Attr<srigl::Numbers>("dilation")
+                                  .Attr<srigl::Numbers>("padding"));

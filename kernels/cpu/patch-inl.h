@@ -1,0 +1,270 @@
+// How a convolution packs its tile: lanes are output pixels, and a pixel's inputs are the patch of
+// the image below the kernel. Included by tile-inl.h, whose rules apply; nothing else of the
+// kernels knows of convolutions.
+//
+// Two ways, with the same result. `PackPatches` transposes pixels and channels anew for every tap
+// of the kernel. Where taps overlap, `StageImages` transposes the lines of the images that a task
+// reads once, channel by channel; then a tap of sixteen neighbouring pixels is one load, also with
+// strides (pixels of equal remainder lie together), and `PackStaged` only copies.
+
+namespace srigl {
+namespace SRIGL_TARGET {
+namespace {
+
+struct Pixel {
+  int64_t image, y, x;  // of the outputs
+};
+
+inline Pixel PixelAt(const Patches& patches, int64_t row) {
+  const int64_t line = row / patches.x.out;
+  return {line / patches.y.out, line % patches.y.out, row % patches.x.out};
+}
+
+// The first pixel of the next line.
+inline Pixel NextLine(const Patches& patches, Pixel pixel) {
+  if (++pixel.y < patches.y.out) return {pixel.image, pixel.y, 0};
+  return {pixel.image + 1, 0, 0};
+}
+
+inline int64_t Reach(const Axis& axis) { return (axis.kernel - 1) * axis.dilation + 1; }
+
+// Size with the padding that some output reads.
+inline int64_t PaddedSize(const Axis& axis) { return (axis.out - 1) * axis.stride + Reach(axis); }
+
+inline bool Inside(int64_t position, int64_t size) { return position >= 0 && position < size; }
+
+inline int64_t Min(int64_t a, int64_t b) { return a < b ? a : b; }
+
+inline Vec LoadUpTo(const float* from, int64_t count) {
+  if (count >= kWidth) return Load(from);
+  float buffer[kWidth] = {};
+  memcpy(buffer, from, count * sizeof(float));
+  return Load(buffer);
+}
+
+// Columns of one tap: `count` channels from `channel`.
+struct Tap {
+  int64_t y, x;  // offset from the patch's first pixel
+  int64_t channel, count;
+};
+
+inline Tap TapAt(const Patches& patches, int64_t column, int64_t num_columns) {
+  const int64_t tap = column / patches.channels, channel = column % patches.channels;
+  return {tap / patches.x.kernel * patches.y.dilation, tap % patches.x.kernel * patches.x.dilation,
+          channel, Min(patches.channels - channel, num_columns)};
+}
+
+// tile[c, lane] = column column_begin + c of the patch of pixel row_begin + lane.
+template <int kVecs>
+void PackPatches(const MatMul& call, int64_t row_begin, int64_t num_rows, int64_t column_begin,
+                 int64_t num_columns, float* tile) {
+  constexpr int kLanes = kVecs * kWidth;
+  const Patches& patches = *call.patches;
+  int64_t y[kLanes], x[kLanes], start[kLanes];  // of every patch's first pixel, maybe outside
+  Pixel pixel = PixelAt(patches, row_begin);
+  for (int64_t lane = 0; lane < num_rows; ++lane) {
+    y[lane] = pixel.y * patches.y.stride - patches.y.padding;
+    x[lane] = pixel.x * patches.x.stride - patches.x.padding;
+    start[lane] = (pixel.image * patches.y.size + y[lane]) * patches.x.size + x[lane];
+    if (++pixel.x == patches.x.out) pixel = NextLine(patches, pixel);
+  }
+  Tap tap;
+  for (int64_t column = 0; column < num_columns; column += tap.count) {
+    tap = TapAt(patches, column_begin + column, num_columns - column);
+    const int64_t shift = tap.y * patches.x.size + tap.x;
+    for (int lane = 0; lane < kLanes; lane += kWidth) {
+      const float* from[kWidth];
+      for (int i = 0; i < kWidth; ++i) {
+        const int l = lane + i;
+        const bool inside = l < num_rows && Inside(y[l] + tap.y, patches.y.size) &&
+                            Inside(x[l] + tap.x, patches.x.size);
+        from[i] = inside ? call.x + (start[l] + shift) * patches.channels + tap.channel : nullptr;
+      }
+      for (int64_t c = 0; c < tap.count; c += kWidth) {
+        const int64_t left = tap.count - c;
+        Vec rows[kWidth];
+#pragma GCC unroll 16
+        for (int i = 0; i < kWidth; ++i) {
+          rows[i] = from[i] == nullptr ? Vec{} : LoadUpTo(from[i] + c, left);
+        }
+        Transpose(rows);
+        float* to = tile + (column + c) * kLanes + lane;
+#pragma GCC unroll 16
+        for (int i = 0; i < kWidth; ++i) {
+          if (i < left) Store(to + i * kLanes, rows[i]);
+        }
+      }
+    }
+  }
+}
+
+// Lines of images, padded, channel by channel. Pixel x of a line lies at
+// x % stride * phase + x / stride.
+struct Stage {
+  float* data;
+  int64_t plane;  // floats of a channel
+  int64_t line;   // floats of a line
+  int64_t phase;  // floats of the pixels of equal x % stride
+  int64_t lines;
+  int64_t first;  // the first line's number; those of image i begin at i * PaddedSize
+};
+
+// Whether the patches of these rows share enough inputs to be staged, and fit before `end`.
+inline bool PlanStage(const Patches& patches, int64_t row_begin, int64_t row_end, float* end,
+                      Stage* stage) {
+  const Axis &y = patches.y, &x = patches.x;
+  // Copies are four pixels at least.
+  if (y.kernel * x.kernel <= y.stride * x.stride || x.out < 4 || patches.channels < 1) return false;
+  const Pixel first = PixelAt(patches, row_begin), last = PixelAt(patches, row_end - 1);
+  stage->first = first.image * PaddedSize(y) + first.y * y.stride;
+  stage->lines = last.image * PaddedSize(y) + last.y * y.stride + Reach(y) - stage->first;
+  stage->phase = (PaddedSize(x) + x.stride - 1) / x.stride;
+  stage->line = stage->phase * x.stride;
+  const double size = (static_cast<double>(stage->lines) * static_cast<double>(stage->line) +
+                       kWidth) * static_cast<double>(patches.channels);
+  if (size > kStageFloats) return false;
+  // Whole registers are written and read, beyond the last line too.
+  stage->plane = stage->lines * stage->line + kWidth;
+  stage->data = end - stage->plane * patches.channels;
+  return true;
+}
+
+// to[c, q] = from[q - begin, c] for q in [begin, end), 0 for other q in [0, length); from's rows
+// are `step` floats apart. Up to kWidth - 1 floats follow that have no meaning.
+inline void StageLine(const float* from, int64_t step, int64_t begin, int64_t end, int64_t length,
+                      int64_t channels, int64_t plane, float* to) {
+  for (int64_t c = 0; c < channels; c += kWidth, to += kWidth * plane) {
+    const int64_t left = channels - c;
+    const int64_t count = Min(left, kWidth);
+    int64_t q = 0;
+    for (; q < begin; q += kWidth) {
+      for (int64_t j = 0; j < count; ++j) Store(to + j * plane + q, Vec{});
+    }
+    for (q = begin; q < end; q += kWidth) {
+      Vec rows[kWidth];
+#pragma GCC unroll 16
+      for (int i = 0; i < kWidth; ++i) {
+        rows[i] = q + i < end ? LoadUpTo(from + (q - begin + i) * step + c, left) : Vec{};
+      }
+      Transpose(rows);
+#pragma GCC unroll 16
+      for (int j = 0; j < kWidth; ++j) {
+        if (j < count) Store(to + j * plane + q, rows[j]);
+      }
+    }
+    for (; q < length; q += kWidth) {
+      for (int64_t j = 0; j < count; ++j) Store(to + j * plane + q, Vec{});
+    }
+  }
+}
+
+inline int64_t CeilDivClamped(int64_t a, int64_t b, int64_t low, int64_t high) {
+  if (a <= 0) return low;
+  const int64_t result = (a + b - 1) / b;
+  return result < low ? low : Min(result, high);
+}
+
+void StageImages(const MatMul& call, const Stage& stage) {
+  const Patches& patches = *call.patches;
+  const Axis &y = patches.y, &x = patches.x;
+  const int64_t height = PaddedSize(y);
+  for (int64_t line = 0; line < stage.lines; ++line) {
+    const int64_t image = (stage.first + line) / height;
+    const int64_t in_y = (stage.first + line) % height - y.padding;
+    for (int64_t phase = 0; phase < x.stride; ++phase) {
+      float* to = stage.data + line * stage.line + phase * stage.phase;
+      // The pixels q of this phase are those of the image from x.padding on: q * stride + phase.
+      const int64_t begin = CeilDivClamped(x.padding - phase, x.stride, 0, stage.phase);
+      const int64_t end =
+          Inside(in_y, y.size)
+              ? CeilDivClamped(x.size + x.padding - phase, x.stride, begin, stage.phase)
+              : begin;
+      const int64_t pixel =
+          (image * y.size + in_y) * x.size + begin * x.stride + phase - x.padding;
+      const float* from = begin < end ? call.x + pixel * patches.channels : nullptr;
+      StageLine(from, x.stride * patches.channels, begin, end, stage.phase, patches.channels,
+                stage.plane, to);
+    }
+  }
+}
+
+// What a copy moves: structs, as a template's argument loses a type's alignment.
+typedef float FourU __attribute__((vector_size(16), aligned(4), may_alias));
+typedef float EightU __attribute__((vector_size(32), aligned(4), may_alias));
+struct CopyFour {
+  FourU floats;
+};
+struct CopyEight {
+  EightU floats;
+};
+struct CopyRegister {
+  VecU floats;
+};
+
+// As `PackPatches`, from staged images, by copies of sizeof(Copy): what one of them writes too
+// much, the next one replaces.
+template <int kVecs, typename Copy>
+void PackStagedBy(const Patches& patches, const Stage& stage, int64_t row_begin, int64_t num_rows,
+                  int64_t column_begin, int64_t num_columns, float* tile) {
+  constexpr int kLanes = kVecs * kWidth;
+  constexpr int kCopy = sizeof(Copy) / sizeof(float);
+  int64_t to[kLanes], from[kLanes];
+  int num_copies = 0;
+  Pixel pixel = PixelAt(patches, row_begin);
+  int64_t count;
+  for (int64_t lane = 0; lane < num_rows; lane += count) {
+    count = Min(patches.x.out - pixel.x, num_rows - lane);
+    const int64_t line =
+        pixel.image * PaddedSize(patches.y) + pixel.y * patches.y.stride - stage.first;
+    for (int64_t i = 0; i < count; i += kCopy) {
+      to[num_copies] = lane + i;
+      from[num_copies++] = line * stage.line + pixel.x + i;
+    }
+    pixel = NextLine(patches, pixel);
+  }
+  for (int64_t lane = num_rows; lane < kLanes; lane += kCopy) {
+    to[num_copies] = lane;
+    from[num_copies++] = 0;  // any place in the plane
+  }
+  const auto copy = [](float* to, const float* from) {
+    reinterpret_cast<Copy*>(to)->floats = reinterpret_cast<const Copy*>(from)->floats;
+  };
+  bool whole = kCopy == kWidth && num_copies == kVecs;
+  for (int i = 0; i < num_copies; ++i) whole = whole && to[i] == i * kWidth;
+  Tap tap;
+  for (int64_t column = 0; column < num_columns; column += tap.count) {
+    tap = TapAt(patches, column_begin + column, num_columns - column);
+    const float* source = stage.data + tap.channel * stage.plane + tap.y * stage.line +
+                          tap.x % patches.x.stride * stage.phase + tap.x / patches.x.stride;
+    float* row = tile + column * kLanes;
+    for (int64_t c = 0; c < tap.count; ++c) {
+      if (whole) {
+#pragma GCC unroll 8
+        for (int i = 0; i < kVecs; ++i) copy(row + i * kWidth, source + from[i]);
+      } else {
+        for (int i = 0; i < num_copies; ++i) copy(row + to[i], source + from[i]);
+      }
+      source += stage.plane;
+      row += kLanes;
+    }
+  }
+}
+
+template <int kVecs>
+void PackStaged(const Patches& patches, const Stage& stage, int64_t row_begin, int64_t num_rows,
+                int64_t column_begin, int64_t num_columns, float* tile) {
+  if (kWidth > 4 && patches.x.out <= 4) {
+    PackStagedBy<kVecs, CopyFour>(patches, stage, row_begin, num_rows, column_begin, num_columns,
+                               tile);
+  } else if (kWidth > 8 && patches.x.out <= 8) {
+    PackStagedBy<kVecs, CopyEight>(patches, stage, row_begin, num_rows, column_begin, num_columns,
+                                tile);
+  } else {
+    PackStagedBy<kVecs, CopyRegister>(patches, stage, row_begin, num_rows, column_begin, num_columns,
+                              tile);
+  }
+}
+
+}  // namespace
+}  // namespace SRIGL_TARGET
+}  // namespace srigl

@@ -1,0 +1,158 @@
+"""The condensed convolution: arguments, choice of the backend, and its derivative."""
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from srigl_kernels import dense, patches
+from srigl_kernels.api import BACKENDS, Layout, Prepared, choose_backend, condensed_matmul, pack
+from srigl_kernels.epilogue import ACTIVATIONS, finish, spread
+from srigl_kernels.format import FLOATS, Condensed, check_structure
+from srigl_kernels.geometry import Geometry, Padding, resolve
+from srigl_kernels.xla import densify
+
+
+def condensed_conv(
+  x: Array,
+  layer: Condensed | Prepared,
+  *,
+  strides: int | Sequence[int] = 1,
+  padding: Padding = "SAME",
+  input_dilation: int | Sequence[int] = 1,
+  kernel_dilation: int | Sequence[int] = 1,
+  feature_group_count: int = 1,
+  backend: str = "auto",
+  activation: str | None = None,
+) -> Array:
+  """Output of a condensed convolution, differentiable in x, values and bias on every backend.
+
+  The arguments mean what they mean to `flax.nnx.Conv`. Sums, bias and activation are in float32
+  whatever the types of x and values. An infinite or NaN input may also reach neurons that have no
+  weight for it, as it does in a dense layer. Gradients are those of a dense convolution, picked.
+
+  Args:
+    x: `[..., *S, C]` float32 or bfloat16, with as many spatial axes `S` as the kernel.
+    layer: the layer, its kernel of shape `(*kernel_size, C // feature_group_count, N)` with the
+      neurons on the last axis. A `Condensed` is laid out in every call: `prepare` it once, outside
+      of jit, with the same `feature_group_count`, and pass what that returns.
+    strides: at least 1, for all spatial axes or each.
+    padding: `"SAME"`, `"SAME_LOWER"`, `"VALID"`, `"CIRCULAR"`, `"REFLECT"`, with one spatial axis
+      `"CAUSAL"`, or numbers of zeros: one for all sides, or for each axis one or `(before, after)`.
+    input_dilation: distance between the pixels of x, zeros between them; as `strides`.
+    kernel_dilation: distance between a patch's pixels; as `strides`.
+    feature_group_count: groups of channels; neuron `n` reads group `n // (N // groups)`.
+    backend: a name in `BACKENDS`, or `"auto"`: see `choose_backend`; `xla` also for a layer that
+      was prepared for another number of groups.
+    activation: None, `"relu"` or `"gelu"` (its tanh form, the default of `jax.nn.gelu`).
+
+  Returns:
+    `[..., *S_out, N]` of x's type; outputs of ablated neurons are their bias, activation applied.
+
+  Raises:
+    ValueError: if shapes, types or names are not as above, or the backend cannot run here.
+  """
+  condensed = layer.condensed if isinstance(layer, Prepared) else layer
+  check_structure(condensed)
+  if activation not in ACTIVATIONS:
+    raise ValueError(f"`activation` must be one of {list(ACTIVATIONS)}, not {activation!r}.")
+  if x.dtype not in FLOATS:
+    raise ValueError(f"`x` must be float32 or bfloat16, not {x.dtype}.")
+  images, geometry = resolve(
+    x,
+    condensed,
+    strides=strides,
+    padding=padding,
+    input_dilation=input_dilation,
+    kernel_dilation=kernel_dilation,
+    feature_group_count=feature_group_count,
+  )
+  if isinstance(layer, Prepared) and layer.feature_group_count != geometry.groups:
+    layer, backend = _drop_layouts(layer, backend)
+  if _is_product(geometry):
+    y = condensed_matmul(images, layer, backend=backend, activation=activation)
+  else:
+    backend, layout = _choose(layer, backend, geometry.groups)
+    y = _apply(images, condensed, layout, backend, activation, geometry)
+  return y.reshape(*x.shape[: x.ndim - len(geometry.kernel_size) - 1], *y.shape[1:])
+
+
+def _choose(layer: Condensed | Prepared, backend: str, groups: int) -> tuple[str, Layout]:
+  """The backend that runs the layer, and its layout."""
+  if backend == "auto":
+    backend, _ = choose_backend(layer)
+  if not isinstance(layer, Prepared):
+    return backend, pack(backend, layer, groups)
+  if backend in layer.layouts:
+    return backend, layer.layouts[backend]
+  return backend, pack(backend, layer.condensed, groups)
+
+
+def _drop_layouts(layer: Prepared, backend: str) -> tuple[Prepared | Condensed, str]:
+  """Keeps of a layer prepared for another number of groups what does not depend on it."""
+  if backend == "auto":
+    backend, _ = choose_backend(layer)
+    backend = backend if BACKENDS[backend].conv_groups else "xla"
+  layouts = {name: x for name, x in layer.layouts.items() if BACKENDS[name].conv_groups}
+  return Prepared(layer.condensed, layouts, tuple(layouts)), backend
+
+
+def _is_product(geometry: Geometry) -> bool:
+  """Whether every output reads one pixel, that in its own place."""
+  ones = (1,) * len(geometry.kernel_size)
+  none = ((0, 0),) * len(ones)
+  return geometry == Geometry(ones, ones, geometry.dilation, none, 1)
+
+
+@functools.partial(jax.jit, static_argnums=(3, 4, 5))
+def _apply(x, condensed: Condensed, layout: Layout, backend, activation, geometry: Geometry):
+  shape = (x.shape[0], *geometry.output_size(x.shape[1:-1]), condensed.out_features)
+  if 0 in shape or condensed.num_active == 0:  # nothing to sum, which XLA would refuse
+    rows = jnp.zeros((1, condensed.out_features))
+    constant = finish(rows, condensed.bias, activation, x.dtype)
+    return jnp.broadcast_to(constant.reshape((1,) * (len(shape) - 1) + (-1,)), shape)
+  return _conv(
+    backend, activation, geometry, x, condensed.values, condensed.bias, condensed, layout
+  )
+
+
+def _run(backend: str, x, layout: Layout, bias, activation, geometry: Geometry) -> Array:
+  entry = BACKENDS[backend]
+  if entry.conv is None:
+    return patches.conv(entry.matmul, x, layout, bias, activation, geometry)
+  return entry.conv(x, layout, bias, activation, geometry)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+def _conv(backend, activation, geometry, x, values, bias, condensed, layout):
+  """The convolution of `x` `[B, *S, C]`: a function of `values` and `bias` to differentiation."""
+  return _run(backend, x, layout, bias, activation, geometry)
+
+
+def _conv_forward(backend, activation, geometry, x, values, bias, condensed, layout):
+  z = _run(backend, x, layout, bias, None, geometry)
+  if activation is None:
+    return z, (x, bias, condensed, None)
+  y = ACTIVATIONS[activation](z.astype(jnp.float32)).astype(z.dtype)
+  return y, (x, bias, condensed, z)
+
+
+def _conv_backward(backend, activation, geometry, residuals, g) -> tuple[Any, ...]:
+  x, bias, condensed, z = residuals
+  if activation is not None:
+    (g,) = jax.vjp(ACTIVATIONS[activation], z)[1](g)
+  rows = densify(condensed.values, condensed.indices, condensed.in_features)
+  matrix = spread(rows, condensed.active, condensed.out_features).T.astype(jnp.float32)
+  convolve = functools.partial(dense.convolve, geometry=geometry)
+  dx, dmatrix = jax.vjp(convolve, x, matrix)[1](g.astype(jnp.float32))
+  dvalues = dmatrix.T.at[condensed.active[:, None], condensed.indices].get(mode="promise_in_bounds")
+  dbias = None
+  if bias is not None:
+    dbias = g.sum(tuple(range(g.ndim - 1)), dtype=jnp.float32).astype(bias.dtype)
+  return dx, dvalues.astype(condensed.values.dtype), dbias, None, None
+
+
+_conv.defvjp(_conv_forward, _conv_backward)

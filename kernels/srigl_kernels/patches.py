@@ -1,0 +1,88 @@
+"""Convolution as a product: the patches of the image are the rows of a matrix.
+
+What a backend without a convolution of its own runs. Memory: lines of the output are taken
+together as long as their patches need no more than `xla.TEMPORARY_BYTES`, at least one; the
+product adds what it needs.
+"""
+
+import itertools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax.numpy as jnp
+from jax import Array, lax
+
+from srigl_kernels import xla
+from srigl_kernels.geometry import Geometry
+
+
+def conv(
+  matmul: Callable[[Array, Any, Array | None, str | None], Array],
+  x: Array,
+  layout: Any,
+  bias: Array | None,
+  activation: str | None,
+  geometry: Geometry,
+) -> Array:
+  """The convolution, by a backend's product.
+
+  Args:
+    matmul: `(rows [R, I], layout, bias, activation) -> [R, N]`.
+    x: `[B, *S, C]` float32 or bfloat16.
+    layout: of the layer without groups.
+    bias: `[N]`, or None.
+    activation: as for `matmul`.
+    geometry: the convolution.
+
+  Returns:
+    `[B, *S_out, N]` of x's type.
+  """
+  size = geometry.output_size(x.shape[1:-1])
+  num_neurons, pixels = layout.out_features, math.prod(size[1:])
+  num_inputs = math.prod(geometry.kernel_size) * x.shape[-1]
+  # The lines read, padded, and the patches, each of them twice.
+  floats = geometry.kernel_size[0] * math.prod(x.shape[2:]) + pixels * num_inputs
+  lines = xla.fit(4 * 2 * floats)
+
+  def step(start, count, out):
+    rows = _patches(x, start, count, geometry, size).reshape(-1, num_inputs)
+    y = matmul(rows, layout, bias, activation).reshape(count, pixels, num_neurons)
+    return xla.store(out, y, start, x.dtype)
+
+  num_lines = x.shape[0] * size[0]
+  out = xla.as_bits(jnp.zeros((num_lines, pixels, num_neurons), x.dtype))
+  out = lax.bitcast_convert_type(xla.tiles(step, num_lines, lines, out), x.dtype)
+  return out.reshape(x.shape[0], *size, num_neurons)
+
+
+def _patches(
+  x: Array, start: Array | int, count: int, geometry: Geometry, size: tuple[int, ...]
+) -> Array:
+  """`[count, *S_out[1:], *kernel, C]`: the patches of some lines, those of all images in a row."""
+  x, start = lax.optimization_barrier((x, start))  # see `xla.load`
+  line = start + jnp.arange(count)
+  first = line % size[0] * geometry.strides[0] - geometry.padding[0][0]
+  tap = jnp.arange(geometry.kernel_size[0]) * geometry.dilation[0]
+  y = first[:, None] + tap[None]
+  height = x.shape[1]
+  place = jnp.where((y >= 0) & (y < height), (line // size[0] * height)[:, None] + y, -1)
+  place = jnp.where(place < 0, x.shape[0] * height, place)  # beyond the end: filled with 0
+  read = x.reshape(-1, *x.shape[2:]).at[place].get(mode="fill", fill_value=0)
+  rest = [(low, high, 0) for low, high in geometry.padding[1:]]
+  read = lax.pad(read, jnp.zeros((), x.dtype), [(0, 0, 0), (0, 0, 0), *rest, (0, 0, 0)])
+
+  def pick(offsets):  # the pixels below one tap of the other axes
+    starts = [k * d for k, d in zip(offsets, geometry.dilation[1:], strict=True)]
+    ends = [
+      a + (n - 1) * s + 1 for a, n, s in zip(starts, size[1:], geometry.strides[1:], strict=True)
+    ]
+    return lax.slice(
+      read,
+      (0, 0, *starts, 0),
+      (*read.shape[:2], *ends, read.shape[-1]),
+      (1, 1, *geometry.strides[1:], 1),
+    )
+
+  taps = [pick(offsets) for offsets in itertools.product(*map(range, geometry.kernel_size[1:]))]
+  return jnp.moveaxis(jnp.stack(taps, axis=-2), 1, -3)
