@@ -5,6 +5,7 @@ Shape letters in docstrings: `I` inputs of a neuron when dense, `N` neurons of a
 
 from srigl_jax.allocation import Allocation, allocate
 from srigl_jax.condense import condense, expand
+from srigl_jax.condense_model import condense_model
 from srigl_jax.flops import layer_macs, relative_flops, total_macs, training_flops
 from srigl_jax.initializers import init_sparse_weights
 from srigl_jax.leaves import Axes, Layer, flax_axes
@@ -39,6 +40,7 @@ __all__ = [
   "choose_backend",
   "condense",
   "condensed_conv",
+  "condense_model",
   "condensed_matmul",
   "expand",
   "flax_axes",

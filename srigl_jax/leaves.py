@@ -111,6 +111,11 @@ def map_leaves(fn: Callable[..., Any], tree: PyTree, *by_path: Mapping[str, Any]
   return jax.tree_util.tree_map_with_path(visit, tree)
 
 
+def kernel_path(module_path: str) -> str:
+  """The path of the kernel of the module at a path; the model itself is at `""`."""
+  return f"{module_path}/kernel" if module_path else "kernel"
+
+
 def natural_key(path: str) -> tuple[tuple[int, int, str], ...]:
   """Sort key under which runs of digits compare as numbers."""
   parts = re.split(r"(\d+)", path)

@@ -17,6 +17,11 @@ MAY_IMPORT = {
 EXCEPTIONS = {
   "srigl_jax/__init__.py": {"srigl_kernels"},  # what it hands on
   "srigl_jax/condense.py": {"srigl_kernels"},
+  "srigl_jax/condense_model.py": {"srigl_kernels"},
+  "srigl_jax/conv_fallback.py": {"srigl_kernels", "flax"},
+  "srigl_jax/nnx_layers.py": {"srigl_kernels", "flax"},  # imported when a model is condensed
+  "srigl_jax/nnx_trace.py": {"flax"},
+  "srigl_jax/nnx_twins.py": {"srigl_kernels", "flax"},
   "srigl_jax/serialize.py": {"srigl_kernels", "safetensors"},
 }
 MAY_NOT_IMPORT = {

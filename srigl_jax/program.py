@@ -1,0 +1,131 @@
+"""Traced programs with calls written out, in which each layer with parameters is one operation."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.extend import core as jex
+
+layer_p = jex.Primitive("srigl_layer")
+"""A layer with parameters: `path` names it; `shape` and `dtype` are its output's."""
+
+
+@layer_p.def_abstract_eval
+def _layer_abstract(x, *, path, shape, dtype):
+  return jax.core.ShapedArray(shape, jnp.dtype(dtype))
+
+
+def _layer_batched(args, dims, *, path, shape, dtype):
+  (x,), (dim,) = args, dims
+  x = jnp.moveaxis(x, dim, 0)  # every layer here takes further leading axes
+  return layer_p.bind(x, path=path, shape=(x.shape[0], *shape), dtype=dtype), 0
+
+
+jax.interpreters.batching.primitive_batchers[layer_p] = _layer_batched
+
+
+class Op(NamedTuple):
+  """One operation; inputs are numbers of tensors, or values of scalars."""
+
+  primitive: Any
+  params: dict[str, Any]
+  inputs: tuple[Any, ...]
+  outputs: tuple[int, ...]
+  in_avals: tuple[Any, ...]
+  out_avals: tuple[Any, ...]
+
+  @property
+  def layer(self) -> str | None:
+    """The path, if the operation is a layer."""
+    return self.params["path"] if self.primitive is layer_p else None
+
+
+class Program(NamedTuple):
+  """A jaxpr with calls of functions written out.
+
+  Attributes:
+    inputs: the arguments' tensors.
+    ops: in order of execution.
+    outputs: tensors, or values of scalars.
+  """
+
+  inputs: tuple[int, ...]
+  ops: tuple[Op, ...]
+  outputs: tuple[Any, ...]
+
+  def fingerprint(self) -> list[tuple[Any, ...]]:
+    """What is computed apart from shapes: operations and scalars, in order."""
+    return [
+      (op.layer or op.primitive.name, *(x.item() for x in op.inputs if isinstance(x, np.ndarray)))
+      for op in self.ops
+    ]
+
+  def calls(self) -> dict[str, int]:
+    """How often each layer is called; one inside a loop or branch counts as several."""
+    counts: dict[str, int] = {}
+    for op in self.ops:
+      found = [op.layer] if op.layer is not None else 2 * _layers_within(op.params.values())
+      for path in found:
+        counts[path] = counts.get(path, 0) + 1
+    return counts
+
+
+def inline(closed: Any) -> Program:
+  """Writes out the calls of a closed jaxpr: of jit, of functions with their own derivative."""
+  ops: list[Op] = []
+  numbers = iter(range(2**62))
+
+  def walk(jaxpr, consts, args):
+    scalars = [np.asarray(c) if np.ndim(c) == 0 else next(numbers) for c in consts]
+    env = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*scalars, *args], strict=True))
+
+    def read(atom):
+      return np.asarray(atom.val) if isinstance(atom, jex.Literal) else env[atom]
+
+    for eqn in jaxpr.eqns:
+      inputs = tuple(read(atom) for atom in eqn.invars)
+      body = _body(eqn)
+      if body is None:
+        outputs = tuple(next(numbers) for _ in eqn.outvars)
+        avals = tuple(a.aval for a in eqn.invars), tuple(v.aval for v in eqn.outvars)
+        ops.append(Op(eqn.primitive, eqn.params, inputs, outputs, *avals))
+      else:
+        outputs = walk(*body, inputs)
+      env.update(zip(eqn.outvars, outputs, strict=True))
+    return tuple(read(atom) for atom in jaxpr.outvars)
+
+  inputs = tuple(next(numbers) for _ in closed.jaxpr.invars)
+  outputs = walk(closed.jaxpr, closed.consts, inputs)
+  return Program(inputs, tuple(ops), outputs)
+
+
+def _body(eqn: Any) -> tuple[Any, Sequence[Any]] | None:
+  """The jaxpr and constants of an equation that only calls a function."""
+  name = {
+    "jit": "jaxpr",
+    "pjit": "jaxpr",
+    "checkpoint": "jaxpr",
+    "closed_call": "call_jaxpr",
+    "custom_jvp_call": "call_jaxpr",
+    "custom_vjp_call": "call_jaxpr",
+  }.get(eqn.primitive.name)
+  body = eqn.params.get(name)
+  if body is None:
+    return None
+  return (body.jaxpr, body.consts) if isinstance(body, jex.ClosedJaxpr) else (body, ())
+
+
+def _layers_within(params: Any) -> list[str]:
+  """Paths of the layers called in jaxprs among the parameters of an operation."""
+  found: list[str] = []
+  for param in params:
+    jaxpr = param.jaxpr if isinstance(param, jex.ClosedJaxpr) else param
+    if isinstance(jaxpr, jex.Jaxpr):
+      for eqn in jaxpr.eqns:
+        inside = _layers_within(eqn.params.values())
+        found += [eqn.params["path"]] if eqn.primitive is layer_p else inside
+    elif isinstance(param, (tuple, list)):
+      found += _layers_within(param)
+  return found
