@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
+import numpy as np
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -85,6 +86,43 @@ def comparison(
   right.set_title("final, mean and 95 % interval")
   _finish(left, xlabel="step", ylabel="test accuracy (%)")
   _finish(right, ylabel="test accuracy (%)", legend=False)
+  _save(figure, path)
+
+
+def bars(
+  panels: Mapping[str, Mapping[str, Mapping[str, tuple[float, float, float]]]],
+  path: Path,
+  *,
+  title: str,
+  xlabel: str,
+  ylabel: str,
+) -> None:
+  """Groups of bars on a logarithmic scale, with intervals.
+
+  Args:
+    panels: by title of a panel, by what a bar stands for, by group: lower end of the interval,
+      value and upper end.
+    path: of the image to write.
+    title: of the whole figure.
+    xlabel: what the groups are.
+    ylabel: what the values are.
+  """
+  figure, row = plt.subplots(1, len(panels), figsize=(6 * len(panels), 4), layout="constrained")
+  names = list(dict.fromkeys(name for panel in panels.values() for name in panel))
+  for axes, (panel_title, panel) in zip(np.atleast_1d(row), panels.items(), strict=True):
+    groups = list(dict.fromkeys(group for values in panel.values() for group in values))
+    for name, values in panel.items():
+      i = names.index(name)
+      where = [groups.index(group) + (i + 0.5) / len(names) * 0.8 - 0.4 for group in values]
+      low, middle, high = np.array(list(values.values())).T
+      interval = (middle - low, high - middle)
+      color = plt.get_cmap("tab20")(i % 20)
+      axes.bar(where, middle, 0.8 / len(names), yerr=interval, color=color, label=name)
+    axes.set_xticks(range(len(groups)), groups)
+    axes.set_yscale("log")
+    axes.set_title(panel_title)
+    _finish(axes, xlabel=xlabel, ylabel=ylabel)
+  figure.suptitle(title)
   _save(figure, path)
 
 

@@ -4,6 +4,7 @@ A machine drifts (other programs, heat, clock rates). So candidates take turns r
 order rotating, and what is compared is their times within a round. Nothing is subtracted.
 """
 
+import functools
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -62,6 +63,34 @@ def seconds(run: Callable[[], Any]) -> float:
   return time.perf_counter() - start
 
 
+def take_turns(
+  candidates: Mapping[str, Callable[[], float]],
+  *,
+  rounds: int | Mapping[str, int],
+  after_round: Callable[[int], None] = lambda _: None,
+) -> Times:
+  """Lets candidates measure themselves in turns, the order rotating from round to round.
+
+  Args:
+    candidates: functions by name that return the seconds they took.
+    rounds: at least 1; of each candidate if they differ, the first rounds then being all of them's.
+    after_round: is given the number of rounds done.
+
+  Returns:
+    Seconds by name, one for each round.
+  """
+  names = list(candidates)
+  limits = {name: rounds if isinstance(rounds, int) else rounds[name] for name in names}
+  times: Times = {name: [] for name in names}
+  for i in range(max(limits.values(), default=0)):
+    first = i % len(names)
+    for name in names[first:] + names[:first]:
+      if i < limits[name]:
+        times[name].append(candidates[name]())
+    after_round(i + 1)
+  return times
+
+
 def interleave(name: str, candidates: Mapping[str, Callable[[], Any]], *, repeats: int) -> Times:
   """Times candidates in turns, after a round to warm up.
 
@@ -73,18 +102,39 @@ def interleave(name: str, candidates: Mapping[str, Callable[[], Any]], *, repeat
   Returns:
     Seconds by name, one for each round.
   """
-  names = list(candidates)
-  times: Times = {name: [] for name in names}
+  timed = {name: functools.partial(seconds, run) for name, run in candidates.items()}
   with progress(name, step=0, total_steps=repeats) as show:
     show(0, state="warming up")
-    for run in candidates.values():
-      seconds(run)
-    for i in range(repeats):
-      first = i % len(names)
-      for candidate in names[first:] + names[:first]:
-        times[candidate].append(seconds(candidates[candidate]))
-      show(i + 1)
-  return times
+    for time_once in timed.values():
+      time_once()
+    return take_turns(timed, rounds=repeats, after_round=show)
+
+
+def call_seconds(
+  call: Callable[[Any], Any], inputs: Sequence[Any], *, warm_up: float, spend: float, most: int
+) -> float:
+  """Median time of a call among calls in a row, for calls too short to be timed one by one.
+
+  Args:
+    call: what to time; it returns when its result is there.
+    inputs: are given to the calls in turn, so that none finds its input in a cache by luck.
+    warm_up: seconds of calls that come before and do not count, at least one call.
+    spend: seconds of calls that count, at least one call.
+    most: calls that count at most.
+  """
+  end = time.perf_counter() + warm_up
+  call(inputs[-1])
+  while time.perf_counter() < end:
+    for x in inputs:
+      call(x)
+  times: list[float] = []
+  end = time.perf_counter() + spend
+  while not times or (len(times) < most and time.perf_counter() < end):
+    x = inputs[len(times) % len(inputs)]
+    start = time.perf_counter()
+    call(x)
+    times.append(time.perf_counter() - start)
+  return quartiles(times)[1]
 
 
 def quartiles(values: Sequence[float]) -> tuple[float, float, float]:
@@ -142,3 +192,13 @@ def as_json(rows: Sequence[Row], command: str) -> dict[str, Any]:
       for row in rows
     ],
   }
+
+
+def as_markdown(rows: Sequence[Row]) -> str:
+  """The rows as a table for README and docs."""
+  lines = ["| comparison | ratio | quartiles | target | |", "|---|--:|---|---|---|"]
+  for row in rows:
+    low, middle, high = quartiles(row.ratios)
+    met = {None: "", True: "met", False: "**missed**"}[row.is_met]
+    lines.append(f"| {row.name} | {middle:.2f} | {low:.2f}–{high:.2f} | {row.target} | {met} |")
+  return "\n".join(lines)

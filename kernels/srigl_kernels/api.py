@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import importlib
+import math
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -11,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from srigl_kernels import dense, reference, xla
+from srigl_kernels import cost, dense, reference, xla
 from srigl_kernels.epilogue import ACTIVATIONS
 from srigl_kernels.format import FLOATS, Condensed, check_structure
 from srigl_kernels.geometry import Geometry, check_groups, expand_groups
@@ -91,7 +92,8 @@ class Prepared:
   Attributes:
     condensed: the layer.
     layouts: by name of the backend.
-    preference: the same names in the order in which `backend="auto"` takes them.
+    preference: the same names in the order in which `backend="auto"` takes them; empty if it is to
+      take the one that is expected to be fastest for the batch.
     feature_group_count: groups of the convolution that it was prepared for.
   """
 
@@ -102,44 +104,68 @@ class Prepared:
 
 
 def prepare(
-  condensed: Condensed, *, backend: str | Sequence[str] = "auto", feature_group_count: int = 1
+  condensed: Condensed,
+  *,
+  backend: str | Sequence[str] = "auto",
+  batch: int | Sequence[int] | None = None,
+  feature_group_count: int = 1,
 ) -> Prepared:
   """Makes the layouts of one or more backends.
 
   Args:
     condensed: the layer.
-    backend: a name in `BACKENDS`, or several in order of preference, or `"auto"`: `cpu` where it
-      can run; without it, where gathering costs more than the products it saves, a dense matrix
-      (`structured`, or `dense` if all neurons are active), else `xla`.
+    backend: a name in `BACKENDS`, or several in order of preference, or `"auto"`: those that are
+      expected to be fastest at some batch size; `condensed_matmul` then takes the fastest in every
+      call. On CPU that is decided by `srigl_kernels.cost`, among `cpu` (where it can run) and
+      `xla`, `structured`, `dense`; elsewhere `xla` where few weights are left, else a dense matrix.
+    batch: for `"auto"`, the batch sizes (rows of x) to expect; by default anything from 1 to 2048.
+      Each layout takes memory besides the layer itself: `cpu` two copies of the weights with one
+      byte of index each, one of them padded, `xla` one copy, `structured` a dense matrix of the
+      active neurons, `dense` the dense kernel.
     feature_group_count: of the convolution that will be run with it, 1 for other layers.
 
   Raises:
     ValueError: if a name is unknown, the backend cannot run here, it packs on the host and the
-      layer is traced, or the neurons cannot be cut into so many groups.
+      layer is traced, a batch size is negative, or the neurons cannot be cut into so many groups.
   """
   check_structure(condensed)
   check_groups(condensed, feature_group_count)
-  if backend == "auto":
-    names: tuple[str, ...] = (_prefer(condensed),)
-  else:
-    names = (backend,) if isinstance(backend, str) else tuple(backend)
-  layouts = {name: pack(name, condensed, feature_group_count) for name in names}
-  return Prepared(condensed, layouts, names, feature_group_count)
+  layouts = lambda names: {name: pack(name, condensed, feature_group_count) for name in names}
+  if backend != "auto":
+    names: tuple[str, ...] = (backend,) if isinstance(backend, str) else tuple(backend)
+    return Prepared(condensed, layouts(names), names, feature_group_count)
+  batches = _BATCHES if batch is None else (batch,) if isinstance(batch, int) else tuple(batch)
+  if not batches or min(batches) < 0:
+    raise ValueError(f"`batch` must be a size, or several, of 0 or more, not {batch!r}.")
+  candidates = _candidates(condensed)
+  best = dict.fromkeys(_rank(condensed, n, candidates)[0][0] for n in batches)
+  return Prepared(condensed, layouts(best), (), feature_group_count)
 
 
-def choose_backend(layer: Condensed | Prepared) -> tuple[str, str]:
+def choose_backend(layer: Condensed | Prepared, batch: int = 1) -> tuple[str, str]:
   """What `backend="auto"` runs, and why.
 
   Args:
     layer: a layer as it would be given to `condensed_matmul`.
+    batch: rows of x, all axes but the last taken together. Under `jax.vmap` a call sees the rows of
+      one example only; name a backend there if that misleads it.
 
   Returns:
-    `(name, reason)`. Of a prepared layer the first backend that it was prepared for, of any other
+    `(name, reason)`. Of a layer prepared with `backend="auto"` the layout that is expected to be
+    fastest for the batch, of one prepared for backends by name the first of them, of any other
     `xla`: other layouts cost more to make in every call than they save.
   """
-  if isinstance(layer, Prepared) and layer.preference:
+  if not isinstance(layer, Prepared) or not layer.layouts:
+    return "xla", "the layer is not prepared, and this layout is cheap to make in every call"
+  if layer.preference:
     return layer.preference[0], "it is the first backend that the layer was prepared for"
-  return "xla", "the layer is not prepared, and this layout is cheap to make in every call"
+  if len(layer.layouts) == 1:
+    (name,) = layer.layouts
+    return name, "it is the only layout that the layer was prepared with: " + _expectation(
+      layer.condensed, batch, [*dict.fromkeys([name, *_candidates(layer.condensed)])]
+    )
+  names = list(layer.layouts)
+  return _rank(layer.condensed, batch, names)[0][0], _expectation(layer.condensed, batch, names)
 
 
 def condensed_matmul(
@@ -184,7 +210,7 @@ def condensed_matmul(
   if x.dtype not in FLOATS:
     raise ValueError(f"`x` must be float32 or bfloat16, not {x.dtype}.")
   if backend == "auto":
-    backend, _ = choose_backend(layer)
+    backend, _ = choose_backend(layer, batch=math.prod(x.shape[:-1]))
   if isinstance(layer, Prepared) and backend in layer.layouts:
     layout = layer.layouts[backend]
   else:
@@ -192,17 +218,41 @@ def condensed_matmul(
   return _apply(x, condensed, layout, backend=backend, activation=activation)
 
 
-def _prefer(condensed: Condensed) -> str:
-  """The backend to prepare for; see `prepare`."""
+_BATCHES = tuple(2**i for i in range(12))  # what a layer is prepared for unless it is told
+
+
+def _candidates(condensed: Condensed) -> list[str]:
+  """The backends among which `prepare` chooses; warns if the native one is not installed."""
+  names = ["structured" if condensed.num_active < condensed.out_features else "dense", "xla"]
   if BACKENDS["cpu"].is_available() and not _is_traced(condensed):
-    return "cpu"
+    return ["cpu", *names]
   if jax.default_backend() == "cpu" and _cpu() is None:
     _warn_of_no_cpu_library()
-  # Batch 1 to 256 on 4 cores of a Zen 5, shared with other work: gathering won at a fan-in of 21
-  # of 768 and 31 of 3072 inputs, and mostly lost at 206 and 307.
-  if 32 * condensed.fan_in <= condensed.in_features:
-    return "xla"
-  return "structured" if condensed.num_active < condensed.out_features else "dense"
+  return names
+
+
+def _rank(condensed: Condensed, batch: int, names: Sequence[str]) -> list[tuple[str, float]]:
+  """Backends with the seconds that they are expected to take, the fastest first."""
+  if jax.default_backend() != "cpu":
+    # Nothing was measured there: gather where so few weights are left that it won on CPU, too.
+    gather = 32 * condensed.fan_in <= condensed.in_features
+    first = sorted(names, key=lambda name: (name == "xla") != gather)
+    return [(name, math.nan) for name in first]
+  # `cost` keeps the constants of the native kernels by CPU target.
+  keys = {f"cpu {_cpu().isa()}" if name == "cpu" else name: name for name in names}
+  sizes = cost.Sizes(
+    condensed.in_features, condensed.out_features, condensed.num_active, condensed.fan_in
+  )
+  return [(keys[key], seconds) for key, seconds in cost.rank(sizes, batch, list(keys))]
+
+
+def _expectation(condensed: Condensed, batch: int, names: Sequence[str]) -> str:
+  """What was expected of some backends, in words."""
+  ranked = _rank(condensed, batch, names)
+  if math.isnan(ranked[0][1]):
+    return f"a rule of thumb: fan-in {condensed.fan_in} of {condensed.in_features} inputs"
+  times = ", ".join(f"{name} {1e6 * seconds:.3g} us" for name, seconds in ranked)
+  return f"expected times at batch {batch}: {times}"
 
 
 @functools.cache

@@ -1,0 +1,96 @@
+"""What a product costs on each backend: an estimate good enough to choose among them.
+
+The time of a call is taken to be a sum over what it has to do, each at a constant rate:
+
+    call + weights * W + products * W * B' + features * B * (I + N) + passes * K * ceil(B / 256)
+
+`W` is the number of weights that the backend reads: `A * K` (cpu, xla), `A * I` (structured) or
+`N * I` (dense). `B'` is the batch; the cpu backend rounds more than 12 rows up to a multiple of 16,
+as its tiles do. `passes` is for xla only, which goes over the outputs once per weight of a neuron.
+
+The constants in `SECONDS` are fitted to measured times of random layers of many shapes and
+densities (`python -m kernels.benchmark --fit` measures, fits and prints them). They hold for one
+machine; on another one it is their ratios that matter, which differ less than the times.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+
+class Sizes(NamedTuple):
+  """Sizes of a layer.
+
+  Attributes:
+    in_features: `I`.
+    out_features: `N`.
+    num_active: `A`.
+    fan_in: `K`.
+  """
+
+  in_features: int
+  out_features: int
+  num_active: int
+  fan_in: int
+
+
+class Rates(NamedTuple):
+  """Constants of a backend, in seconds each."""
+
+  call: float
+  weights: float
+  products: float
+  features: float
+  passes: float = 0.0
+
+
+# 4 cores of a Zen 5 with AVX-512, float32, whole jitted calls.
+SECONDS: dict[str, Rates] = {
+  "dense": Rates(5e-6, 4e-11, 2.3e-12, 1e-10),
+  "structured": Rates(8e-6, 4e-11, 2.3e-12, 1e-10),
+  "xla": Rates(2e-5, 4e-11, 1e-10, 1e-10, 2e-6),
+  "cpu avx512": Rates(5e-6, 1e-11, 3.5e-12, 1e-11),
+  "cpu avx2": Rates(5e-6, 2e-11, 7e-12, 1e-11),
+  "cpu generic": Rates(5e-6, 2e-11, 3e-11, 1e-11),
+}
+"""By backend; of the native kernels by their CPU target, too."""
+
+PORTABLE = ("xla", "structured", "dense")
+"""Backends that need no native library."""
+
+_TILE_ROWS = 16
+_MAX_WINDOW_ROWS = 12
+_XLA_ROWS = 256
+
+
+def terms(name: str, sizes: Sizes, batch: int) -> Rates:
+  """How much of everything a call does: what the constants of `SECONDS[name]` are multiplied by."""
+  num_inputs, num_neurons, num_active, fan_in = sizes
+  weights = {"structured": num_active * num_inputs, "dense": num_neurons * num_inputs}
+  num_weights = weights.get(name, num_active * fan_in)
+  rows = batch
+  if name.startswith("cpu") and batch > _MAX_WINDOW_ROWS:
+    rows = _TILE_ROWS * math.ceil(batch / _TILE_ROWS)
+  return Rates(
+    call=1,
+    weights=num_weights,
+    products=num_weights * rows,
+    features=batch * (num_inputs + num_neurons),
+    passes=fan_in * math.ceil(batch / _XLA_ROWS) if name == "xla" else 0,
+  )
+
+
+def estimate(name: str, sizes: Sizes, batch: int) -> float:
+  """Seconds that a call is expected to take.
+
+  Args:
+    name: a key of `SECONDS`.
+    sizes: of the layer.
+    batch: rows of the input.
+  """
+  return sum(a * b for a, b in zip(SECONDS[name], terms(name, sizes, batch), strict=True))
+
+
+def rank(sizes: Sizes, batch: int, names: Sequence[str]) -> list[tuple[str, float]]:
+  """Names of `SECONDS` with their estimates in seconds, the fastest first; ties in their order."""
+  return sorted(((name, estimate(name, sizes, batch)) for name in names), key=lambda pair: pair[1])
