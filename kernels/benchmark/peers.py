@@ -71,12 +71,13 @@ def _backend(name: str, isa: str = "") -> Callable[[Layer], Call]:
 
 def _bcsr(layer: Layer) -> Call:
   # XLA's CSR kernel for CPU takes the matrix on the left and int32 indices; with the matrix on the
-  # right, JAX falls back to scattering.
+  # right, JAX falls back to scattering. Below 16 columns the kernel is several times slower than
+  # with 16 (3.2 ms against 0.6 for vit_ffn_up at 90 %), so fewer rows are filled up.
   matrix = sparse.BCSR.from_scipy_sparse(_csr(layer))
 
   def apply(x, w, b):
-    y = (w @ x[0])[None] if len(x) == 1 else (w @ x.T).T
-    return y + b[None]
+    rows = jnp.pad(x, ((0, max(0, 16 - len(x))), (0, 0)))
+    return (w @ rows.T).T[: len(x)] + b[None]
 
   return _jitted(apply, matrix, jnp.asarray(layer.bias))
 
@@ -99,14 +100,14 @@ def _csr(layer: Layer) -> Any:
 
 def _torch_dense(layer: Layer) -> Call:
   torch = _torch()
-  weight, bias = torch.from_numpy(layer.kernel.T.copy()), torch.from_numpy(layer.bias)
+  weight, bias = torch.from_numpy(layer.kernel.T.copy()), torch.from_numpy(layer.bias.copy())
   return lambda x: torch.nn.functional.linear(x, weight, bias)
 
 
 def _torch_csr(layer: Layer) -> Call:
   torch = _torch()
   weight = torch.from_numpy(layer.kernel.T.copy()).to_sparse_csr()
-  bias = torch.from_numpy(layer.bias)
+  bias = torch.from_numpy(layer.bias.copy())
   return lambda x: torch.nn.functional.linear(x, weight, bias)
 
 

@@ -2,8 +2,6 @@
 
 from collections.abc import Callable, Iterator, Sequence
 
-import numpy as np
-
 from experiments.timing import Row
 from kernels.benchmark.layers import SHAPES
 from kernels.benchmark.measure import Cell
@@ -20,14 +18,17 @@ _DENSE_ONE_THREAD = {1: 6.0, 256: 5.0}
 _STRUCTURED_AT_256 = 2.5  # where neurons are ablated
 _AVX2_AT_256 = 2.5
 _AUTO = 1.1
+_TOO_SLOW = 1e6  # stands for the loss where the choice was too slow to be timed
 
 
 def rows(cells: Sequence[Cell]) -> list[Row]:
-  """The rows with targets that these cells have, the paper's layers at 90 % first; then auto's."""
+  """Ratios of the paper's layers at 90 % with their targets, of all other layers; then auto's."""
   found: list[Row] = []
   for cell in cells:
-    if cell.layer in SHAPES and abs(cell.sparsity - 0.9) < 0.005:
-      found += _one_thread(cell) if cell.threads == 1 else _all_threads(cell)
+    if cell.layer not in SHAPES:
+      found += [row._replace(at_least=None, at_most=None) for row in _ratios(cell)]
+    elif abs(cell.sparsity - 0.9) < 0.005 and cell.batch in _DENSE:
+      found += _ratios(cell)
   for threads in dict.fromkeys(cell.threads for cell in cells):
     same = [cell for cell in cells if cell.threads == threads]
     found += worst(same, f"auto / best backend, {_count(threads)}", lambda cell: cell.choice)
@@ -39,12 +40,12 @@ def rows(cells: Sequence[Cell]) -> list[Row]:
   return found
 
 
-def _one_thread(cell: Cell) -> Iterator[Row]:
-  yield from compare(cell, "dense", at_least=_DENSE_ONE_THREAD.get(cell.batch))
-
-
-def _all_threads(cell: Cell) -> Iterator[Row]:
+def _ratios(cell: Cell) -> Iterator[Row]:
+  """Peers over the native kernels, with the targets of the paper's layers."""
   batch = cell.batch
+  if cell.threads == 1:
+    yield from compare(cell, "dense", at_least=_DENSE_ONE_THREAD.get(batch))
+    return
   yield from compare(cell, "dense", at_least=_DENSE.get(batch))
   csr = [name for name in CSR if name in cell.seconds]
   if csr:
@@ -82,7 +83,7 @@ def worst(cells: Sequence[Cell], name: str, choose: Callable[[Cell], str]) -> It
     if not timed or (choice not in timed and choice not in cell.skipped):
       continue  # this run leaves the backend out
     best = min(timed, key=cell.median)
-    ratios = [np.inf]  # the choice was too slow to be timed
+    ratios = [_TOO_SLOW]
     if choice in timed:
       ratios = [a / b for a, b in zip(*(cell.seconds[k] for k in (choice, best)), strict=False)]
     times = {method: cell.seconds[method] for method in {choice, best} if method in timed}

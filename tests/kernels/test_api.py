@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import pytest
 
 from srigl_kernels import BACKENDS, choose_backend, condensed_matmul, prepare
-from srigl_kernels.problems import PROBLEMS, Problem, make_problem
+from srigl_kernels.problems import PROBLEMS, make_problem
 
 HAS_CPU = BACKENDS["cpu"].is_available()
 SMALL = PROBLEMS["odd_sizes"]
@@ -23,19 +23,6 @@ def test_a_layer_that_is_not_prepared_runs_on_xla():
 def test_a_prepared_layer_runs_on_what_it_was_prepared_for(name):
   _, condensed = make_problem(SMALL)
   assert choose_backend(prepare(condensed, backend=name))[0] == name
-
-
-@pytest.mark.filterwarnings("ignore:The native CPU kernels")
-def test_automatic_choice_without_native_kernels(monkeypatch):
-  monkeypatch.setitem(BACKENDS, "cpu", BACKENDS["cpu"]._replace(is_available=lambda: False))
-  for problem, expected in (
-    (Problem(64, 20, 10, 2, ()), "xla"),
-    (Problem(64, 20, 10, 3, ()), "structured"),
-    (Problem(64, 20, 20, 3, ()), "dense"),
-  ):
-    _, condensed = make_problem(problem)
-    layer = prepare(condensed)
-    assert list(layer.layouts) == [expected] and choose_backend(layer)[0] == expected
 
 
 def test_the_order_of_preference_survives_a_transformation():

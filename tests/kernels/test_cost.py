@@ -1,0 +1,138 @@
+"""The choice among backends: by the estimates, among what is there, and told why."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from srigl_kernels import BACKENDS, api, choose_backend, condensed_matmul, cost, prepare
+from srigl_kernels.problems import PROBLEMS, Problem, make_problem
+
+HAS_CPU = BACKENDS["cpu"].is_available()
+SIZES = cost.Sizes(in_features=100, out_features=60, num_active=40, fan_in=10)
+
+
+def test_terms_are_what_a_backend_does():
+  for name, batch, expected in (
+    ("dense", 7, cost.Rates(1, 6000, 42000, 1120, 0)),
+    ("structured", 7, cost.Rates(1, 4000, 28000, 1120, 0)),
+    ("xla", 7, cost.Rates(1, 400, 2800, 1120, 10)),
+    ("xla", 257, cost.Rates(1, 400, 102800, 41120, 20)),
+    ("cpu avx512", 12, cost.Rates(1, 400, 4800, 1920, 0)),
+    ("cpu avx512", 13, cost.Rates(1, 400, 6400, 2080, 0)),
+    ("cpu generic", 33, cost.Rates(1, 400, 19200, 5280, 0)),
+  ):
+    assert cost.terms(name, SIZES, batch) == expected
+
+
+@pytest.mark.parametrize("name", cost.SECONDS)
+def test_estimates_are_positive_and_grow(name):
+  times = [cost.estimate(name, SIZES, batch) for batch in (0, 1, 16, 256, 2048)]
+  assert times[0] > 0 and times == sorted(times)
+  wider = SIZES._replace(in_features=1000, out_features=600, num_active=400, fan_in=100)
+  assert cost.estimate(name, wider, 64) > cost.estimate(name, SIZES, 64)
+
+
+def test_ranking_follows_the_estimates(monkeypatch):
+  rates = {"a": cost.Rates(5, 0, 0, 0), "b": cost.Rates(1, 0, 0, 1), "c": cost.Rates(5, 0, 0, 0)}
+  monkeypatch.setattr(cost, "SECONDS", rates)
+  assert cost.rank(SIZES, 0, ["a", "b", "c"]) == [("b", 1), ("a", 5), ("c", 5)]
+  assert [name for name, _ in cost.rank(SIZES, 1, ["c", "b", "a"])] == ["c", "a", "b"]
+
+
+def with_rates(monkeypatch, **rates):
+  """Sets the constants of all backends; the native ones' are the same on every CPU target."""
+  cpu = {f"cpu {isa}": rates["cpu"] for isa in ("avx512", "avx2", "generic")}
+  monkeypatch.setattr(cost, "SECONDS", rates | cpu)
+
+
+CROSSING = {
+  # 160 features a row: cpu is the fastest for up to 6 rows, xla for up to 306, then structured.
+  "cpu": cost.Rates(0, 0, 0, 4),
+  "xla": cost.Rates(2000, 0, 0, 2),
+  "structured": cost.Rates(100_000, 0, 0, 0),
+  "dense": cost.Rates(1e9, 0, 0, 0),
+}
+
+
+def layer_of(num_active, fan_in=10):
+  return make_problem(Problem(100, 60, num_active, fan_in, (4,)))[1]
+
+
+@pytest.mark.filterwarnings("ignore:The native CPU kernels")
+def test_a_layer_is_prepared_for_all_batches_and_chosen_by_each(monkeypatch):
+  monkeypatch.setitem(BACKENDS, "cpu", BACKENDS["cpu"]._replace(is_available=lambda: False))
+  with_rates(monkeypatch, **CROSSING)
+  layer = prepare(layer_of(num_active=40))
+  assert list(layer.layouts) == ["xla", "structured"]
+  assert [choose_backend(layer, batch=n)[0] for n in (1, 300, 400)] == ["xla", "xla", "structured"]
+  _, reason = choose_backend(layer, batch=400)
+  assert reason == "expected times at batch 400: structured 1e+11 us, xla 1.3e+11 us"
+
+
+@pytest.mark.skipif(not HAS_CPU, reason="needs the native kernels")
+def test_the_native_kernels_take_part(monkeypatch):
+  with_rates(monkeypatch, **CROSSING)
+  layer = prepare(layer_of(num_active=40))
+  assert list(layer.layouts) == ["cpu", "xla", "structured"]
+  assert [choose_backend(layer, n)[0] for n in (1, 10, 400)] == ["cpu", "xla", "structured"]
+
+
+@pytest.mark.filterwarnings("ignore:The native CPU kernels")
+@pytest.mark.parametrize("batch, names", [(1, ["xla"]), (500, ["structured"]), ((1, 500), None)])
+def test_expected_batches_decide_what_is_prepared(monkeypatch, batch, names):
+  monkeypatch.setitem(BACKENDS, "cpu", BACKENDS["cpu"]._replace(is_available=lambda: False))
+  with_rates(monkeypatch, **CROSSING)
+  layer = prepare(layer_of(num_active=40), batch=batch)
+  assert list(layer.layouts) == (names or ["xla", "structured"])
+  if names:  # a single layout is taken for every batch, and the estimates are still told
+    name, reason = choose_backend(layer, batch=2)
+    assert name == names[0] and "only layout" in reason and "structured" in reason
+
+
+def test_wrong_batches():
+  for batch in (-1, (1, -2), ()):
+    with pytest.raises(ValueError, match="`batch` must be a size"):
+      prepare(layer_of(40), batch=batch)
+
+
+@pytest.mark.filterwarnings("ignore:The native CPU kernels")
+def test_calls_choose_by_their_rows_also_under_jit(monkeypatch):
+  monkeypatch.setitem(BACKENDS, "cpu", BACKENDS["cpu"]._replace(is_available=lambda: False))
+  with_rates(monkeypatch, **CROSSING)
+  used = []
+  for name in ("xla", "structured"):
+    matmul = BACKENDS[name].matmul
+    spy = lambda *args, name=name, matmul=matmul: used.append(name) or matmul(*args)
+    monkeypatch.setitem(BACKENDS, name, BACKENDS[name]._replace(matmul=spy))
+  condensed = layer_of(num_active=40)
+  layer = prepare(condensed)
+  for shape, expected in (((5, 100), "xla"), ((50, 10, 100), "structured"), ((100,), "xla")):
+    x = jnp.asarray(np.random.default_rng(0).normal(size=shape), jnp.float32)
+    y = jax.jit(condensed_matmul)(x, layer)
+    assert used.pop() == expected and not used
+    np.testing.assert_allclose(y, condensed_matmul(x, condensed, backend="reference"), atol=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore:The native CPU kernels")
+def test_a_traced_layer_is_prepared_without_the_native_kernels():
+  x, condensed = make_problem(PROBLEMS["odd_sizes"])
+  y = jax.jit(lambda x, c: condensed_matmul(x, prepare(c)))(x, condensed)
+  np.testing.assert_allclose(y, condensed_matmul(x, condensed, backend="reference"), atol=1e-4)
+
+
+def test_other_devices_keep_to_the_rule_of_thumb(monkeypatch):
+  monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+  for fan_in, num_active, expected in ((2, 40, "xla"), (4, 40, "structured"), (4, 60, "dense")):
+    layer = prepare(layer_of(num_active, fan_in))
+    assert list(layer.layouts) == [expected]
+    assert choose_backend(layer, 8)[1].endswith(f"fan-in {fan_in} of 100 inputs")
+
+
+def test_every_layer_has_a_choice():
+  for problem in PROBLEMS.values():
+    condensed = dataclasses.replace(make_problem(problem)[1])
+    ranked = api._rank(condensed, 3, ["structured", "dense", "xla"])
+    assert all(seconds > 0 for _, seconds in ranked)
