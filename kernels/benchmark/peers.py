@@ -108,7 +108,12 @@ def _torch_csr(layer: Layer) -> Call:
   torch = _torch()
   weight = torch.from_numpy(layer.kernel.T.copy()).to_sparse_csr()
   bias = torch.from_numpy(layer.bias.copy())
-  return lambda x: torch.nn.functional.linear(x, weight, bias)
+
+  def call(x: Any) -> Any:
+    # The matrix on the left: `linear` takes two to six times as long.
+    return (weight @ x[0] + bias)[None] if len(x) == 1 else (weight @ x.T).T + bias
+
+  return call
 
 
 @functools.cache
@@ -129,8 +134,11 @@ def _brainevent(layer: Layer) -> Call:
   shape = (condensed.num_active, condensed.in_features)
 
   def apply(x, values, indices, active, bias):
-    matrix = brainevent.FixedPostNumConn((values, indices), shape=shape)
-    products = (matrix @ x[0])[None] if len(x) == 1 else (matrix @ x.T).T
+    kwargs = {"shape": shape, "transpose": False}
+    if len(x) == 1:
+      products = brainevent.fcnmv(values, indices, x[0], **kwargs)[None]
+    else:
+      products = brainevent.fcnmm(values, indices, x.T, **kwargs).T
     if condensed.num_active == condensed.out_features:
       return products + bias[None]
     return jnp.broadcast_to(bias, (len(x), len(bias))).at[:, active].add(products)
