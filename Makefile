@@ -18,8 +18,12 @@ WORKDIR ?= runs/demo
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
-demo: $(VENV)/experiments ## train dense, RigL and SRigL on digits; ends in a table and a figure
+demo: $(VENV)/experiments ## train dense, RigL and SRigL on digits, export and time the result
 	$(BIN)/python -m experiments.sweep --config=configs/sweeps/digits.py --workdir=$(WORKDIR)
+	$(BIN)/python -m experiments.export --workdir=$(WORKDIR)/srigl/seed0 \
+	  --out=$(WORKDIR)/srigl.safetensors --overwrite
+	$(BIN)/python -m experiments.infer --model=$(WORKDIR)/srigl.safetensors \
+	  --workdir=$(WORKDIR)/srigl/seed0 --overwrite
 
 test: lint pytest ## linter, type checker and the whole default test suite
 

@@ -15,8 +15,12 @@ State = TypeVar("State")
 class Checkpoints:
   """The checkpoints of one run, in one directory."""
 
-  def __init__(self, directory: Path, *, keep: int):
-    """Opens or creates the directory; the latest `keep` checkpoints stay, and the best one."""
+  def __init__(self, directory: Path, *, keep: int, read_only: bool = False):
+    """Opens or creates the directory; the latest `keep` checkpoints stay, and the best one.
+
+    With `read_only` nothing there is ever changed, not even while another process saves.
+    """
+    self._read_only = read_only
     accuracy = lambda metrics: metrics["test_accuracy"]
     best = BestN(get_metric_fn=accuracy, n=1, keep_checkpoints_without_metrics=False)
     self._manager = ocp.CheckpointManager(
@@ -24,7 +28,9 @@ class Checkpoints:
       options=ocp.CheckpointManagerOptions(
         preservation_policy=AnyPreservationPolicy([LatestN(keep), best]),
         best_fn=accuracy,  # without it the metrics are not written, and lost when the run resumes
-        cleanup_tmp_directories=True,
+        cleanup_tmp_directories=not read_only,
+        create=not read_only,
+        read_only=read_only,
       ),
     )
 
@@ -52,7 +58,11 @@ class Checkpoints:
         f"{self._manager.directory}: {self._manager.all_steps()}. Use another directory."
       )
 
-  def restore(self, template: State) -> State | None:
+  def best_step(self) -> int | None:
+    """The step of the checkpoint with the best test accuracy; None if there is none."""
+    return self._manager.best_step()
+
+  def restore(self, template: State, *, step: int | None = None) -> State | None:
     """The latest checkpoint that can be read, on the default device; None if there is none.
 
     Later ones that cannot be read are deleted then: the run will come to their steps again, and
@@ -60,11 +70,12 @@ class Checkpoints:
 
     Args:
       template: a state of the same structure, shapes and dtypes.
+      step: of the checkpoint to read, instead of the latest.
 
     Raises:
       ValueError: if checkpoints are there but none can be read.
     """
-    steps = sorted(self._manager.all_steps(), reverse=True)
+    steps = [step] if step is not None else sorted(self._manager.all_steps(), reverse=True)
     for i, step in enumerate(steps):
       try:
         state = self._read(step, template)
@@ -76,7 +87,8 @@ class Checkpoints:
         )
       else:
         for unreadable in steps[:i]:
-          self._manager.delete(unreadable)
+          if not self._read_only:
+            self._manager.delete(unreadable)
         return state
     if steps:
       raise ValueError(

@@ -126,6 +126,28 @@ def bars(
   _save(figure, path)
 
 
+def latency(seconds: Mapping[int, Mapping[str, Sequence[float]]], path: Path) -> None:
+  """Time of one call over batch size, by model; medians, quartiles shaded.
+
+  Args:
+    seconds: by batch size and model, one for each round.
+    path: of the image to write.
+  """
+  figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
+  sizes = list(seconds)
+  for i, name in enumerate(seconds[sizes[0]]):
+    low, middle, high = (
+      1e3 * np.array([np.percentile(seconds[size][name], [25, 50, 75]) for size in sizes]).T
+    )
+    axes.plot(sizes, middle, marker="o", markersize=4, color=f"C{i}", label=name)
+    axes.fill_between(sizes, low, high, color=f"C{i}", alpha=0.2, linewidth=0)
+  axes.set_xscale("log", base=2)
+  axes.set_yscale("log")
+  axes.set_xticks(sizes, [str(size) for size in sizes])
+  _finish(axes, xlabel="images at a time", ylabel="milliseconds")
+  _save(figure, path)
+
+
 def _finish(axes: Axes, *, xlabel: str = "", ylabel: str = "", legend: bool = True) -> None:
   axes.set_xlabel(xlabel)
   axes.set_ylabel(ylabel)

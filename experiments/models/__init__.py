@@ -19,6 +19,7 @@ from experiments.models.functional import (
   FunctionalModel,
   functional,
   init_functional,
+  with_arrays,
 )
 from experiments.models.mlp import MLP
 from experiments.models.resnet_cifar import ResNetCifar, resnet18
@@ -39,6 +40,7 @@ __all__ = [
   "init_functional",
   "resnet18",
   "wide_resnet22_2",
+  "with_arrays",
 ]
 
 MODELS: dict[str, Callable[..., nnx.Module]] = {

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Protocol
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 
 Arrays = dict[str, jax.Array]
@@ -64,6 +65,31 @@ def functional(model: nnx.Module) -> FunctionalModel:
   """
   parts: tuple[Any, ...] = nnx.split(model, nnx.Param, nnx.BatchStat, ...)
   return _functional(*parts)
+
+
+def with_arrays(model: nnx.Module, arrays: Mapping[str, jax.Array]) -> nnx.Module:
+  """A model with other parameters and statistics.
+
+  Args:
+    model: it is left as it is.
+    arrays: every array of the model by path, as `functional` names them.
+
+  Raises:
+    ValueError: if paths or shapes are not the model's.
+  """
+  graphdef, state = nnx.split(model)
+  flat = {"/".join(map(str, path)): (path, value) for path, value in nnx.to_flat_state(state)}
+  if flat.keys() != arrays.keys():
+    raise ValueError(
+      f"The model has {', '.join(sorted(flat))}; given are {', '.join(sorted(arrays))}."
+    )
+  for key, (_, value) in flat.items():
+    if value[...].shape != arrays[key].shape:
+      raise ValueError(
+        f"{key} has shape {value[...].shape}; the one given has {arrays[key].shape}."
+      )
+  paths = [(path, jnp.asarray(arrays[key])) for key, (path, _) in flat.items()]
+  return nnx.merge(graphdef, nnx.from_flat_state(paths))
 
 
 def init_functional(build_fn: Callable[[nnx.Rngs], nnx.Module], key: jax.Array) -> FunctionalModel:

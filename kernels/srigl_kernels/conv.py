@@ -1,6 +1,7 @@
 """The condensed convolution: arguments, choice of the backend, and its derivative."""
 
 import functools
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -75,15 +76,18 @@ def condensed_conv(
   if _is_product(geometry):
     y = condensed_matmul(images, layer, backend=backend, activation=activation)
   else:
-    backend, layout = _choose(layer, backend, geometry.groups)
+    pixels = math.prod((images.shape[0], *geometry.output_size(images.shape[1:-1])))
+    backend, layout = _choose(layer, backend, geometry.groups, pixels)
     y = _apply(images, condensed, layout, backend, activation, geometry)
   return y.reshape(*x.shape[: x.ndim - len(geometry.kernel_size) - 1], *y.shape[1:])
 
 
-def _choose(layer: Condensed | Prepared, backend: str, groups: int) -> tuple[str, Layout]:
+def _choose(
+  layer: Condensed | Prepared, backend: str, groups: int, pixels: int
+) -> tuple[str, Layout]:
   """The backend that runs the layer, and its layout."""
-  if backend == "auto":
-    backend, _ = choose_backend(layer)
+  if backend == "auto":  # to the native kernels every pixel of the output is a row
+    backend, _ = choose_backend(layer, pixels)
   if not isinstance(layer, Prepared):
     return backend, pack(backend, layer, groups)
   if backend in layer.layouts:

@@ -1,0 +1,157 @@
+"""Evaluates and times an exported network: `python -m experiments.infer --model=FILE`.
+
+Accuracy, size and latency by batch size, of the exported network, of the same with dense matrices
+of the active neurons only ("structured"), and of its dense twin. The twin is the trained network
+itself if `--workdir=DIR` names the run, else what the file's layers expand to.
+"""
+
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+from absl import flags
+
+from experiments import cli, figures
+from experiments.exported import Exported, load_data, load_exported
+from experiments.files import write_json, write_text
+from experiments.inference import (
+  accuracy,
+  format_latencies,
+  largest_difference,
+  latencies,
+  num_bytes,
+  predict,
+)
+from experiments.record import environment
+from experiments.trained import load_trained
+
+
+def infer(
+  exported: Exported,
+  *,
+  batch_sizes: list[int],
+  rounds: int,
+  workdir: Path | None = None,
+  data_dir: str = "",
+) -> dict[str, Any]:
+  """Evaluates and times an exported network beside its twins.
+
+  Args:
+    exported: the network.
+    batch_sizes: to time.
+    rounds: of timing.
+    workdir: of the run that trained it, for the dense twin.
+    data_dir: folder of the TensorFlow Datasets; empty: `$TFDS_DATA_DIR`.
+
+  Returns:
+    What `results.json` holds.
+
+  Raises:
+    ValueError: if the run in `workdir` is not the one that was exported.
+    FileNotFoundError: if the data set is not there.
+  """
+  data = load_data(exported, data_dir=data_dir)
+  if workdir is None:
+    dense = load_exported(exported.path, backend="dense").model
+  else:
+    trained = load_trained(workdir, data_dir=data_dir)
+    ours, theirs = (dict(x.to_dict()) for x in (exported.config, trained.run.config))
+    ours["data"].pop("data_dir", None)
+    theirs["data"].pop("data_dir", None)
+    if ours != theirs or trained.step != exported.metadata["step"]:
+      raise ValueError(
+        f"{exported.path} was not exported from the last checkpoint of {workdir}: give the "
+        "--workdir of its own run, or none."
+      )
+    dense = trained.model
+  structured = load_exported(exported.path, backend="structured").model
+  candidates = {"dense": dense, "structured": structured, "condensed": exported.model}
+  logits = {name: predict(model, data) for name, model in candidates.items()}
+  times = {
+    size: latencies(candidates, data, batch_size=size, rounds=rounds) for size in batch_sizes
+  }
+  return {
+    "model": exported.config.name,
+    "test_images": len(data.test_labels),
+    "accuracy": {name: accuracy(x, data) for name, x in logits.items()},
+    "largest_difference": {
+      name: largest_difference(x, logits["dense"]) for name, x in logits.items() if name != "dense"
+    },
+    "bytes_on_disk": {
+      "dense": num_bytes(dense),
+      "condensed": exported.path.stat().st_size,
+    },
+    "bytes_in_memory": {name: num_bytes(model) for name, model in candidates.items()},
+    "seconds": times,
+    "table": format_latencies(times, base="dense"),
+    "command": shlex.join(["python", "-m", "experiments.infer", *sys.argv[1:]]),
+    "environment": environment(),
+  }
+
+
+def write_report(results: dict[str, Any], directory: Path) -> Path:
+  """Writes results.json, report.md and latency.png; returns the report's path."""
+  write_json(directory / "results.json", results)
+  figures.latency(results["seconds"], directory / "latency.png")
+  path = directory / "report.md"
+  lines = [f"# {results['model']}, exported", "", summary(results), "", results["table"], ""]
+  write_text(path, "\n".join([*lines, "![Latency by batch size](latency.png)", ""]))
+  return path
+
+
+def summary(results: dict[str, Any]) -> str:
+  """Accuracy, differences and sizes as a list."""
+  named = lambda values, form: ", ".join(f"{name} {form(x)}" for name, x in values.items())
+  kilobytes = lambda x: f"{x / 1e3:,.1f} kB"
+  return "\n".join(
+    [
+      f"- test accuracy on {results['test_images']} images: "
+      + named(results["accuracy"], lambda x: f"{x:.2%}"),
+      "- largest difference of a logit from the dense network's, relative to the image's largest "
+      "logit: " + named(results["largest_difference"], lambda x: f"{x:.1e}"),
+      "- size on disk: " + named(results["bytes_on_disk"], kilobytes),
+      "- size in memory: " + named(results["bytes_in_memory"], kilobytes),
+    ]
+  )
+
+
+def main() -> int:
+  """The command."""
+  options = flags.FLAGS
+  path = Path(options.model)
+  directory = Path(options.out) if options.out else path.with_name(f"{path.stem}-inference")
+  if (directory / "results.json").exists() and not options.overwrite:
+    raise ValueError(
+      f"{directory} holds results already: give another --out, or --overwrite to replace them."
+    )
+  results = infer(
+    load_exported(path),
+    batch_sizes=[_positive(size) for size in options.batch],
+    rounds=options.rounds,
+    workdir=Path(options.workdir) if options.workdir else None,
+    data_dir=options.data_dir,
+  )
+  report = write_report(results, directory)
+  print(f"\n{summary(results)}\n\n{results['table']}\n")
+  print(f"on {len(jax.devices())} × {jax.default_backend()}")
+  print(f"figure: {directory / 'latency.png'}\nreport: {report}")
+  return 0
+
+
+def _positive(size: str) -> int:
+  if not size.isdecimal() or int(size) < 1:
+    raise ValueError(f"--batch has {size!r}; it must be sizes of 1 or more: --batch=1,16,256.")
+  return int(size)
+
+
+if __name__ == "__main__":
+  flags.DEFINE_string("model", None, "File that experiments.export wrote.", required=True)
+  flags.DEFINE_string("workdir", None, "Directory of the run that trained it, for the dense twin.")
+  flags.DEFINE_list("batch", ["1", "16", "64", "256"], "Batch sizes to time.")
+  flags.DEFINE_integer("rounds", 20, "Rounds of timing.", lower_bound=1)
+  flags.DEFINE_string("data_dir", "", "TFDS folder, if $TFDS_DATA_DIR is not it.")
+  flags.DEFINE_string("out", None, "Directory for report and figure; default: beside the model.")
+  flags.DEFINE_bool("overwrite", False, "Replace the results there.")
+  cli.run(main)

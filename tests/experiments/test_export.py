@@ -1,0 +1,126 @@
+"""Exporting a trained network, and running what was exported."""
+
+import shutil
+
+import numpy as np
+import pytest
+
+import srigl_jax as sx
+from experiments.export import export
+from experiments.exported import load_exported
+from experiments.files import read_json
+from experiments.infer import infer, write_report
+from experiments.inference import accuracy, largest_difference, num_bytes, predict
+from experiments.train import train
+from experiments.trained import load_trained
+from tests.experiments.tiny import quick_compiler, tiny_config
+
+pytestmark = pytest.mark.usefixtures("one_device")
+
+
+@pytest.fixture(scope="module")
+def exported_run(finished_run, tmp_path_factory):
+  """A finished run's directory, its network and what was exported of it."""
+  workdir, _ = finished_run
+  trained = load_trained(workdir)
+  path = tmp_path_factory.mktemp("exported") / "folder" / "model.safetensors"
+  return workdir, trained, export(trained, path)
+
+
+def test_a_trained_network_is_the_one_that_was_evaluated(finished_run):
+  workdir, results = finished_run
+  trained = load_trained(workdir)
+  data = trained.run.data
+  assert accuracy(predict(trained.model, data), data) == pytest.approx(results["test_accuracy"])
+  assert trained.step == results["steps"]
+  assert trained.masks.keys() == {layer["path"] for layer in results["layers"] if layer["fan_in"]}
+  best = load_trained(workdir, which="best")
+  assert accuracy(predict(best.model, data), data) == pytest.approx(results["best_test_accuracy"])
+
+
+def test_reading_changes_nothing(finished_run, tmp_path):
+  files = lambda folder: {p.relative_to(folder): p.stat().st_mtime_ns for p in folder.rglob("*")}
+  shutil.copytree(finished_run[0], tmp_path / "run")
+  before = files(tmp_path / "run")
+  load_trained(tmp_path / "run")
+  assert files(tmp_path / "run") == before
+
+
+def test_an_exported_network_computes_the_same(exported_run):
+  _, trained, exported = exported_run
+  data = trained.run.data
+  want, got = (predict(x.model, data) for x in (trained, exported))
+  assert got.shape == (len(data.test_labels), data.num_classes)
+  assert largest_difference(got, want) < 1e-5
+  assert num_bytes(load_exported(exported.path, backend="xla").model) > 0
+
+
+def test_it_says_where_it_comes_from(exported_run):
+  _, trained, exported = exported_run
+  assert exported.config.seed == trained.run.config.seed
+  assert exported.metadata["step"] == trained.step
+  assert exported.metadata["environment"]["jax"]
+  assert "data_dir" not in exported.metadata["config"]["data"]
+
+
+def test_an_existing_file_is_kept(exported_run):
+  _, trained, exported = exported_run
+  before = exported.path.read_bytes()
+  with pytest.raises(FileExistsError):
+    export(trained, exported.path)
+  assert exported.path.read_bytes() == before
+  export(trained, exported.path, overwrite=True)
+
+
+@pytest.mark.parametrize("give_workdir", [True, False])
+def test_infer(exported_run, tmp_path, give_workdir):
+  workdir, trained, exported = exported_run
+  results = infer(exported, batch_sizes=[1, 3], rounds=2, workdir=workdir if give_workdir else None)
+  assert set(results["accuracy"].values()) == {
+    accuracy(predict(trained.model, trained.run.data), trained.run.data)
+  }
+  assert max(results["largest_difference"].values()) < 1e-5
+  assert results["bytes_on_disk"]["condensed"] == exported.path.stat().st_size
+  assert results["table"].count("\n") == 3
+  path = write_report(results, tmp_path)
+  assert results["table"] in path.read_text()
+  assert (tmp_path / "latency.png").stat().st_size > 1000
+  assert read_json(tmp_path / "results.json")["accuracy"] == results["accuracy"]
+
+
+def test_another_runs_directory_is_refused(exported_run, tmp_path):
+  with quick_compiler():
+    train(tiny_config({"seed": 5}), tmp_path)
+  with pytest.raises(ValueError, match="was not exported from the last checkpoint of"):
+    infer(exported_run[2], batch_sizes=[1], rounds=1, workdir=tmp_path)
+
+
+def test_bad_workdirs(tmp_path):
+  with pytest.raises(ValueError, match=r"holds no run: it has no config\.json"):
+    load_trained(tmp_path)
+  (tmp_path / "srigl" / "seed0").mkdir(parents=True)
+  (tmp_path / "srigl" / "seed0" / "config.json").write_text("{}")
+  with pytest.raises(ValueError, match=r"It is a sweep's: its runs are .*seed0"):
+    load_trained(tmp_path)
+
+
+@pytest.mark.parametrize(
+  "changes, message",
+  [
+    ({"method.name": "dense"}, "is dense: there is nothing to condense"),
+    ({"method.name": "rigl"}, "constant fan-in"),
+  ],
+)
+def test_what_cannot_be_condensed(tmp_path, changes, message):
+  with quick_compiler():
+    train(tiny_config(changes), tmp_path)
+  with pytest.raises(ValueError, match=message):
+    export(load_trained(tmp_path), tmp_path / "model.safetensors")
+  assert not (tmp_path / "model.safetensors").exists()
+
+
+def test_a_file_of_layers_alone_is_refused(tmp_path):
+  mask = np.eye(4, dtype=bool)
+  sx.save_condensed(tmp_path / "layers", {"a": sx.condense(mask.astype(np.float32), mask)})
+  with pytest.raises(ValueError, match=r"does not say which network it holds"):
+    load_exported(tmp_path / "layers")
