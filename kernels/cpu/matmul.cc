@@ -58,6 +58,9 @@ float* Scratch() {
   return scratch.get();
 }
 
+// Of a convolution: pixels of a task at most, and what counts as few.
+constexpr int64_t kMaxTaskPixels = 512, kFewPixels = 3 * kMaxLanes;
+
 // A call cut into tasks: first the tiles (batch rows [0, tile_rows), the panels split into ranges),
 // then the windows (the other rows, the groups split into ranges).
 struct Plan {
@@ -65,7 +68,7 @@ struct Plan {
   const Kernels* kernels;
   TileView tiles;
   int64_t tile_rows;
-  int64_t lanes;  // batch rows of a tile
+  int64_t lanes;  // batch rows of a task, those of one tile or of a few
   int64_t panel_ranges, panels_per_task;
   int64_t tile_tasks;
   WindowView windows;
@@ -90,12 +93,26 @@ void RunTask(const void* context, int64_t task) {
 
 // Splits the panels into ranges until there are two tasks per thread. Of one to four
 // tasks, two were fastest on four busy cores, if not by much: with one, who comes late ends late,
-// and with more, every range packs the inputs of its tile again.
+// and with more, every range packs the inputs of its tile again. To pack a convolution's inputs
+// costs more, so it gets one task per thread; and where there are many tiles, a task takes several,
+// whose patches share inputs.
 void PlanTiles(int64_t threads, Plan* plan) {
   const int64_t panels = plan->tiles.num_panels;
-  const int64_t tiles = CeilDiv(plan->tile_rows, plan->lanes);
   int64_t ranges = CeilDiv(panels, kMaxPanels);
-  while (ranges < panels && tiles * ranges < 2 * threads) ++ranges;
+  int64_t wanted = 2 * threads;
+  if (const Patches* patches = plan->call.patches) {
+    wanted = threads;
+    const int64_t pixels = patches->y.out * patches->x.out;
+    while (2 * plan->lanes <= std::min(pixels, kMaxTaskPixels) &&
+           plan->tile_rows * ranges >= 4 * threads * plan->lanes) {
+      plan->lanes *= 2;
+    }
+    // With few pixels rather two narrower tiles than one that two ranges pack. The limit is a
+    // constant because the order of summation depends on the width, and not on the threads.
+    if (plan->lanes == kMaxLanes && plan->tile_rows <= kFewPixels) plan->lanes /= 2;
+  }
+  const int64_t tiles = CeilDiv(plan->tile_rows, plan->lanes);
+  while (ranges < panels && tiles * ranges < wanted) ++ranges;
   plan->panels_per_task = CeilDiv(panels, ranges);
   plan->panel_ranges = CeilDiv(panels, plan->panels_per_task);
   plan->tile_tasks = tiles * plan->panel_ranges;

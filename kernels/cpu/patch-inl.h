@@ -129,32 +129,71 @@ inline bool PlanStage(const Patches& patches, int64_t row_begin, int64_t row_end
   return true;
 }
 
+typedef float Four __attribute__((vector_size(16)));
+typedef float FourU __attribute__((vector_size(16), aligned(4), may_alias));
+typedef float EightU __attribute__((vector_size(32), aligned(4), may_alias));
+
+#if defined(__clang__) || __GNUC__ >= 12
+#define SRIGL_SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else
+typedef int32_t FourInts __attribute__((vector_size(16)));
+#define SRIGL_SHUFFLE(a, b, ...) __builtin_shuffle(a, b, FourInts{__VA_ARGS__})
+#endif
+// to[c, q] = from[q, c] for c < 4, q < 4.
+inline void TransposeFour(const float* from, int64_t step, int64_t plane, float* to) {
+  Four rows[4];
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i) rows[i] = *reinterpret_cast<const FourU*>(from + i * step);
+  const Four a = SRIGL_SHUFFLE(rows[0], rows[2], 0, 4, 1, 5);
+  const Four b = SRIGL_SHUFFLE(rows[0], rows[2], 2, 6, 3, 7);
+  const Four c = SRIGL_SHUFFLE(rows[1], rows[3], 0, 4, 1, 5);
+  const Four d = SRIGL_SHUFFLE(rows[1], rows[3], 2, 6, 3, 7);
+  *reinterpret_cast<FourU*>(to) = SRIGL_SHUFFLE(a, c, 0, 4, 1, 5);
+  *reinterpret_cast<FourU*>(to + plane) = SRIGL_SHUFFLE(a, c, 2, 6, 3, 7);
+  *reinterpret_cast<FourU*>(to + 2 * plane) = SRIGL_SHUFFLE(b, d, 0, 4, 1, 5);
+  *reinterpret_cast<FourU*>(to + 3 * plane) = SRIGL_SHUFFLE(b, d, 2, 6, 3, 7);
+}
+#undef SRIGL_SHUFFLE
+
+// Of so many channels, all pixels of a line are staged before other channels: enough for whole
+// lines of memory to be read one after the other, few enough that what is written stays in cache.
+constexpr int64_t kStageChannels = 64;
+
 // to[c, q] = from[q - begin, c] for q in [begin, end), 0 for other q in [0, length); from's rows
 // are `step` floats apart. Up to kWidth - 1 floats follow that have no meaning.
 inline void StageLine(const float* from, int64_t step, int64_t begin, int64_t end, int64_t length,
                       int64_t channels, int64_t plane, float* to) {
-  for (int64_t c = 0; c < channels; c += kWidth, to += kWidth * plane) {
-    const int64_t left = channels - c;
-    const int64_t count = Min(left, kWidth);
+  // Short lines would leave most of a register empty.
+  const bool by_four = end - begin < kWidth && (end - begin) % 4 == 0 && channels % 4 == 0;
+  for (int64_t block = 0; block < channels; block += kStageChannels) {
+    const int64_t block_end = Min(block + kStageChannels, channels);
+    const auto zeros = [=](int64_t q) {
+      for (int64_t c = block; c < block_end; ++c) Store(to + c * plane + q, Vec{});
+    };
     int64_t q = 0;
-    for (; q < begin; q += kWidth) {
-      for (int64_t j = 0; j < count; ++j) Store(to + j * plane + q, Vec{});
-    }
-    for (q = begin; q < end; q += kWidth) {
-      Vec rows[kWidth];
-#pragma GCC unroll 16
-      for (int i = 0; i < kWidth; ++i) {
-        rows[i] = q + i < end ? LoadUpTo(from + (q - begin + i) * step + c, left) : Vec{};
-      }
-      Transpose(rows);
-#pragma GCC unroll 16
-      for (int j = 0; j < kWidth; ++j) {
-        if (j < count) Store(to + j * plane + q, rows[j]);
+    for (; q < begin; q += kWidth) zeros(q);
+    q = begin;
+    for (; by_four && q < end; q += 4) {
+      for (int64_t c = block; c < block_end; c += 4) {
+        TransposeFour(from + (q - begin) * step + c, step, plane, to + c * plane + q);
       }
     }
-    for (; q < length; q += kWidth) {
-      for (int64_t j = 0; j < count; ++j) Store(to + j * plane + q, Vec{});
+    for (; q < end; q += kWidth) {
+      for (int64_t c = block; c < block_end; c += kWidth) {
+        const int64_t left = block_end - c;
+        Vec rows[kWidth];
+#pragma GCC unroll 16
+        for (int i = 0; i < kWidth; ++i) {
+          rows[i] = q + i < end ? LoadUpTo(from + (q - begin + i) * step + c, left) : Vec{};
+        }
+        Transpose(rows);
+#pragma GCC unroll 16
+        for (int j = 0; j < kWidth; ++j) {
+          if (j < left) Store(to + (c + j) * plane + q, rows[j]);
+        }
+      }
     }
+    for (; q < length; q += kWidth) zeros(q);
   }
 }
 
@@ -189,8 +228,6 @@ void StageImages(const MatMul& call, const Stage& stage) {
 }
 
 // What a copy moves: structs, as a template's argument loses a type's alignment.
-typedef float FourU __attribute__((vector_size(16), aligned(4), may_alias));
-typedef float EightU __attribute__((vector_size(32), aligned(4), may_alias));
 struct CopyFour {
   FourU floats;
 };
@@ -229,8 +266,9 @@ void PackStagedBy(const Patches& patches, const Stage& stage, int64_t row_begin,
   const auto copy = [](float* to, const float* from) {
     reinterpret_cast<Copy*>(to)->floats = reinterpret_cast<const Copy*>(from)->floats;
   };
-  bool whole = kCopy == kWidth && num_copies == kVecs;
-  for (int i = 0; i < num_copies; ++i) whole = whole && to[i] == i * kWidth;
+  constexpr int kWhole = kLanes / kCopy;
+  bool whole = num_copies == kWhole;
+  for (int i = 0; i < num_copies; ++i) whole = whole && to[i] == i * kCopy;
   Tap tap;
   for (int64_t column = 0; column < num_columns; column += tap.count) {
     tap = TapAt(patches, column_begin + column, num_columns - column);
@@ -239,8 +277,8 @@ void PackStagedBy(const Patches& patches, const Stage& stage, int64_t row_begin,
     float* row = tile + column * kLanes;
     for (int64_t c = 0; c < tap.count; ++c) {
       if (whole) {
-#pragma GCC unroll 8
-        for (int i = 0; i < kVecs; ++i) copy(row + i * kWidth, source + from[i]);
+#pragma GCC unroll 16
+        for (int i = 0; i < kWhole; ++i) copy(row + i * kCopy, source + from[i]);
       } else {
         for (int i = 0; i < num_copies; ++i) copy(row + to[i], source + from[i]);
       }

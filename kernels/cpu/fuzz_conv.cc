@@ -1,0 +1,154 @@
+// The convolutions of the fuzzer; see fuzz.cc.
+
+#include "conv.h"
+#include "fuzz_common.h"
+
+namespace srigl {
+namespace {
+
+struct Window {  // one axis, and the padding behind it
+  Axis axis;
+  int64_t padding_after;
+};
+
+Window RandomAxis(Random* random) {
+  Window window = {};
+  Axis& axis = window.axis;
+  axis.size = Uniform(random, 0, 9) == 0 ? Uniform(random, 0, 70) : Uniform(random, 0, 20);
+  axis.kernel = Uniform(random, 0, 2) == 0 ? Uniform(random, 1, 6) : Uniform(random, 1, 3);
+  axis.stride = Uniform(random, 0, 2) == 0 ? Uniform(random, 1, 5) : 1;
+  axis.dilation = Uniform(random, 0, 3) == 0 ? Uniform(random, 1, 4) : 1;
+  axis.padding = Uniform(random, -2, 5);
+  window.padding_after = Uniform(random, -2, 5);
+  const int64_t padded = axis.size + axis.padding + window.padding_after;
+  const int64_t reach = (axis.kernel - 1) * axis.dilation + 1;
+  axis.out = padded < reach ? 0 : (padded - reach) / axis.stride + 1;
+  return window;
+}
+
+// The largest error over what the rounding of so many products allows.
+double ConvError(const Case& c, const Conv& conv) {
+  const Patches& p = conv.patches;
+  double worst = 0;
+  const int64_t pixels = conv.images * p.y.out * p.x.out;
+  std::vector<double> sums(conv.out_features), sizes(conv.out_features);
+  for (int64_t pixel = 0; pixel < pixels; ++pixel) {
+    const int64_t image = pixel / (p.y.out * p.x.out);
+    const int64_t first_y = pixel / p.x.out % p.y.out * p.y.stride - p.y.padding;
+    const int64_t first_x = pixel % p.x.out * p.x.stride - p.x.padding;
+    for (int64_t o = 0; o < conv.out_features; ++o) {
+      sums[o] = sizes[o] = conv.bias == nullptr ? 0.0 : conv.bias[o];
+    }
+    for (int64_t a = 0; a < c.layer.num_active; ++a) {
+      for (int64_t j = a * c.layer.fan_in; j < (a + 1) * c.layer.fan_in; ++j) {
+        const int64_t tap = c.indices[j] / p.channels, channel = c.indices[j] % p.channels;
+        const int64_t y = first_y + tap / p.x.kernel * p.y.dilation;
+        const int64_t x = first_x + tap % p.x.kernel * p.x.dilation;
+        if (y < 0 || y >= p.y.size || x < 0 || x >= p.x.size) continue;
+        const double product =
+            double{c.values[j]} *
+            conv.x[((image * p.y.size + y) * p.x.size + x) * p.channels + channel];
+        sums[c.active[a]] += product;
+        sizes[c.active[a]] += fabs(product);
+      }
+    }
+    for (int64_t o = 0; o < conv.out_features; ++o) {
+      const double got = conv.out[pixel * conv.out_features + o];
+      const double error = fabs(got - Activated(sums[o], conv.activation));
+      worst = std::max(worst, error / (1e-6 * (1 + fabs(sizes[o]))));
+      if (std::isnan(error)) return error;
+    }
+  }
+  return worst;
+}
+
+std::string Name(const Case& c, const Conv& conv) {
+  char name[200];
+  const auto describe = [](const Axis& axis) {
+    char text[100];
+    snprintf(text, sizeof(text), "%ld->%ld k%ld s%ld d%ld p%ld", static_cast<long>(axis.size),
+             static_cast<long>(axis.out), static_cast<long>(axis.kernel),
+             static_cast<long>(axis.stride), static_cast<long>(axis.dilation),
+             static_cast<long>(axis.padding));
+    return std::string(text);
+  };
+  snprintf(name, sizeof(name), ", %ld images, %ld channels, y %s, x %s",
+           static_cast<long>(conv.images), static_cast<long>(conv.patches.channels),
+           describe(conv.patches.y).c_str(), describe(conv.patches.x).c_str());
+  return c.Name() + name;
+}
+
+// Other sizes: refused, or at least not read out of bounds.
+void Disturb(Random* random, Conv* conv) {
+  static constexpr int64_t kNumbers[] = {0, 1, -1, 2, 3, 0x3fffffff, 0x7fffffff, INT64_MAX,
+                                         INT64_MIN};
+  Axis& axis = Uniform(random, 0, 1) ? conv->patches.y : conv->patches.x;
+  // The sizes of x and y themselves are those of their buffers.
+  int64_t* const numbers[] = {&axis.kernel, &axis.stride, &axis.dilation, &axis.padding,
+                              &conv->padding_after[0], &conv->padding_after[1]};
+  *numbers[Uniform(random, 0, 5)] = kNumbers[Uniform(random, 0, 8)];
+}
+
+}  // namespace
+
+bool RunConvCase(uint64_t seed, int64_t* refused, int64_t* accepted) {
+  Random random(seed);
+  Conv conv = {};
+  const Window y = RandomAxis(&random), x = RandomAxis(&random);
+  conv.patches.y = y.axis;
+  conv.patches.x = x.axis;
+  conv.padding_after[0] = y.padding_after;
+  conv.padding_after[1] = x.padding_after;
+  conv.patches.channels = Size(&random, 0, 90);
+  conv.out_features = Size(&random, 0, 300);
+  conv.images = Uniform(&random, 0, 5);
+  const Case c(&random, y.axis.kernel * x.axis.kernel * conv.patches.channels, conv.out_features);
+  while (conv.images * y.axis.out * x.axis.out * c.layer.num_active * c.layer.fan_in > 2000000) {
+    --conv.images;
+  }
+  conv.activation = c.activation;
+  const Pattern tiles = PackTiles(c.layer);
+  const std::vector<uint8_t> tile_values = GatherValues(c.layer, tiles);
+  const Exact<float> input(conv.images * y.axis.size * x.axis.size * conv.patches.channels);
+  const Exact<float> bias(conv.out_features);
+  std::normal_distribution<float> normal;
+  for (size_t i = 0; i < input.size(); ++i) input.data()[i] = normal(random);
+  for (size_t i = 0; i < bias.size(); ++i) bias.data()[i] = normal(random);
+  conv.x = input.data();
+  conv.bias = c.has_bias ? bias.data() : nullptr;
+
+  SplitExecutor executor(Uniform(&random, 1, 9));
+  const auto run = [&](const Buffers& buffers, Conv call, const Exact<float>& out) {
+    call.out = out.data();
+    return CondensedConv(buffers.Layer(c.layer.value_type), call, &executor);
+  };
+  const size_t out_size = conv.images * y.axis.out * x.axis.out * conv.out_features;
+  for (int isa = 0; isa < kNumIsas; ++isa) {
+    if (!SetIsa(static_cast<Isa>(isa))) continue;
+    const Buffers buffers = {Copy(tiles.bytes), Copy(tile_values), Copy({}), Copy({})};
+    const Exact<float> out(out_size);
+    std::fill_n(out.data(), out.size(), NAN);  // every output must be written
+    const char* error = run(buffers, conv, out);
+    conv.out = out.data();
+    const double worst = error == nullptr ? ConvError(c, conv) : 0.0;
+    if (error != nullptr || !(worst <= 1.0)) {
+      printf("seed %lu: %s, %s: %s, error %.2f times the bound\n",
+             static_cast<unsigned long>(seed), Name(c, conv).c_str(),
+             IsaName(static_cast<Isa>(isa)), error == nullptr ? "wrong" : error, worst);
+      return false;
+    }
+    for (int i = 0; i < 5; ++i) {
+      std::vector<uint8_t> tile = tiles.bytes, tile_data = tile_values;
+      Conv call = conv;
+      if (i == 0) tile = CorruptBody(&random, tile, UncheckedTileBegin(tile));
+      if (i == 1) tile_data.resize(Uniform(&random, 0, tile_data.size() + 8));
+      if (i == 2) tile = Corrupt(&random, tile);
+      if (i >= 3) Disturb(&random, &call);
+      const Buffers ruined = {Copy(tile), Copy(tile_data), Copy({}), Copy({})};
+      ++*(run(ruined, call, Exact<float>(out_size)) == nullptr ? accepted : refused);
+    }
+  }
+  return true;
+}
+
+}  // namespace srigl
