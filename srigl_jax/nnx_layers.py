@@ -6,7 +6,7 @@ What a layer computes is described to the rest of the library as `Weights` and `
 import dataclasses
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,7 @@ from jax import lax
 from srigl_jax.condense import condense
 from srigl_jax.folding import Norm, Weights, pad_fan_in
 from srigl_jax.leaves import Axes
-from srigl_jax.nnx_twins import CondensedConv, CondensedLinear, FoldedBatchNorm
+from srigl_jax.nnx_twins import CondensedConv, CondensedLinear, CondensedState, FoldedBatchNorm
 from srigl_kernels import Condensed, prepare
 from srigl_kernels.format import FLOATS
 
@@ -42,6 +42,18 @@ def find_modules(model: nnx.Module) -> dict[str, nnx.Module]:
   return {"/".join(map(str, path)): module for path, module in nnx.iter_modules(model)}
 
 
+def find_twins(model: nnx.Module) -> dict[str, CondensedLinear | CondensedConv]:
+  """The condensed layers of a model by path."""
+  kinds = (CondensedLinear, CondensedConv)
+  return {path: x for path, x in find_modules(model).items() if isinstance(x, kinds)}
+
+
+def find_variables(model: nnx.Module) -> dict[str, nnx.Variable]:
+  """All variables of a model by path, without condensed layers and random state."""
+  state = nnx.state(model, nnx.Not(nnx.Any(CondensedState, nnx.RngState)))
+  return {"/".join(map(str, path)): variable for path, variable in nnx.to_flat_state(state)}
+
+
 def fault(module: Any) -> str | None:
   """Why a layer cannot be condensed or folded, or None if it can."""
   if type(module) not in LAYERS:
@@ -49,7 +61,7 @@ def fault(module: Any) -> str | None:
       "only nnx.Linear, nnx.LinearGeneral (attention projections) and nnx.Conv themselves can be "
       "condensed, no subclass, which may compute something else"
     )
-  shape = kernel_shape(module)
+  shape = geometry(module).shape
   if module.kernel.get_value().shape != shape:
     return f"its kernel should have the shape {shape}; layers stacked by nnx.vmap are not handled"
   if getattr(module, "batch_axis", None) or getattr(module, "mask", None) is not None:
@@ -67,39 +79,82 @@ def fault(module: Any) -> str | None:
   return None
 
 
-def kernel_shape(module: Layer) -> tuple[int, ...]:
-  """The shape that a layer's settings say its kernel has."""
+class Geometry(NamedTuple):
+  """How a layer's kernel is laid out.
+
+  Attributes:
+    window: sizes of a convolution's window.
+    inputs: sizes of the input axes, per group of a grouped convolution.
+    neurons: sizes of the neuron axes.
+    can_lose_inputs: whether inputs are the channels of what the layer reads.
+    can_lose_neurons: whether neurons are the channels of what the layer puts out.
+  """
+
+  window: tuple[int, ...]
+  inputs: tuple[int, ...]
+  neurons: tuple[int, ...]
+  can_lose_inputs: bool
+  can_lose_neurons: bool
+
+  @property
+  def shape(self) -> tuple[int, ...]:
+    """Of the kernel."""
+    return (*self.window, *self.inputs, *self.neurons)
+
+  @property
+  def neuron_axes(self) -> tuple[int, ...]:
+    """Of the kernel."""
+    return tuple(range(len(self.shape) - len(self.neurons), len(self.shape)))
+
+  @property
+  def num_inputs(self) -> int:
+    """Of a neuron, window positions included."""
+    return math.prod(self.window) * math.prod(self.inputs)
+
+  @property
+  def num_neurons(self) -> int:
+    """Of the layer."""
+    return math.prod(self.neurons)
+
+  def fits(self, shape: tuple[int, ...]) -> bool:
+    """Whether a kernel's shape is this but for channels that folding has removed."""
+    may_shrink = [False] * len(self.window) + [self.can_lose_inputs] * len(self.inputs)
+    may_shrink += [self.can_lose_neurons] * len(self.neurons)
+    return len(shape) == len(self.shape) and all(
+      a == b or (m and 1 <= a < b) for m, a, b in zip(may_shrink, shape, self.shape, strict=True)
+    )
+
+  def resized(self, num_inputs: int, num_neurons: int) -> "Geometry":
+    """With so many inputs and neurons."""
+    inputs = self.inputs if math.prod(self.inputs) == num_inputs else (num_inputs,)
+    neurons = self.neurons if math.prod(self.neurons) == num_neurons else (num_neurons,)
+    return self._replace(inputs=inputs, neurons=neurons)
+
+
+def geometry(module: Layer) -> Geometry:
+  """The layout that a layer's settings say its kernel has."""
   if isinstance(module, nnx.Conv):
-    channels = module.in_features // module.feature_group_count
-    return (*module.kernel_size, channels, module.out_features)
-  sizes = (module.in_features, module.out_features)
-  return sum((x if isinstance(x, tuple) else (x,) for x in sizes), ())
-
-
-def neuron_axes(module: Layer) -> tuple[int, ...]:
-  """Which axes of a layer's kernel are neurons."""
-  shape = kernel_shape(module)
-  count = len(module.out_features) if isinstance(module, nnx.LinearGeneral) else 1
-  return tuple(range(len(shape) - count, len(shape)))
+    groups = module.feature_group_count
+    inputs, neurons = (module.in_features // groups,), (module.out_features,)
+    return Geometry(tuple(module.kernel_size), inputs, neurons, groups == 1, groups == 1)
+  if isinstance(module, nnx.LinearGeneral):
+    is_last, num_neuron_axes = tuple(module.axis) == (-1,), len(module.out_features)
+    return Geometry((), module.in_features, module.out_features, is_last, num_neuron_axes == 1)
+  return Geometry((), (module.in_features,), (module.out_features,), True, True)
 
 
 def read_layer(module: Layer, mask: Any = None) -> Weights:
   """A layer as `folding` sees it."""
+  layout = geometry(module)
+  sizes = math.prod(layout.window), math.prod(layout.inputs), math.prod(layout.neurons)
   kernel = np.asarray(module.kernel.get_value())
-  bias = None if module.bias is None else np.asarray(module.bias.get_value()).reshape(-1)
-  ndim, num_outputs = kernel.ndim, len(neuron_axes(module))
-  num_inputs = 1 if isinstance(module, nnx.Conv) else ndim - num_outputs
-  window = kernel.shape[: ndim - num_outputs - num_inputs]
-  sizes = math.prod(window), -1, math.prod(kernel.shape[ndim - num_outputs :])
-  last = getattr(module, "axis", (-1,)) == (-1,)
-  is_grouped = isinstance(module, nnx.Conv) and module.feature_group_count != 1
   return Weights(
     kernel=kernel.reshape(sizes),
     mask=(kernel != 0 if mask is None else np.asarray(mask)).reshape(sizes),
-    bias=bias,
-    reads_channels=num_inputs == 1 and last and not is_grouped,
-    writes_channels=num_outputs == 1,
-    can_shrink=not is_grouped,
+    bias=None if module.bias is None else np.asarray(module.bias.get_value()).reshape(-1),
+    reads_channels=layout.can_lose_inputs,
+    writes_channels=len(layout.neurons) == 1,
+    can_shrink=layout.can_lose_neurons,
     pads_zeros=isinstance(module, nnx.Conv) and _pads_zeros(module),
   )
 
@@ -134,27 +189,16 @@ def shrink_norm(module: nnx.BatchNorm, keep: np.ndarray) -> None:
   for variable in (module.mean, module.var, module.scale, module.bias):
     if variable is not None:
       variable.set_value(variable.get_value()[keep])
-  module.num_features = int(keep.sum())
+  take_sizes(module)
 
 
 def write_layer(module: Layer, weights: Weights) -> None:
   """Gives a dense layer other weights, channels and neurons."""
-  window, features = _features(module, weights)
-  shape = (*window, *features[0], *features[1])
-  module.kernel.set_value(jnp.asarray(weights.kernel.reshape(shape)))
+  layout = geometry(module).resized(*weights.kernel.shape[1:])
+  module.kernel.set_value(jnp.asarray(weights.kernel.reshape(layout.shape)))
   if weights.bias is not None:
-    set_bias(module, jnp.asarray(weights.bias.reshape(features[1])))
-  resize(module, features)
-
-
-def _features(module: Layer, weights: Weights) -> tuple[tuple[int, ...], tuple[tuple, tuple]]:
-  """Window, input sizes and neuron sizes of a layer's kernel once it has these weights."""
-  shape, first = kernel_shape(module), neuron_axes(module)[0]
-  num_window = len(module.kernel_size) if isinstance(module, nnx.Conv) else 0
-  inputs, outputs = shape[num_window:first], shape[first:]
-  inputs = inputs if math.prod(inputs) == weights.kernel.shape[1] else weights.kernel.shape[1:2]
-  outputs = outputs if math.prod(outputs) == weights.kernel.shape[2] else weights.kernel.shape[2:]
-  return shape[:num_window], (inputs, outputs)
+    set_bias(module, jnp.asarray(weights.bias.reshape(layout.neurons)))
+  take_sizes(module)
 
 
 def set_bias(module: Layer, bias: jax.Array) -> None:
@@ -165,32 +209,62 @@ def set_bias(module: Layer, bias: jax.Array) -> None:
     module.bias.set_value(bias)
 
 
-def resize(module: Layer, features: tuple[tuple[int, ...], tuple[int, ...]]) -> None:
-  """Sets the numbers of inputs and neurons of a dense layer to those of its kernel."""
-  inputs, outputs = features
-  if isinstance(module, nnx.LinearGeneral):
-    module.in_features, module.out_features = inputs, outputs
-    return
-  groups = module.feature_group_count if isinstance(module, nnx.Conv) else 1
-  module.in_features, module.out_features = inputs[0] * groups, outputs[0]
-  if isinstance(module, nnx.Conv):
-    module.kernel_shape = (*module.kernel_size, *inputs, *outputs)
+def take_sizes(module: Any) -> None:
+  """Sets the numbers of channels of a dense layer or batch norm to those of its variables.
+
+  Raises:
+    ValueError: if its variables have different ones.
+  """
+  if type(module) in LAYERS:
+    shape, layout = module.kernel.get_value().shape, geometry(module)
+    first = len(layout.window) + len(layout.inputs)
+    inputs, neurons = shape[len(layout.window) : first], shape[first:]
+    _check_sizes([neurons] if module.bias is None else [neurons, module.bias.get_value().shape])
+    if isinstance(module, nnx.LinearGeneral):
+      module.in_features, module.out_features = inputs, neurons
+    else:
+      groups = module.feature_group_count if isinstance(module, nnx.Conv) else 1
+      module.in_features, module.out_features = inputs[0] * groups, neurons[0]
+    if isinstance(module, nnx.Conv):
+      module.kernel_shape = shape
+  elif can_fold_norm(module):
+    parts = (module.mean, module.var, module.scale, module.bias)
+    shapes = [x.get_value().shape for x in parts if x is not None]
+    _check_sizes(shapes)
+    module.num_features = shapes[0][0]
+
+
+def _check_sizes(shapes: list[tuple[int, ...]]) -> None:
+  if len(set(shapes)) > 1:
+    raise ValueError(f"their channels are {', '.join(map(str, shapes))}, not the same.")
+
+
+def fits_variable(module: Any, path: str, shape: tuple[int, ...]) -> bool:
+  """Whether a variable of a module can have a shape, after folding."""
+  name = path.rpartition("/")[2]
+  full = getattr(module, name).get_value().shape
+  if type(module) in LAYERS and name in ("kernel", "bias"):
+    layout = geometry(module)
+    return layout.fits(shape if name == "kernel" else layout.shape[: -len(layout.neurons)] + shape)
+  if can_fold_norm(module):
+    return len(shape) == 1 and 1 <= shape[0] <= full[0]
+  return shape == full
 
 
 def condense_layer(module: Layer, mask: Any) -> Condensed:
   """The condensed form of a layer as it is."""
   bias = None if module.bias is None else module.bias.get_value()
-  return condense(module.kernel.get_value(), mask, bias, axes=Axes(neuron_axes(module)))
+  axes = Axes(geometry(module).neuron_axes)
+  return condense(module.kernel.get_value(), mask, bias, axes=axes)
 
 
 def condense_weights(module: Layer, weights: Weights) -> Condensed:
   """The condensed form of a layer once it has these weights; rows get equal fan-ins."""
-  window, features = _features(module, weights)
-  shape = (*window, *features[0], *features[1])
+  layout = geometry(module).resized(*weights.kernel.shape[1:])
   mask = pad_fan_in(weights.mask.reshape(-1, weights.mask.shape[-1]))
-  bias = None if weights.bias is None else weights.bias.reshape(features[1])
-  axes = Axes(tuple(range(-len(features[1]), 0)))
-  return condense(weights.kernel.reshape(shape), mask.reshape(shape), bias, axes=axes)
+  bias = None if weights.bias is None else weights.bias.reshape(layout.neurons)
+  kernel = weights.kernel.reshape(layout.shape)
+  return condense(kernel, mask.reshape(layout.shape), bias, axes=Axes(layout.neuron_axes))
 
 
 def make_twin(module: Layer, condensed: Condensed, backend: Any) -> nnx.Module:
@@ -207,6 +281,11 @@ def make_twin(module: Layer, condensed: Condensed, backend: Any) -> nnx.Module:
 def folded_norm(module: nnx.BatchNorm) -> nnx.Module:
   """What stands in the place of a batch norm that is part of the layer before it."""
   return FoldedBatchNorm(module)
+
+
+def is_folded_norm(module: Any) -> bool:
+  """Whether a module stands in the place of a folded batch norm."""
+  return isinstance(module, FoldedBatchNorm)
 
 
 def swap(model: nnx.Module, modules: Mapping[str, nnx.Module]) -> nnx.Module:

@@ -6,6 +6,9 @@ The file is an ordinary safetensors file of the arrays `LAYER/values`, `LAYER/in
 
     {"version": 1, "layers": {LAYER: {"kernel_shape": [..], "neuron_axes": [..]}}, "metadata": {}}
 
+A file of a whole model holds the arrays of its other layers as well, under their own names. Its
+version is 2, and a list of these names stands in the object as `arrays`.
+
 Loading decodes JSON and numbers and runs no code. What a file may cost is bounded: the header by
 `MAX_HEADER_BYTES`, everything else by the size of the file.
 """
@@ -16,16 +19,17 @@ import os
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 from safetensors.numpy import save
 
 from srigl_kernels.format import Condensed, check_condensed, make_condensed
 
-VERSION = 1
-"""Of the format; a file of any other is refused."""
+VERSIONS = (1, 2)
+"""Of the format, without and with further arrays; a file of any other is refused."""
 
 MAX_HEADER_BYTES = 8 * 2**20
 """Limit on the header, which holds all names, shapes and metadata."""
@@ -37,7 +41,26 @@ _DTYPES = {
   "BF16": np.dtype(jnp.bfloat16),
   "U16": np.dtype(np.uint16),
   "I32": np.dtype(np.int32),
+  "BOOL": np.dtype(np.bool_),
+  "I8": np.dtype(np.int8),
+  "U8": np.dtype(np.uint8),
+  "I16": np.dtype(np.int16),
+  "U32": np.dtype(np.uint32),
 }
+
+
+class CondensedFile(NamedTuple):
+  """What a file holds.
+
+  Attributes:
+    layers: condensed layers by name.
+    arrays: further arrays by name.
+    metadata: as given to `save_condensed`.
+  """
+
+  layers: dict[str, Condensed]
+  arrays: dict[str, Array]
+  metadata: dict[str, Any]
 
 
 def save_condensed(
@@ -45,21 +68,24 @@ def save_condensed(
   layers: Mapping[str, Condensed],
   metadata: Mapping[str, Any] | None = None,
   *,
+  arrays: Mapping[str, Any] | None = None,
   overwrite: bool = False,
 ) -> None:
-  """Writes layers to a file: complete under its name, or not at all.
+  """Writes layers, or all of a model, to a file: complete under its name, or not at all.
 
   Args:
     path: the file, by custom ending in `.safetensors`; its folder must exist.
     layers: concrete layers by name. Names are not empty.
     metadata: anything JSON can hold, returned by `load_condensed`: the run's configuration,
       commit, accuracy, and what else belongs to the model.
+    arrays: what else the model needs by name, such as dense kernels and the statistics of batch
+      norms (`split_condensed` gives them): float32, bfloat16, bool or integers of up to 32 bits.
     overwrite: whether an existing file may be replaced.
 
   Raises:
     FileExistsError: if the file exists, unless `overwrite`.
-    ValueError: if a layer is not valid, a weight is infinite or NaN, the metadata is not JSON, or
-      the header would exceed `MAX_HEADER_BYTES`.
+    ValueError: if a layer is not valid, a weight is infinite or NaN, an array's type or name
+      cannot be kept, the metadata is not JSON, or the header would exceed `MAX_HEADER_BYTES`.
   """
   path = Path(path)
   tensors: dict[str, np.ndarray] = {}
@@ -69,16 +95,19 @@ def save_condensed(
       raise ValueError(f"Layer names must be non-empty strings, not {name!r}.")
     try:
       check_condensed(layer)
-      _check_finite(layer)
+      _check_weights(layer)
     except ValueError as error:
       raise ValueError(f"Layer {name!r} cannot be saved: {error}") from error
     described[name] = {
       "kernel_shape": list(layer.kernel_shape),
       "neuron_axes": list(layer.neuron_axes),
     }
-    arrays = {field: getattr(layer, field) for field in _FIELDS}
-    tensors |= {f"{name}/{k}": np.ascontiguousarray(v) for k, v in arrays.items() if v is not None}
-  about = {"version": VERSION, "layers": described, "metadata": dict(metadata or {})}
+    fields = {field: getattr(layer, field) for field in _FIELDS}
+    tensors |= {f"{name}/{k}": np.ascontiguousarray(v) for k, v in fields.items() if v is not None}
+  about = {"version": 1, "layers": described, "metadata": dict(metadata or {})}
+  if arrays:
+    _add_arrays(tensors, arrays)
+    about |= {"version": 2, "arrays": list(arrays)}
   try:
     text = json.dumps(about, allow_nan=False)
     same = json.loads(text) == about
@@ -94,13 +123,26 @@ def save_condensed(
 
 
 def load_condensed(path: str | os.PathLike[str]) -> tuple[dict[str, Condensed], dict[str, Any]]:
-  """Reads what `save_condensed` wrote, checking every size, index and weight.
+  """Reads the layers that `save_condensed` wrote; see `load_condensed_file`.
 
   Args:
     path: the file.
 
   Returns:
     `(layers, metadata)`, the layers in the order in which they were given.
+  """
+  file = load_condensed_file(path)
+  return file.layers, file.metadata
+
+
+def load_condensed_file(path: str | os.PathLike[str]) -> CondensedFile:
+  """Reads what `save_condensed` wrote, checking every size, index and weight.
+
+  Args:
+    path: the file.
+
+  Returns:
+    `(layers, arrays, metadata)`, in the order in which they were given.
 
   Raises:
     ValueError: if the file is not exactly what `save_condensed` writes, or holds an index out of
@@ -112,6 +154,26 @@ def load_condensed(path: str | os.PathLike[str]) -> tuple[dict[str, Condensed], 
     return _parse(data)
   except ValueError as error:
     raise ValueError(f"{os.fspath(path)!r} is no valid file of condensed layers: {error}") from None
+
+
+def _add_arrays(tensors: dict[str, np.ndarray], arrays: Mapping[str, Any]) -> None:
+  """Adds arrays that are no layers' to what a file will hold."""
+  for name, value in arrays.items():
+    if not isinstance(name, str) or not name:
+      raise ValueError(f"Array names must be non-empty strings, not {name!r}.")
+    if name in tensors or name == "__metadata__":
+      raise ValueError(f"An array cannot be called {name!r}: the name is taken. Rename the array.")
+    array = np.asarray(value)
+    if array.dtype not in _DTYPES.values():
+      raise ValueError(
+        f"Array {name!r} has type {array.dtype}, which a file cannot hold: convert it to one of "
+        f"{', '.join(dtype.name for dtype in _DTYPES.values())}."
+      )
+    try:
+      _check_finite(array, "values")
+    except ValueError as error:
+      raise ValueError(f"Array {name!r} cannot be saved: {error}") from error
+    tensors[name] = np.ascontiguousarray(array).reshape(array.shape)
 
 
 def _write(path: Path, data: bytes, *, overwrite: bool) -> None:
@@ -133,10 +195,19 @@ def _write(path: Path, data: bytes, *, overwrite: bool) -> None:
     raise
 
 
-def _parse(data: bytes) -> tuple[dict[str, Condensed], dict[str, Any]]:
+def _parse(data: bytes) -> CondensedFile:
   header, body = _split(data)
   about = _about(header.pop("__metadata__", None))
   arrays = _arrays(header, body)
+  others = {}
+  for name in about.get("arrays", ()):
+    if name not in arrays:
+      raise ValueError(f"array {name!r} is missing.")
+    others[name] = jnp.asarray(arrays.pop(name))
+    try:
+      _check_finite(others[name], "values")
+    except ValueError as error:
+      raise ValueError(f"array {name!r}: {error}") from None
   layers = {}
   for name, description in about["layers"].items():
     found = {field: arrays.pop(f"{name}/{field}", None) for field in _FIELDS}
@@ -146,7 +217,7 @@ def _parse(data: bytes) -> tuple[dict[str, Condensed], dict[str, Any]]:
       raise ValueError(f"layer {name!r}: {error}") from None
   if arrays:
     raise ValueError(f"array {next(iter(arrays))!r} belongs to no layer.")
-  return layers, about["metadata"]
+  return CondensedFile(layers, others, about["metadata"])
 
 
 def _split(data: bytes) -> tuple[dict[str, Any], memoryview]:
@@ -172,11 +243,17 @@ def _about(metadata: Any) -> dict[str, Any]:
     raise ValueError(f"{_KEY} in __metadata__ must be a string.")
   about = _object(_json(metadata[_KEY].encode(errors="surrogatepass"), _KEY), _KEY)
   version = about.get("version")
-  if type(version) is not int or version != VERSION:
+  if type(version) is not int or version not in VERSIONS:
     raise ValueError(
-      f"its format version is {version!r}; this version of srigl_jax reads {VERSION}."
+      f"its format version is {version!r}; this version of srigl_jax reads "
+      f"{' and '.join(map(str, VERSIONS))}."
     )
-  _object(about, _KEY, {"version", "layers", "metadata"})
+  _object(about, _KEY, {"version", "layers", "metadata"} | ({"arrays"} if version > 1 else set()))
+  names = about.get("arrays", [])
+  if not isinstance(names, list) or not all(isinstance(name, str) and name for name in names):
+    raise ValueError("arrays must be a list of names.")
+  if len(set(names)) != len(names):
+    raise ValueError("arrays names an array twice.")
   for name, description in _object(about["layers"], "layers").items():
     _object(description, f"the description of layer {name!r}", {"kernel_shape", "neuron_axes"})
     if not name:
@@ -204,7 +281,10 @@ def _arrays(header: dict[str, Any], body: memoryview) -> dict[str, np.ndarray]:
       )
     spans.append(offsets)
     little = dtype.newbyteorder("<") if dtype.kind != "V" else dtype
-    arrays[name] = np.frombuffer(body[slice(*offsets)], little).astype(dtype).reshape(shape)
+    part = body[slice(*offsets)]
+    if dtype.kind == "b" and np.any(np.frombuffer(part, np.uint8) > 1):
+      raise ValueError(f"{name!r} of type BOOL holds a byte that is neither 0 nor 1.")
+    arrays[name] = np.frombuffer(part, little).astype(dtype).reshape(shape)
   end = 0
   for span in sorted(spans):
     if span[0] != end:
@@ -223,15 +303,19 @@ def _layer(arrays: dict[str, Any], description: dict[str, Any]) -> Condensed:
   axes = _sizes(description["neuron_axes"], "neuron_axes")
   check_condensed(Condensed(**arrays, kernel_shape=shape, neuron_axes=axes))  # types, too
   layer = make_condensed(**arrays, kernel_shape=shape, neuron_axes=axes)
-  _check_finite(layer)
+  _check_weights(layer)
   return layer
 
 
-def _check_finite(layer: Condensed) -> None:
+def _check_weights(layer: Condensed) -> None:
   for field in ("values", "bias"):
-    array = getattr(layer, field)
-    if array is not None and not np.isfinite(np.asarray(array, np.float32)).all():
-      raise ValueError(f"its {field} are not all finite.")
+    if getattr(layer, field) is not None:
+      _check_finite(getattr(layer, field), field)
+
+
+def _check_finite(array: Any, name: str) -> None:
+  if not np.isfinite(np.asarray(array, np.float32)).all():
+    raise ValueError(f"its {name} are not all finite.")
 
 
 def _json(text: bytes, what: str) -> Any:

@@ -1,7 +1,7 @@
 """What a sparse network looks like, layer by layer: records that print as a table."""
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -186,7 +186,6 @@ def warn_if_over_ablated(
 
 
 def _table(summary: Summary) -> str:
-  """Right-aligned columns under their names, a rule, and the totals."""
   columns = ["layer", "shape", "density", "fan-in", "active neurons"]
   has_itop = summary.itop_rate is not None
   has_macs = summary.inference_flops is not None
@@ -211,9 +210,16 @@ def _table(summary: Summary) -> str:
   total = ["all layers", "", f"{summary.density:.4f}", "", f"{summary.active_neurons:.1%}"]
   total += [f"{summary.itop_rate:.3f}"] if has_itop else []
   total += [f"{summary.inference_flops:.3f} of dense"] if has_macs else []
+  return format_table(columns, rows, total)
+
+
+def format_table(
+  columns: Sequence[str], rows: Sequence[Sequence[str]], total: Sequence[str]
+) -> str:
+  """Right-aligned columns under their names, the first one left-aligned; rules; the totals."""
   widths = [max(len(r[i]) for r in [columns, *rows, total]) for i in range(len(columns))]
 
-  def line(cells: list[str]) -> str:
+  def line(cells: Sequence[str]) -> str:
     first, *rest = zip(cells, widths, strict=True)
     return "  ".join([first[0].ljust(first[1]), *(c.rjust(w) for c, w in rest)]).rstrip()
 
