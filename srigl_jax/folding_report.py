@@ -92,6 +92,7 @@ def folding_report(model: Model, condensed_model: Model) -> FoldingReport:
     if type(old) not in flax.LAYERS:
       continue
     layout, twin = flax.geometry(old), flax.find_twins(new).get("")
+    counts: Any
     if twin is None:
       left = flax.geometry(new)
       counts = (left.num_inputs, *(2 * [left.num_neurons]), left.num_inputs)

@@ -272,10 +272,11 @@ def make_twin(module: Layer, condensed: Condensed, backend: Any) -> nnx.Module:
   if module.dtype is not None:
     values = condensed.values.astype(module.dtype)
     condensed = dataclasses.replace(condensed, values=values)
-  layer = prepare(condensed, backend=backend)
   if isinstance(module, nnx.Conv):
+    groups = module.feature_group_count
+    layer = prepare(condensed, backend=backend, feature_group_count=groups)
     return CondensedConv(layer, module)
-  return CondensedLinear(layer, module)
+  return CondensedLinear(prepare(condensed, backend=backend), module)
 
 
 def folded_norm(module: nnx.BatchNorm) -> nnx.Module:

@@ -10,8 +10,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from srigl_jax.conv_fallback import condensed_conv
-from srigl_kernels import Prepared, condensed_matmul
+from srigl_kernels import Prepared, condensed_conv, condensed_matmul
 
 
 class CondensedState(nnx.Variable):
@@ -111,8 +110,10 @@ class FoldedBatchNorm(nnx.Module):
 
 
 def _static(value: Any) -> Any:
-  """Lists as tuples: attributes of a module are compared."""
-  return tuple(map(_static, value)) if isinstance(value, (list, tuple)) else value
+  """Lists as tuples, because attributes of a module are compared; None, as Flax has it, as 1."""
+  if isinstance(value, (list, tuple)):
+    return tuple(map(_static, value))
+  return 1 if value is None else value
 
 
 def _check_sharding(out_sharding: Any) -> None:

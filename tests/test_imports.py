@@ -18,7 +18,6 @@ EXCEPTIONS = {
   "srigl_jax/__init__.py": {"srigl_kernels"},  # what it hands on
   "srigl_jax/condense.py": {"srigl_kernels"},
   "srigl_jax/condense_model.py": {"srigl_kernels"},
-  "srigl_jax/conv_fallback.py": {"srigl_kernels", "flax"},
   "srigl_jax/folding_report.py": {"srigl_kernels"},
   "srigl_jax/model_arrays.py": {"srigl_kernels"},
   "srigl_jax/nnx_layers.py": {"srigl_kernels", "flax"},  # imported when a model is condensed
