@@ -134,7 +134,10 @@ def _measure_here() -> None:
   """What a pinned process does."""
   options = flags.FLAGS
   if options.fit:
-    print(fit.run())
+    measured = fit.measure()
+    if options.out:
+      write_json(Path(options.out) / "fit.json", measured)
+    print(fit.report(measured))
     return
   if options.models:
     rows = models.rows(rounds=options.rounds or 15)

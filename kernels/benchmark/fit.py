@@ -1,6 +1,6 @@
 """Fits the constants of `srigl_kernels.cost` to times measured on this machine."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -27,33 +27,63 @@ _BATCHES = [1, 4, 16, 48, 64, 256, 1024]
 _EFFORT = Effort(rounds=5, budget=0.5, limit=0.3)
 
 
-def run() -> str:
-  """Measures and fits; the constants as they stand in `cost.SECONDS`, and how well they fit."""
-  times: dict[str, list[tuple[cost.Sizes, int, float]]] = {}
-  total = sum(len(sparsities) for _, sparsities in _LAYERS)
+Measured = dict[str, list[tuple[cost.Sizes, int, float]]]
+"""By key of `cost.SECONDS`: sizes, batch and seconds of calls."""
+
+
+def measure() -> Measured:
+  """Times of every backend on random layers, interleaved as in all benchmarks."""
+  measured: Measured = {}
   methods = _methods()
-  with progress("fit", step=0, total_steps=total) as show:
-    done = 0
-    for shape, sparsities in _LAYERS:
-      for sparsity in sparsities:
-        cells: list[Cell] = []
-        layer = random_layer("x".join(map(str, shape)), Shape(*shape), sparsity)
-        measure_layer(layer, _BATCHES, methods, threads=0, effort=_EFFORT, done=cells.append)
-        for cell in cells:
-          sizes = cost.Sizes(cell.in_features, cell.out_features, cell.num_active, cell.fan_in)
-          for name in cell.seconds:
-            times.setdefault(name, []).append((sizes, cell.batch, cell.median(name)))
-        done += 1
-        show(done)
+  layers = [(shape, sparsity) for shape, sparsities in _LAYERS for sparsity in sparsities]
+  with progress("fit", step=0, total_steps=len(layers)) as show:
+    for i, (shape, sparsity) in enumerate(layers):
+      cells: list[Cell] = []
+      layer = random_layer("x".join(map(str, shape)), Shape(*shape), sparsity)
+      measure_layer(layer, _BATCHES, methods, threads=0, effort=_EFFORT, done=cells.append)
+      for cell in cells:
+        sizes = cost.Sizes(cell.in_features, cell.out_features, cell.num_active, cell.fan_in)
+        for name in cell.seconds:
+          measured.setdefault(name, []).append((sizes, cell.batch, cell.median(name)))
+      show(i + 1)
+  return measured
+
+
+def report(measured: Measured) -> str:
+  """The constants as they stand in `cost.SECONDS`, how well they fit, and what a choice loses."""
   lines = ["SECONDS: dict[str, Rates] = {"]
-  for name, measured in times.items():
-    rates = fit(name, measured)
-    factors = [_estimate(name, rates, sizes, n) / t for sizes, n, t in measured]
+  fitted = {name: fit(name, calls) for name, calls in measured.items()}
+  for name, rates in fitted.items():
+    factors = [_estimate(name, rates, sizes, n) / t for sizes, n, t in measured[name]]
     low, middle, high = np.percentile(factors, [10, 50, 90])
     numbers = ", ".join(f"{rate:.3g}" for rate in rates)
     lines.append(f'  "{name}": Rates({numbers}),')
     lines[-1] += f"  # estimate / time: 10 % {low:.2f}, median {middle:.2f}, 90 % {high:.2f}"
-  return "\n".join([*lines, "}"])
+  lines.append("}")
+  for native in (None, *(name for name in measured if name.startswith("cpu"))):
+    names = [name for name in measured if name == native or not name.startswith("cpu")]
+    lines.append(f"choosing among {', '.join(names)}: {_losses(measured, fitted, names)}")
+  return "\n".join(lines)
+
+
+def _losses(measured: Measured, fitted: Mapping[str, cost.Rates], names: Sequence[str]) -> str:
+  """How often and how much the choice by estimates loses against the fastest, in words."""
+  times: dict[tuple[cost.Sizes, int], dict[str, float]] = {}
+  for name in names:
+    for sizes, batch, seconds in measured[name]:
+      times.setdefault((sizes, batch), {})[name] = seconds
+  losses = []
+  for (sizes, batch), found in times.items():
+    chosen = min(found, key=lambda name: _estimate(name, fitted[name], sizes, batch))
+    best = min(found, key=lambda name: found[name])
+    losses.append((found[chosen] / found[best], chosen, best, tuple(sizes), batch))
+  losses.sort(reverse=True)
+  over = sum(loss > 1.1 for loss, *_ in losses)
+  worst = "; ".join(
+    f"{loss:.2f} with {chosen} for {best} at {sizes}, batch {batch}"
+    for loss, chosen, best, sizes, batch in losses[:4]
+  )
+  return f"over 1.10 in {over} of {len(losses)} calls; worst {worst}"
 
 
 def _methods() -> dict[str, peers.Peer]:
