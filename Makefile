@@ -13,7 +13,7 @@ VENV := .venv-$(VERSION)
 BIN := $(VENV)/bin
 WORKDIR ?= runs/demo
 
-.PHONY: help demo test lint pytest test-slow prove-resume fuzz benchmark format tables clean
+.PHONY: help demo test lint pytest test-slow prove-resume fuzz benchmark benchmark-kernels format tables clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -48,6 +48,9 @@ fuzz: $(VENV)/test ## 10,000 cases of the native kernels under AddressSanitizer 
 
 benchmark: $(VENV)/experiments ## what sparse training costs over dense training
 	$(BIN)/python -m experiments.benchmark_training $(ARGS)
+
+benchmark-kernels: $(VENV)/experiments ## what condensed layers gain over dense ones
+	$(BIN)/python -m kernels.benchmark $(ARGS)
 
 tables: $(VENV)/experiments ## put the results' tables into README.md and docs/
 	$(BIN)/python -m experiments.tables

@@ -26,8 +26,9 @@ EXCEPTIONS = {
   "srigl_jax/serialize.py": {"srigl_kernels", "safetensors"},
 }
 MAY_NOT_IMPORT = {
-  "experiments": {"configs", "tests"},
-  "kernels": {"srigl_jax", "experiments", "configs", "tests", "flax", "optax"},
+  "experiments": {"configs", "tests", "kernels"},
+  "kernels/cpu": {"kernels", "srigl_jax", "experiments", "configs", "tests", "flax", "optax"},
+  "kernels/benchmark": {"configs", "tests"},  # run from the checkout, as experiments are
 }
 NOWHERE = {"tensorflow", "torch"}
 
