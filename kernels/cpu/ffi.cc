@@ -63,7 +63,8 @@ void Report(const std::string& message, char* buffer, int64_t size) {
   if (size > 0) snprintf(buffer, static_cast<size_t>(size), "%s", message.c_str());
 }
 
-// Both patterns of a layer and their values; Python copies them out and frees this.
+// Two patterns of a layer and what goes with each: its values, or where to find them. Python copies
+// them out and frees this.
 struct PackResult {
   Pattern patterns[2];
   std::vector<uint8_t> values[2];
@@ -125,7 +126,42 @@ SRIGL_EXPORT void* srigl_pack(const void* values, const int32_t* indices, const 
   }
 }
 
-// Sizes in bytes: tile pattern, tile values, window pattern, window values.
+// Packs a layer whose values will change: the tile pattern and that of the transpose, each with the
+// places of its values in the flat `values`, as int32. Fails as `srigl_pack` does.
+SRIGL_EXPORT void* srigl_pack_training(const int32_t* indices, const int32_t* active,
+                                       int64_t num_active, int64_t fan_in, int64_t in_features,
+                                       int64_t out_features, char* message,
+                                       int64_t message_size) {
+  try {
+    const srigl::Condensed layer = {nullptr,    indices, active,      srigl::ValueType::kFloat32,
+                                    num_active, fan_in,  in_features, out_features};
+    std::string error = srigl::CheckCondensed(layer);
+    if (error.empty() && fan_in > 0 && num_active > 0x7fffffff / fan_in) {
+      error = "it has more than 2**31 - 1 weights";
+    }
+    if (!error.empty()) {
+      srigl::Report(error, message, message_size);
+      return nullptr;
+    }
+    auto result = std::make_unique<srigl::PackResult>();
+    result->patterns[0] = srigl::PackTiles(layer);
+    result->patterns[1] = srigl::PackTransposedTiles(layer);
+    for (int i = 0; i < 2; ++i) {
+      const std::vector<int32_t> sources(result->patterns[i].sources.begin(),
+                                         result->patterns[i].sources.end());
+      result->values[i].resize(sources.size() * sizeof(int32_t));
+      if (!sources.empty()) {
+        memcpy(result->values[i].data(), sources.data(), result->values[i].size());
+      }
+    }
+    return result.release();
+  } catch (const std::exception& e) {
+    srigl::Report(e.what(), message, message_size);
+    return nullptr;
+  }
+}
+
+// Sizes in bytes: of each of the two patterns, and of what goes with it.
 SRIGL_EXPORT void srigl_pack_sizes(const void* result, int64_t* sizes) {
   const auto& packed = *static_cast<const srigl::PackResult*>(result);
   for (int i = 0; i < 2; ++i) {

@@ -37,6 +37,23 @@ struct MatMul {
   int64_t out_features;
   Activation activation;
   const Patches* patches = nullptr;  // if given, a row of x is not stored but put together
+  // Columns of x that the layer reads, as it numbers its inputs; nullptr: all of them, in order.
+  // Each lies within 0..in_features - 1.
+  const int32_t* columns = nullptr;  // [num_columns]
+  int64_t num_columns = 0;
+};
+
+// dvalues[a, j] = sum over b of g[b, active[a]] * x[b, index of (a, j)]; all row-major.
+struct ValuesGradient {
+  const float* g;         // [batch, out_features]
+  const float* x;         // [batch, in_features]
+  const int32_t* active;  // [num_active], each within 0..out_features - 1
+  float* dvalues;         // [num_active, fan_in]
+  int64_t batch;
+  int64_t in_features;
+  int64_t out_features;
+  int64_t num_active;
+  int64_t fan_in;
 };
 
 inline constexpr int kMaxLanes = 64;    // batch rows of a tile
@@ -66,6 +83,18 @@ struct Kernels {
 
   // y = activation(bias) for batch rows [row_begin, row_end): a layer without active neurons.
   void (*constant)(const MatMul& call, int64_t row_begin, int64_t row_end);
+
+  // The weights of panels [panel_begin, panel_end), at most kMaxPanels, in blocks [block_begin,
+  // block_end), over the whole batch; with the last block also what the pattern leaves out of these
+  // panels' rows: zeros. `scratch`: kScratchFloats, 64-aligned.
+  void (*values_gradient)(const TileView& view, const ValuesGradient& call, int64_t panel_begin,
+                          int64_t panel_end, int64_t block_begin, int64_t block_end,
+                          float* scratch);
+
+  // packed[i] = values[sources[i]] for i in [begin, end); a source beyond the last value is taken
+  // for the last. `num_values` lies within 1..2^31 - 1.
+  void (*gather)(const void* values, int64_t num_values, const int32_t* sources, int64_t begin,
+                 int64_t end, ValueType type, void* packed);
 };
 
 extern const Kernels kGenericKernels;

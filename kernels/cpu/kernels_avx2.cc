@@ -2,10 +2,15 @@
 
 #define SRIGL_TARGET avx2
 #define SRIGL_WIDTH 8
-#include "tile-inl.h"
+#include "gradients-inl.h"
 
 namespace srigl {
 
-const Kernels kAvx2Kernels = {"avx2", avx2::TileOfAny, nullptr, avx2::Constant};
+const Kernels kAvx2Kernels = {"avx2",
+                              avx2::TileOfAny,
+                              nullptr,
+                              avx2::Constant,
+                              avx2::ValuesGradientOfRange,
+                              avx2::Gather};
 
 }  // namespace srigl

@@ -4,7 +4,7 @@
 #define SRIGL_WIDTH 16
 #include <immintrin.h>
 
-#include "tile-inl.h"
+#include "gradients-inl.h"
 
 namespace srigl {
 namespace avx512 {
@@ -174,6 +174,11 @@ void Window(const WindowView& view, const MatMul& call, int64_t row_begin, int64
 }  // namespace
 }  // namespace avx512
 
-const Kernels kAvx512Kernels = {"avx512", avx512::TileOfAny, avx512::Window, avx512::Constant};
+const Kernels kAvx512Kernels = {"avx512",
+                                avx512::TileOfAny,
+                                avx512::Window,
+                                avx512::Constant,
+                                avx512::ValuesGradientOfRange,
+                                avx512::Gather};
 
 }  // namespace srigl

@@ -2,10 +2,15 @@
 
 #define SRIGL_TARGET generic
 #define SRIGL_WIDTH 4
-#include "tile-inl.h"
+#include "gradients-inl.h"
 
 namespace srigl {
 
-const Kernels kGenericKernels = {"generic", generic::TileOfAny, nullptr, generic::Constant};
+const Kernels kGenericKernels = {"generic",
+                                 generic::TileOfAny,
+                                 nullptr,
+                                 generic::Constant,
+                                 generic::ValuesGradientOfRange,
+                                 generic::Gather};
 
 }  // namespace srigl

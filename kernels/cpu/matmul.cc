@@ -47,17 +47,6 @@ std::atomic<Isa>& IsaInUse() {
   return isa;
 }
 
-// Scratch memory of the calling thread, kept for the thread's life: 344 KB, and 1 MB that only
-// convolutions touch.
-float* Scratch() {
-  struct Free {
-    void operator()(float* p) const { ::operator delete(p, std::align_val_t{64}); }
-  };
-  thread_local std::unique_ptr<float, Free> scratch(static_cast<float*>(
-      ::operator new((kScratchFloats + kStageFloats) * sizeof(float), std::align_val_t{64})));
-  return scratch.get();
-}
-
 // Of a convolution: pixels of a task at most, and what counts as few.
 constexpr int64_t kMaxTaskPixels = 512, kFewPixels = 3 * kMaxLanes;
 
@@ -161,6 +150,31 @@ bool IsaSupported(Isa isa) {
   return false;
 }
 
+const Kernels& CurrentKernels() { return KernelsOf(CurrentIsa()); }
+
+float* Scratch() {
+  struct Free {
+    void operator()(float* p) const { ::operator delete(p, std::align_val_t{64}); }
+  };
+  thread_local std::unique_ptr<float, Free> scratch(static_cast<float*>(
+      ::operator new((kScratchFloats + kStageFloats) * sizeof(float), std::align_val_t{64})));
+  return scratch.get();
+}
+
+int64_t ThreadsFor(double work, const Executor& executor) {
+  const int64_t threads = std::max<int64_t>(executor.num_threads(), 1);
+  return static_cast<int64_t>(
+      std::min<double>(static_cast<double>(threads), 1.0 + work / kWorkPerThread));
+}
+
+bool WithinWidth(const int32_t* columns, int64_t num_columns, int64_t width) {
+  uint32_t largest = 0;  // a negative one counts as large
+  for (int64_t c = 0; c < num_columns; ++c) {
+    largest = std::max(largest, static_cast<uint32_t>(columns[c]));
+  }
+  return num_columns == 0 || int64_t{largest} < width;
+}
+
 Isa CurrentIsa() { return IsaInUse().load(std::memory_order_relaxed); }
 
 bool SetIsa(Isa isa) {
@@ -179,19 +193,26 @@ void SerialExecutor::Run(int64_t num_tasks, int64_t, void (*task)(const void*, i
 const char* CondensedMatMul(const PackedLayer& layer, const MatMul& call, Executor* executor) {
   Plan plan = {};
   plan.call = call;
-  plan.kernels = &KernelsOf(CurrentIsa());
+  plan.kernels = &CurrentKernels();
   if (call.batch < 0 || call.in_features < 0 || call.out_features < 0) {
     return "a size is negative";
   }
+  if (call.columns != nullptr &&
+      !WithinWidth(call.columns, call.num_columns, call.in_features)) {
+    return "a column lies beyond x";
+  }
+  const int64_t inputs = call.columns == nullptr ? call.in_features : call.num_columns;
 
   const int64_t window_rows =
-      call.patches == nullptr ? WindowRows(layer, *plan.kernels, call.batch) : 0;
+      call.patches == nullptr && call.columns == nullptr
+          ? WindowRows(layer, *plan.kernels, call.batch)
+          : 0;
   const bool use_windows = window_rows > 0;
   plan.tile_rows = call.batch - window_rows;
 
   // Only what this call reads is checked.
-  const auto fits = [&call](const auto& view) {
-    return view.in_features == call.in_features && view.out_features == call.out_features;
+  const auto fits = [&call, inputs](const auto& view) {
+    return view.in_features == inputs && view.out_features == call.out_features;
   };
   if (plan.tile_rows > 0 || !use_windows) {
     const char* error =
@@ -209,9 +230,7 @@ const char* CondensedMatMul(const PackedLayer& layer, const MatMul& call, Execut
   const int64_t weights = std::max(layer.tile_values.size, layer.window_values.size) /
                           ValueBytes(layer.value_type);
   const double work = static_cast<double>(weights) * static_cast<double>(call.batch);
-  const int64_t threads = static_cast<int64_t>(std::min<double>(
-      static_cast<double>(std::max<int64_t>(executor->num_threads(), 1)),
-      1.0 + work / kWorkPerThread));
+  const int64_t threads = ThreadsFor(work, *executor);
   if (plan.tile_rows > 0) {
     plan.lanes = TileLanes(plan.tiles.block_columns);
     if (plan.tiles.num_active == 0) {

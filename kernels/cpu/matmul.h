@@ -41,6 +41,19 @@ class SerialExecutor : public Executor {
            const void* context) override;
 };
 
+// Kernels of the target in use.
+const Kernels& CurrentKernels();
+
+// Scratch memory of the calling thread, kept for the thread's life: 344 KB, and 1 MB that only
+// convolutions touch.
+float* Scratch();
+
+// On how many threads so many products of a weight and a batch row are worth computing.
+int64_t ThreadsFor(double work, const Executor& executor);
+
+// Whether all of `columns` lie within 0..width - 1.
+bool WithinWidth(const int32_t* columns, int64_t num_columns, int64_t width);
+
 // A packed layer as it comes in: the window pattern may be empty, and is not used then.
 struct PackedLayer {
   Bytes tile_pattern, tile_values;

@@ -15,7 +15,8 @@ T* Section(std::vector<uint8_t>* bytes, size_t begin) {
   return reinterpret_cast<T*>(bytes->data() + begin);
 }
 
-PatternHeader Header(const Condensed& layer, uint32_t magic) {
+template <typename Layer>
+PatternHeader Header(const Layer& layer, uint32_t magic) {
   PatternHeader header = {};
   header.magic = magic;
   header.in_features = static_cast<int32_t>(layer.in_features);
@@ -26,7 +27,8 @@ PatternHeader Header(const Condensed& layer, uint32_t magic) {
 
 // First output that a range of rows beginning with `row` owns: ablated neurons belong to the
 // active one before them, and those before the first to the first.
-int32_t OutputBegin(const Condensed& layer, int64_t row) {
+template <typename Layer>
+int32_t OutputBegin(const Layer& layer, int64_t row) {
   if (row == 0) return 0;
   return row < layer.num_active ? layer.active[row] : static_cast<int32_t>(layer.out_features);
 }
@@ -42,9 +44,9 @@ bool Ascends(const int32_t* begin, int64_t size, int64_t end) {
 
 // Inputs of a block. Its tile (64 batch rows) should stay in the first-level cache; a sparser layer
 // gets larger blocks, as every (row, block) costs a load and a store of the row's sums.
-int32_t BlockColumns(const Condensed& layer) {
-  const double density =
-      static_cast<double>(layer.fan_in) / std::max<int64_t>(layer.in_features, 1);
+int32_t BlockColumns(const SparseRows& layer) {
+  const double places = static_cast<double>(layer.num_active) * layer.in_features;
+  const double density = layer.begin[layer.num_active] / std::max(places, 1.0);
   return density >= 0.05 ? 96 : 224;
 }
 
@@ -229,9 +231,16 @@ std::string CheckCondensed(const Condensed& layer) {
 }
 
 Pattern PackTiles(const Condensed& layer) {
+  std::vector<int64_t> begin(layer.num_active + 1);
+  for (int64_t a = 0; a <= layer.num_active; ++a) begin[a] = a * layer.fan_in;
+  return PackTiles(SparseRows{begin.data(), layer.indices, layer.active, layer.num_active,
+                              layer.in_features, layer.out_features});
+}
+
+Pattern PackTiles(const SparseRows& layer) {
   PatternHeader header = Header(layer, kTileMagic);
   header.block_columns = BlockColumns(layer);
-  header.num_values = layer.num_active * layer.fan_in;
+  header.num_values = layer.begin[layer.num_active];
   const int64_t num_blocks = CeilDiv(layer.in_features, header.block_columns);
   const int64_t num_panels = CeilDiv(layer.num_active, kPanelRows);
   TileSections sections;
@@ -258,8 +267,8 @@ Pattern PackTiles(const Condensed& layer) {
     int64_t begin;  // in the flat indices
     uint16_t row, count;
   };
-  std::vector<int64_t> next(layer.num_active);  // first weight of each row not yet placed
-  for (int64_t a = 0; a < layer.num_active; ++a) next[a] = a * layer.fan_in;
+  // First weight of each row not yet placed.
+  std::vector<int64_t> next(layer.begin, layer.begin + layer.num_active);
   for (int64_t block = 0; block < num_blocks; ++block) {
     const int64_t column_begin = block * header.block_columns;
     for (int64_t panel = 0; panel < num_panels; ++panel) {
@@ -271,7 +280,7 @@ Pattern PackTiles(const Condensed& layer) {
         runs[i] = {0, static_cast<uint16_t>(i), 0};
         if (a >= layer.num_active) continue;
         runs[i].begin = next[a];
-        const int64_t end = (a + 1) * layer.fan_in;
+        const int64_t end = layer.begin[a + 1];
         while (next[a] < end && layer.indices[next[a]] < column_begin + header.block_columns) {
           ++next[a];
         }

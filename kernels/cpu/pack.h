@@ -24,6 +24,16 @@ struct Condensed {
   int64_t out_features;
 };
 
+// A sparse matrix whose row r is output active[r], with indices[begin[r]], ... as its inputs.
+struct SparseRows {
+  const int64_t* begin;    // [num_active + 1]
+  const int32_t* indices;  // [begin[num_active]] ascending in each row
+  const int32_t* active;   // [num_active] ascending
+  int64_t num_active;
+  int64_t in_features;
+  int64_t out_features;
+};
+
 struct Pattern {
   std::vector<uint8_t> bytes;
   // For every packed value its place in the flat `values`, -1 where a packet is padded.
@@ -34,9 +44,16 @@ struct Pattern {
 // repetition.
 std::string CheckCondensed(const Condensed& layer);
 
-// Both expect a layer that `CheckCondensed` accepts.
+// All expect a layer that `CheckCondensed` accepts.
 Pattern PackTiles(const Condensed& layer);
 Pattern PackWindows(const Condensed& layer);
+
+// Rows of any length.
+Pattern PackTiles(const SparseRows& layer);
+
+// The tiles of the transpose, from neurons to inputs: its inputs are the active neurons as `active`
+// numbers them, its outputs all inputs of the layer. Sizes depend on those of the layer only.
+Pattern PackTransposedTiles(const Condensed& layer);
 
 // The values that go with a pattern.
 std::vector<uint8_t> GatherValues(const Condensed& layer, const Pattern& pattern);

@@ -110,7 +110,6 @@ inline Vec InterleaveHigh(Vec a, Vec b) {
 inline Vec InterleaveLow(Vec a, Vec b) { return SRIGL_SHUFFLE(a, b, 0, 4, 1, 5); }
 inline Vec InterleaveHigh(Vec a, Vec b) { return SRIGL_SHUFFLE(a, b, 2, 6, 3, 7); }
 #endif
-#undef SRIGL_SHUFFLE
 
 // Transposes kWidth registers in place: log2(kWidth) perfect shuffles of the rows.
 inline void Transpose(Vec* rows) {
@@ -167,11 +166,52 @@ void PackRows(const MatMul& call, int64_t row_begin, int64_t num_rows, int64_t c
   }
 }
 
-// The same, wherever the call has its inputs; lanes beyond the batch may hold anything finite.
+// tile[c, lane] = x[row_begin + lane, columns[c]], x being `width` wide; lanes beyond the batch are
+// 0. Each turn takes the columns that lie within a register from its first one: all that follow, if
+// they are neighbours.
+template <int kVecs>
+void PackColumns(const float* x, int64_t width, const int32_t* columns, int64_t num_columns,
+                 int64_t row_begin, int64_t num_rows, float* tile) {
+  constexpr int kLanes = kVecs * kWidth;
+  for (int lane = 0; lane < kLanes; lane += kWidth) {
+    for (int64_t c = 0; c < num_columns;) {
+      const int64_t first = columns[c], left = width - first;
+      Vec rows[kWidth];
+#pragma GCC unroll 16
+      for (int i = 0; i < kWidth; ++i) {
+        rows[i] = Vec{};
+        if (lane + i >= num_rows) continue;
+        const float* from = x + (row_begin + lane + i) * width + first;
+        if (left >= kWidth) {
+          rows[i] = Load(from);
+        } else {
+          float buffer[kWidth] = {};
+          memcpy(buffer, from, left * sizeof(float));
+          rows[i] = Load(buffer);
+        }
+      }
+      Transpose(rows);
+      float turned[kWidth * kWidth];
+#pragma GCC unroll 16
+      for (int i = 0; i < kWidth; ++i) Store(turned + i * kWidth, rows[i]);
+      for (; c < num_columns; ++c) {
+        const int64_t i = columns[c] - first;
+        if (i < 0 || i >= kWidth) break;
+        Store(tile + c * kLanes + lane, Load(turned + i * kWidth));
+      }
+    }
+  }
+}
+
+// tile[c, lane] = input column_begin + c of batch row row_begin + lane, wherever the call has it;
+// lanes beyond the batch may hold anything finite.
 template <int kVecs>
 void PackInputs(const MatMul& call, const Stage* stage, int64_t row_begin, int64_t num_rows,
                 int64_t column_begin, int64_t num_columns, float* tile) {
-  if (call.patches == nullptr) {
+  if (call.columns != nullptr) {
+    PackColumns<kVecs>(call.x, call.in_features, call.columns + column_begin, num_columns,
+                       row_begin, num_rows, tile);
+  } else if (call.patches == nullptr) {
     PackRows<kVecs>(call, row_begin, num_rows, column_begin, num_columns, tile);
   } else if (stage == nullptr) {
     PackPatches<kVecs>(call, row_begin, num_rows, column_begin, num_columns, tile);
@@ -327,8 +367,14 @@ void Row(const TileView& view, const MatMul& call, int64_t row, int64_t panel_be
   float tail[kMaxBlockColumns];  // a column is one byte, so 256 inputs must be readable
   for (int64_t block = 0; block < view.num_blocks; ++block) {
     const int64_t column = block * view.block_columns;
-    const float* x = call.x + row * call.in_features + column;
-    if (view.in_features - column < kMaxBlockColumns) {
+    const float* x = call.x + row * call.in_features;
+    if (call.columns != nullptr) {
+      const int64_t left = view.in_features - column;
+      const int64_t num_columns = left < view.block_columns ? left : view.block_columns;
+      memset(tail, 0, sizeof(tail));
+      for (int64_t c = 0; c < num_columns; ++c) tail[c] = x[call.columns[column + c]];
+      x = tail;
+    } else if (x += column; view.in_features - column < kMaxBlockColumns) {
       memset(tail, 0, sizeof(tail));
       memcpy(tail, x, (view.in_features - column) * sizeof(float));
       x = tail;

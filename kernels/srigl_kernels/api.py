@@ -1,6 +1,5 @@
 """The condensed product: backends by name, the choice among them, and its derivative."""
 
-import dataclasses
 import functools
 import importlib
 import math
@@ -12,12 +11,11 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from srigl_kernels import cost, dense, reference, xla
+from srigl_kernels import cost, cpu_gradients, dense, reference, xla
 from srigl_kernels.epilogue import ACTIVATIONS
 from srigl_kernels.format import FLOATS, Condensed, check_structure
 from srigl_kernels.geometry import Geometry, check_groups, expand_groups
-
-Layout = Any  # a pytree of arrays, each backend its own
+from srigl_kernels.prepared import Layout, Prepared
 
 
 class Backend(NamedTuple):
@@ -28,8 +26,12 @@ class Backend(NamedTuple):
     matmul: `(x [B, I], layout, bias [N] or None, activation) -> y [B, N]` of x's type.
     is_available: whether it can run here.
     packs_traced: whether `pack` also takes traced arrays.
-    input_gradient: `(g [B, N], condensed) -> dx [B, I]`.
-    values_gradient: `(g [B, N], x [B, I], condensed) -> dvalues [A, K]`.
+    pack_pattern: `(condensed) -> layout`, all that does not depend on the values; None where
+      `pack` is cheap enough for every call.
+    with_values: `(layout, values [A, K]) -> layout`, from what `pack_pattern` or `pack` made to
+      what `matmul` and `conv` read.
+    input_gradient: `(g [B, N], condensed, layout) -> dx [B, I]`.
+    values_gradient: `(g [B, N], x [B, I], condensed, layout) -> dvalues [A, K]`.
     conv: `(x [B, *S, C], layout, bias or None, activation, geometry) -> y [B, *S_out, N]`; None if
       it runs a convolution as `patches.conv` with its `matmul`.
     conv_groups: whether `conv` knows groups; to others the layer's are expanded.
@@ -39,8 +41,14 @@ class Backend(NamedTuple):
   matmul: Callable[[Array, Layout, Array | None, str | None], Array]
   is_available: Callable[[], bool] = lambda: True
   packs_traced: bool = True
-  input_gradient: Callable[[Array, Condensed], Array] = xla.input_gradient
-  values_gradient: Callable[[Array, Array, Condensed], Array] = xla.values_gradient
+  pack_pattern: Callable[[Condensed], Layout] | None = None
+  with_values: Callable[[Layout, Array], Layout] = lambda layout, values: layout
+  input_gradient: Callable[[Array, Condensed, Layout], Array] = lambda g, condensed, layout: (
+    xla.input_gradient(g, condensed)
+  )
+  values_gradient: Callable[[Array, Array, Condensed, Layout], Array] = (
+    lambda g, x, condensed, layout: xla.values_gradient(g, x, condensed)
+  )
   conv: Callable[[Array, Layout, Array | None, str | None, Geometry], Array] | None = None
   conv_groups: bool = False
 
@@ -73,6 +81,10 @@ BACKENDS: dict[str, Backend] = {
     lambda *args: _cpu().matmul(*args),
     is_available=lambda: _cpu() is not None and jax.default_backend() == "cpu",
     packs_traced=False,
+    pack_pattern=cpu_gradients.pack,
+    with_values=cpu_gradients.with_values,
+    input_gradient=cpu_gradients.input_gradient,
+    values_gradient=cpu_gradients.values_gradient,
     conv=lambda *args: importlib.import_module("srigl_kernels.cpu_conv").conv(*args),
   ),
   "structured": Backend(dense.pack_structured, dense.matmul, conv=dense.conv, conv_groups=True),
@@ -81,33 +93,12 @@ BACKENDS: dict[str, Backend] = {
 """All backends by name."""
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True, eq=False)
-class Prepared:
-  """A layer with the layouts that backends read, so that these are not made in every call.
-
-  A pytree; `prepare` makes one. The layouts are a function of `condensed.values`: gradients are
-  reported in `condensed.values`, and after a change of the values it must be prepared again.
-
-  Attributes:
-    condensed: the layer.
-    layouts: by name of the backend.
-    preference: the same names in the order in which `backend="auto"` takes them; empty if it is to
-      take the one that is expected to be fastest for the batch.
-    feature_group_count: groups of the convolution that it was prepared for.
-  """
-
-  condensed: Condensed
-  layouts: dict[str, Layout]
-  preference: tuple[str, ...] = dataclasses.field(metadata={"static": True})
-  feature_group_count: int = dataclasses.field(default=1, metadata={"static": True})
-
-
 def prepare(
   condensed: Condensed,
   *,
   backend: str | Sequence[str] = "auto",
   batch: int | Sequence[int] | None = None,
+  gradients: bool = False,
   feature_group_count: int = 1,
 ) -> Prepared:
   """Makes the layouts of one or more backends.
@@ -122,24 +113,46 @@ def prepare(
       Each layout takes memory besides the layer itself: `cpu` two copies of the weights with one
       byte of index each, one of them padded, `xla` one copy, `structured` a dense matrix of the
       active neurons, `dense` the dense kernel.
+    gradients: prepares for training: the values may change, as `Prepared` describes, and `cpu` has
+      native gradients in x. Costs a permutation of the values in every call and direction, and on
+      `cpu` the faster kernel for batches of up to a dozen rows; for inference prepare without.
+      `"auto"` then takes one backend, that for the largest batch.
     feature_group_count: of the convolution that will be run with it, 1 for other layers.
 
   Raises:
     ValueError: if a name is unknown, the backend cannot run here, it packs on the host and the
-      layer is traced, a batch size is negative, or the neurons cannot be cut into so many groups.
+      layer (with `gradients`: its pattern) is traced, a batch size is negative, or the neurons
+      cannot be cut into so many groups.
   """
   check_structure(condensed)
   check_groups(condensed, feature_group_count)
-  layouts = lambda names: {name: pack(name, condensed, feature_group_count) for name in names}
+  names, preference = _names(condensed, backend, batch, gradients)
+  layouts = {
+    name: pack(name, condensed, feature_group_count, gradients=gradients) for name in names
+  }
+  layouts = {name: layout for name, layout in layouts.items() if layout is not None}
+  return Prepared(condensed, layouts, preference, gradients, feature_group_count)
+
+
+def _names(
+  condensed: Condensed,
+  backend: str | Sequence[str],
+  batch: int | Sequence[int] | None,
+  gradients: bool,
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+  """The backends to prepare for, and the order of preference if there is a fixed one."""
   if backend != "auto":
     names: tuple[str, ...] = (backend,) if isinstance(backend, str) else tuple(backend)
-    return Prepared(condensed, layouts(names), names, feature_group_count)
+    return names, names
   batches = _BATCHES if batch is None else (batch,) if isinstance(batch, int) else tuple(batch)
   if not batches or min(batches) < 0:
     raise ValueError(f"`batch` must be a size, or several, of 0 or more, not {batch!r}.")
-  candidates = _candidates(condensed)
-  best = dict.fromkeys(_rank(condensed, n, candidates)[0][0] for n in batches)
-  return Prepared(condensed, layouts(best), (), feature_group_count)
+  candidates = _candidates(condensed, gradients)
+  best = lambda n: _rank(condensed, n, candidates)[0][0]
+  if gradients:
+    names = (best(max(batches)),)
+    return names, names
+  return tuple(dict.fromkeys(best(n) for n in batches)), ()
 
 
 def choose_backend(layer: Condensed | Prepared, batch: int = 1) -> tuple[str, str]:
@@ -221,10 +234,11 @@ def condensed_matmul(
 _BATCHES = tuple(2**i for i in range(12))  # what a layer is prepared for unless it is told
 
 
-def _candidates(condensed: Condensed) -> list[str]:
+def _candidates(condensed: Condensed, gradients: bool = False) -> list[str]:
   """The backends among which `prepare` chooses; warns if the native one is not installed."""
   names = ["structured" if condensed.num_active < condensed.out_features else "dense", "xla"]
-  if BACKENDS["cpu"].is_available() and not _is_traced(condensed):
+  reads = (condensed.indices, condensed.active) if gradients else condensed
+  if BACKENDS["cpu"].is_available() and not _is_traced(reads):
     return ["cpu", *names]
   if jax.default_backend() == "cpu" and _cpu() is None:
     _warn_of_no_cpu_library()
@@ -266,8 +280,13 @@ def _warn_of_no_cpu_library() -> None:
   )
 
 
-def pack(name: str, condensed: Condensed, feature_group_count: int = 1) -> Layout:
-  """The layout of one backend; raises as `prepare` does."""
+def pack(
+  name: str, condensed: Condensed, feature_group_count: int = 1, *, gradients: bool = False
+) -> Layout:
+  """The layout of one backend; raises as `prepare` does.
+
+  With `gradients`, None if it is to be made in every call.
+  """
   if name not in BACKENDS:
     raise ValueError(f"`backend` must be 'auto' or one of {list(BACKENDS)}, not {name!r}.")
   backend = BACKENDS[name]
@@ -276,13 +295,19 @@ def pack(name: str, condensed: Condensed, feature_group_count: int = 1) -> Layou
       f"Backend {name!r} cannot run here: its library is not installed, or jax runs on another "
       f"kind of device ({jax.default_backend()}). backend='auto' takes one that can."
     )
-  if not backend.packs_traced and _is_traced(condensed):
+  if gradients and backend.packs_traced:
+    return None
+  reads = (condensed.indices, condensed.active) if gradients else condensed
+  if not backend.packs_traced and _is_traced(reads):
     raise ValueError(
       f"Backend {name!r} lays a layer out on the host and cannot do so with traced arrays: call "
-      f"prepare(condensed, backend={name!r}) before, outside of jit, and pass what it returns."
+      f"prepare(condensed, backend={name!r}) before, outside of jit, and pass what it returns; "
+      "with gradients=True its values may change."
     )
   if not backend.conv_groups:
     condensed = expand_groups(condensed, feature_group_count)
+  if gradients and backend.pack_pattern is not None:
+    return backend.pack_pattern(condensed)
   return backend.pack(condensed)
 
 
@@ -300,23 +325,25 @@ def _apply(x, condensed: Condensed, layout: Layout, *, backend: str, activation:
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _matmul(backend, activation, x, values, bias, condensed, layout):
   """The product of `x` `[B, I]`: a function of `values` and `bias` to differentiation only."""
+  layout = BACKENDS[backend].with_values(layout, values)
   return BACKENDS[backend].matmul(x, layout, bias, activation)
 
 
 def _matmul_forward(backend, activation, x, values, bias, condensed, layout):
-  z = BACKENDS[backend].matmul(x, layout, bias, None)
+  current = BACKENDS[backend].with_values(layout, values)
+  z = BACKENDS[backend].matmul(x, current, bias, None)
   if activation is None:
-    return z, (x, bias, condensed, None)
+    return z, (x, bias, condensed, layout, None)
   y = ACTIVATIONS[activation](z.astype(jnp.float32)).astype(z.dtype)
-  return y, (x, bias, condensed, z)
+  return y, (x, bias, condensed, layout, z)
 
 
 def _matmul_backward(backend, activation, residuals, g):
-  x, bias, condensed, z = residuals
+  x, bias, condensed, layout, z = residuals
   if activation is not None:
     (g,) = jax.vjp(ACTIVATIONS[activation], z)[1](g)
-  dx = BACKENDS[backend].input_gradient(g, condensed)
-  dvalues = BACKENDS[backend].values_gradient(g, x, condensed)
+  dx = BACKENDS[backend].input_gradient(g, condensed, layout)
+  dvalues = BACKENDS[backend].values_gradient(g, x, condensed, layout)
   dbias = None if bias is None else g.sum(0, dtype=jnp.float32).astype(bias.dtype)
   return dx, dvalues, dbias, None, None
 

@@ -10,10 +10,11 @@ import jax.numpy as jnp
 from jax import Array
 
 from srigl_kernels import dense, patches
-from srigl_kernels.api import BACKENDS, Layout, Prepared, choose_backend, condensed_matmul, pack
+from srigl_kernels.api import BACKENDS, choose_backend, condensed_matmul, pack
 from srigl_kernels.epilogue import ACTIVATIONS, finish, spread
 from srigl_kernels.format import FLOATS, Condensed, check_structure
 from srigl_kernels.geometry import Geometry, Padding, resolve
+from srigl_kernels.prepared import Layout, Prepared
 from srigl_kernels.xla import densify
 
 
@@ -123,8 +124,9 @@ def _apply(x, condensed: Condensed, layout: Layout, backend, activation, geometr
   )
 
 
-def _run(backend: str, x, layout: Layout, bias, activation, geometry: Geometry) -> Array:
+def _run(backend: str, x, layout: Layout, values, bias, activation, geometry: Geometry) -> Array:
   entry = BACKENDS[backend]
+  layout = entry.with_values(layout, values)
   if entry.conv is None:
     return patches.conv(entry.matmul, x, layout, bias, activation, geometry)
   return entry.conv(x, layout, bias, activation, geometry)
@@ -133,11 +135,11 @@ def _run(backend: str, x, layout: Layout, bias, activation, geometry: Geometry) 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
 def _conv(backend, activation, geometry, x, values, bias, condensed, layout):
   """The convolution of `x` `[B, *S, C]`: a function of `values` and `bias` to differentiation."""
-  return _run(backend, x, layout, bias, activation, geometry)
+  return _run(backend, x, layout, values, bias, activation, geometry)
 
 
 def _conv_forward(backend, activation, geometry, x, values, bias, condensed, layout):
-  z = _run(backend, x, layout, bias, None, geometry)
+  z = _run(backend, x, layout, values, bias, None, geometry)
   if activation is None:
     return z, (x, bias, condensed, None)
   y = ACTIVATIONS[activation](z.astype(jnp.float32)).astype(z.dtype)

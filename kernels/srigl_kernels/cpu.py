@@ -18,6 +18,7 @@ import os
 import pathlib
 import sys
 from collections.abc import Callable
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -25,13 +26,19 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from srigl_kernels.batching import map_calls
+
 ACTIVATIONS = {None: 0, "relu": 1, "gelu": 2}
 """Activations the kernel applies, and how it calls them; gelu is the tanh form, as in Flax."""
 
 _FILE = "libsrigl_cpu.so"
-_MATMUL = "srigl_condensed_matmul"
+
+# Handlers of the library.
+MATMUL = "srigl_condensed_matmul"
 CONV = "srigl_condensed_conv"
-"""Name of the convolution's FFI target; `cpu_conv.py` calls it."""
+INPUT_GRADIENT = "srigl_input_gradient"
+VALUES_GRADIENT = "srigl_values_gradient"
+PACK_VALUES = "srigl_pack_values"
 
 
 @jax.tree_util.register_dataclass
@@ -70,7 +77,7 @@ def isa() -> str:
   Raises:
     RuntimeError: if the library is not there.
   """
-  return _require().srigl_isa().decode()
+  return require().srigl_isa().decode()
 
 
 def set_isa(name: str) -> None:
@@ -80,7 +87,7 @@ def set_isa(name: str) -> None:
     ValueError: if the name is unknown or the CPU does not support the target.
     RuntimeError: if the library is not there.
   """
-  if not _require().srigl_set_isa(name.encode()):
+  if not require().srigl_set_isa(name.encode()):
     raise ValueError(f"CPU target {name!r} is unknown, or this CPU does not support it.")
 
 
@@ -98,7 +105,7 @@ def pack(values: Any, indices: Any, active: Any, in_features: int, out_features:
     ValueError: if the arrays are not such a layer; every index is checked.
     RuntimeError: if the library is not there.
   """
-  library = _require()
+  library = require()
   values = np.ascontiguousarray(values)
   if values.ndim != 2 or np.shape(indices) != values.shape or np.shape(active) != values.shape[:1]:
     raise ValueError(
@@ -108,24 +115,14 @@ def pack(values: Any, indices: Any, active: Any, in_features: int, out_features:
   is_bfloat16 = values.dtype == jnp.bfloat16
   if not is_bfloat16 and values.dtype != np.float32:
     raise ValueError(f"`values` must be float32 or bfloat16, not {values.dtype}.")
-  columns, neurons = _int32("indices", indices), _int32("active", active)
+  columns, neurons = as_int32("indices", indices), as_int32("active", active)
   message = ctypes.create_string_buffer(256)
   result = library.srigl_pack(
     values.ctypes.data, columns.ctypes.data, neurons.ctypes.data, is_bfloat16, *values.shape,
     in_features, out_features, isa() == "avx512", message, len(message),
   )  # fmt: skip
-  if not result:
-    raise ValueError(f"Cannot pack this layer: {message.value.decode()}.")
-  try:
-    sizes = (ctypes.c_int64 * 4)()
-    library.srigl_pack_sizes(result, sizes)
-    dtypes = (np.dtype(np.uint8), values.dtype, np.dtype(np.uint8), values.dtype)
-    arrays = [
-      np.empty(size // dtype.itemsize, dtype) for size, dtype in zip(sizes, dtypes, strict=True)
-    ]
-    library.srigl_pack_copy(result, (ctypes.c_void_p * 4)(*(a.ctypes.data for a in arrays)))
-  finally:
-    library.srigl_pack_free(result)
+  dtypes = (np.dtype(np.uint8), values.dtype, np.dtype(np.uint8), values.dtype)
+  arrays = take_packed(library, result, message.value.decode(), dtypes)
   tile_pattern, tile_values, window_pattern, window_values = map(jnp.asarray, arrays)
   return Packed(
     tile_pattern=tile_pattern,
@@ -157,7 +154,7 @@ def matmul(
     ValueError: if shapes, types or the activation do not fit.
     RuntimeError: if the library is not there.
   """
-  _require()
+  require()
   x = jnp.asarray(x)
   if x.ndim < 1 or x.shape[-1] != packed.in_features:
     raise ValueError(f"`x` must have shape (..., {packed.in_features}), not {x.shape}.")
@@ -179,7 +176,7 @@ def _batched_call(activation: int, out_features: int) -> Any:
 
   def call(x: Array, packed: Packed, bias: Array) -> Array:
     return jax.ffi.ffi_call(
-      _MATMUL, jax.ShapeDtypeStruct((*x.shape[:-1], out_features), jnp.float32)
+      MATMUL, jax.ShapeDtypeStruct((*x.shape[:-1], out_features), jnp.float32)
     )(
       x, packed.tile_pattern, packed.tile_values, packed.window_pattern, packed.window_values, bias,
       activation=np.int64(activation),
@@ -198,20 +195,35 @@ def map_call(function: Callable[[Array, Packed, Array], Array]) -> Any:
   def rule(axis_size: int, batched: Any, x: Array, packed: Packed, bias: Array) -> Any:
     if not any(jax.tree.leaves(batched[1:])):
       return call(x, packed, bias), True
-    leaves, treedef = jax.tree.flatten((x, packed, bias))
-    mapped = jax.tree.leaves(batched)
-
-    def one(rows: list[Array]) -> Array:
-      row = iter(rows)
-      each = [next(row) if m else leaf for leaf, m in zip(leaves, mapped, strict=True)]
-      return call(*jax.tree.unflatten(treedef, each))
-
-    return jax.lax.map(one, [leaf for leaf, m in zip(leaves, mapped, strict=True) if m]), True
+    return map_calls(call, batched, (x, packed, bias)), True
 
   return call
 
 
-def _int32(name: str, array: Any) -> np.ndarray:
+def take_packed(
+  library: Any, result: int | None, message: str, dtypes: Sequence[np.dtype]
+) -> list[np.ndarray]:
+  """Copies four arrays out of what the library packed, and frees that.
+
+  Raises:
+    ValueError: with the message, if there is no result.
+  """
+  if not result:
+    raise ValueError(f"Cannot pack this layer: {message}.")
+  try:
+    sizes = (ctypes.c_int64 * 4)()
+    library.srigl_pack_sizes(result, sizes)
+    arrays = [
+      np.empty(size // dtype.itemsize, dtype) for size, dtype in zip(sizes, dtypes, strict=True)
+    ]
+    library.srigl_pack_copy(result, (ctypes.c_void_p * 4)(*(a.ctypes.data for a in arrays)))
+  finally:
+    library.srigl_pack_free(result)
+  return arrays
+
+
+def as_int32(name: str, array: Any) -> np.ndarray:
+  """The integers as int32, contiguous; a ValueError where they are not, or do not fit."""
   array = np.asarray(array)
   if not np.issubdtype(array.dtype, np.integer):
     raise ValueError(f"`{name}` must be integers, not {array.dtype}.")
@@ -220,7 +232,12 @@ def _int32(name: str, array: Any) -> np.ndarray:
   return np.ascontiguousarray(array, np.int32)
 
 
-def _require() -> Any:
+def require() -> Any:
+  """The library.
+
+  Raises:
+    RuntimeError: if it is not there.
+  """
   library = _library()
   if library is None:
     raise RuntimeError(
@@ -264,8 +281,10 @@ def _load(path: pathlib.Path) -> Any:
   library.srigl_pack_sizes.argtypes = [pointer, pointer]
   library.srigl_pack_copy.argtypes = [pointer, pointer]
   library.srigl_pack_free.argtypes = [pointer]
-  jax.ffi.register_ffi_target(
-    _MATMUL, jax.ffi.pycapsule(library.srigl_condensed_matmul), platform="cpu"
-  )
-  jax.ffi.register_ffi_target(CONV, jax.ffi.pycapsule(library.srigl_condensed_conv), platform="cpu")
+  library.srigl_pack_training.restype = pointer
+  library.srigl_pack_training.argtypes = [
+    pointer, pointer, int64, int64, int64, int64, ctypes.c_char_p, int64,
+  ]  # fmt: skip
+  for name in (MATMUL, CONV, INPUT_GRADIENT, VALUES_GRADIENT, PACK_VALUES):
+    jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(getattr(library, name)), platform="cpu")
   return library
