@@ -1,7 +1,7 @@
-// Fuzzes the plain C++ layer, to be compiled with AddressSanitizer and UBSan: random layers and
-// batches on every CPU target against a double-precision reference, then the same layers with
-// corrupted, truncated and exchanged packed buffers, which may give wrong numbers or an error but
-// must not touch memory out of bounds. Every other case is a convolution.
+// Fuzzes the plain C++ layer, to be compiled with AddressSanitizer and UBSan: random layers, batches
+// and their gradients on every CPU target against a double-precision reference, then the same layers
+// with corrupted, truncated and exchanged packed buffers, which may give wrong numbers or an error
+// but must not touch memory out of bounds. Every other case is a convolution.
 //
 //   srigl_fuzz [cases] [seed]
 
@@ -107,7 +107,7 @@ bool RunCase(uint64_t seed, int64_t* refused, int64_t* accepted) {
       ++*(multiply(buffers, y) == nullptr ? accepted : refused);
     }
   }
-  return true;
+  return FuzzGradients(c, &random, seed, refused, accepted);
 }
 
 }  // namespace

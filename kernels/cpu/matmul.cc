@@ -80,18 +80,17 @@ void RunTask(const void* context, int64_t task) {
                        std::min(group + plan.groups_per_task, plan.windows.num_groups));
 }
 
-// Splits the panels into ranges until there are two tasks per thread. Of one to four
-// tasks, two were fastest on four busy cores, if not by much: with one, who comes late ends late,
-// and with more, every range packs the inputs of its tile again. To pack a convolution's inputs
-// costs more, so it gets one task per thread; and where there are many tiles, a task takes several,
-// whose patches share inputs.
+// Cuts the panels into as many ranges as end soonest, if all threads start at once. Every range
+// packs the inputs of its tile again, which costs as much as multiplying with some weights of each
+// input; so there are no more ranges than equal shares need.
 void PlanTiles(int64_t threads, Plan* plan) {
+  const MatMul& call = plan->call;
   const int64_t panels = plan->tiles.num_panels;
-  int64_t ranges = CeilDiv(panels, kMaxPanels);
-  int64_t wanted = 2 * threads;
-  if (const Patches* patches = plan->call.patches) {
-    wanted = threads;
-    const int64_t pixels = patches->y.out * patches->x.out;
+  double pack_cost = call.columns == nullptr ? 2.0 : 6.0;  // of an input, in weights
+  if (const Patches* patches = call.patches) {
+    pack_cost = 8.0;
+    // Where there are many tiles a task takes several, whose patches share inputs.
+    const int64_t pixels = patches->y.out * patches->x.out, ranges = CeilDiv(panels, kMaxPanels);
     while (2 * plan->lanes <= std::min(pixels, kMaxTaskPixels) &&
            plan->tile_rows * ranges >= 4 * threads * plan->lanes) {
       plan->lanes *= 2;
@@ -101,9 +100,18 @@ void PlanTiles(int64_t threads, Plan* plan) {
     if (plan->lanes == kMaxLanes && plan->tile_rows <= kFewPixels) plan->lanes /= 2;
   }
   const int64_t tiles = CeilDiv(plan->tile_rows, plan->lanes);
-  while (ranges < panels && tiles * ranges < wanted) ++ranges;
-  plan->panels_per_task = CeilDiv(panels, ranges);
-  plan->panel_ranges = CeilDiv(panels, plan->panels_per_task);
+  const double pack = pack_cost * static_cast<double>(plan->tiles.in_features);
+  const double panel = static_cast<double>(plan->tiles.num_values) / static_cast<double>(panels);
+  double best = 0;
+  for (int64_t size = std::min<int64_t>(panels, kMaxPanels); size > 0; --size) {
+    const int64_t ranges = CeilDiv(panels, size);
+    const double rounds = static_cast<double>(CeilDiv(tiles * ranges, threads));
+    const double cost = rounds * (pack + panel * static_cast<double>(size));
+    if (best > 0 && cost >= best) continue;
+    best = cost;
+    plan->panels_per_task = size;
+    plan->panel_ranges = ranges;
+  }
   plan->tile_tasks = tiles * plan->panel_ranges;
 }
 

@@ -2,9 +2,11 @@
 
     PYTHONPATH=kernels python kernels/cpu/timing.py
     PYTHONPATH=kernels taskset -c 0 python kernels/cpu/timing.py --isa=avx512,avx2 --batch=1,64
+    PYTHONPATH=kernels python kernels/cpu/timing.py --gradients --batch=64,256
 
 Per case and method: microseconds of the median call (of the fastest), and how many times faster
-than dense that is. Inputs rotate; results are checked before they are timed.
+than dense that is. Inputs rotate; results are checked before they are timed. With `--gradients`
+what training calls: the product with values that change, and the gradients in x and in the values.
 """
 
 import argparse
@@ -16,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from srigl_kernels import cpu
+from srigl_kernels import cpu, cpu_gradients, make_condensed
 
 # (inputs, neurons, active neurons, fan-in): the feed-forward layers of ViT-B/16 at 90 %.
 LAYERS = {"up": (768, 3072, 1145, 206), "down": (3072, 768, 768, 307)}
@@ -43,9 +45,9 @@ def time_case(methods, xs, repeats):
     for name, (prepare, call) in methods.items():
       prepare()
       for i in range(_WARM_UP + repeats):
-        x = xs[i % len(xs)]
+        arguments = xs[i % len(xs)]
         start = time.perf_counter()
-        call(x).block_until_ready()
+        call(*arguments).block_until_ready()
         if turn > 0 and i >= _WARM_UP:
           times[name].append(time.perf_counter() - start)
   return times
@@ -70,40 +72,92 @@ def make_methods(layer, isas, rng):
   return methods
 
 
-def check(methods, x):
-  """Raises when a method's result differs from the dense one."""
-  want = methods["dense"][1](x)
-  for prepare, call in methods.values():
+def make_gradients(layer, isas, rng):
+  """By what is computed, the methods that do; each call takes x and the gradient in y."""
+  num_inputs, num_neurons = LAYERS[layer][:2]
+  values, indices, active, kernel = make_layer(*LAYERS[layer], rng)
+  condensed = make_condensed(values, indices, active, kernel_shape=(num_inputs, num_neurons))
+  kernel, pattern = jnp.asarray(kernel), cpu_gradients.pack(condensed)
+  packed = jax.jit(cpu_gradients.with_values)(pattern, condensed.values)
+  calls = {
+    "product": (
+      lambda x, g, kernel: x @ kernel,
+      lambda x, g, condensed, pattern: cpu.matmul(x, packed),
+    ),
+    "product of new values": (
+      lambda x, g, kernel: x @ kernel,
+      lambda x, g, condensed, pattern: cpu.matmul(
+        x, cpu_gradients.with_values(pattern, condensed.values)
+      ),
+    ),
+    "dx": (
+      lambda x, g, kernel: g @ kernel.T,
+      lambda x, g, condensed, pattern: cpu_gradients.input_gradient(g, condensed, pattern),
+    ),
+    "dvalues": (
+      lambda x, g, kernel: x.T @ g,
+      lambda x, g, condensed, pattern: cpu_gradients.values_gradient(g, x, condensed, pattern),
+    ),
+  }
+  cases = {}
+  for name, (dense, sparse) in calls.items():
+    dense, sparse = jax.jit(dense), jax.jit(sparse)
+    cases[name] = {"dense": (lambda: None, lambda x, g, f=dense: f(x, g, kernel))}
+    for isa in isas:
+      cases[name][isa] = (
+        functools.partial(cpu.set_isa, isa),
+        lambda x, g, f=sparse: f(x, g, condensed, pattern),
+      )
+  pick = jax.jit(lambda dkernel: dkernel[condensed.indices.astype(int), condensed.active[:, None]])
+  return cases, {"dvalues": pick}
+
+
+def check(methods, arguments, pick=lambda y: y):
+  """Raises when a method's result differs from the dense one, or from what is picked of it."""
+  want = pick(methods["dense"][1](*arguments))
+  for name, (prepare, call) in methods.items():
     prepare()
-    np.testing.assert_allclose(call(x), want, atol=1e-3)
+    if name != "dense":
+      np.testing.assert_allclose(call(*arguments), want, atol=1e-3)
+
+
+def report(title, times):
+  """Prints a line."""
+  print(f"{title}:", end="")
+  dense_median, dense_fastest = np.median(times["dense"]), min(times["dense"])
+  for name, seconds in times.items():
+    median, fastest = np.median(seconds), min(seconds)
+    print(f"  {name} {median * 1e6:.1f} ({fastest * 1e6:.1f})", end="")
+    if name != "dense":
+      print(f" = {dense_median / median:.1f}x ({dense_fastest / fastest:.1f}x)", end="")
+  print(flush=True)
 
 
 def main():
-  """Prints a line per layer and batch size."""
+  """Prints a line per layer, batch size and, with `--gradients`, what is computed."""
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument("--isa", default=cpu.isa(), help="CPU targets, separated by commas")
   parser.add_argument("--batch", default="1,16,64,256")
   parser.add_argument("--layer", default=",".join(LAYERS))
+  parser.add_argument("--gradients", action="store_true", help="time what training calls")
   args = parser.parse_args()
   load = os.getloadavg()[0]
   print(f"jax {jax.__version__}, {len(os.sched_getaffinity(0))} threads, load {load:.1f}")
   rng = np.random.default_rng(0)
   for layer in args.layer.split(","):
-    num_inputs, num_neurons = LAYERS[layer][:2]
-    methods = make_methods(layer, args.isa.split(","), rng)
+    sizes, isas = LAYERS[layer][:2], args.isa.split(",")
+    if args.gradients:
+      cases, picks = make_gradients(layer, isas, rng)
+    else:
+      cases, picks = {"": make_methods(layer, isas, rng)}, {}
     for batch in map(int, args.batch.split(",")):
-      shape = (_NUM_INPUTS, batch, num_inputs)
-      xs = list(jnp.asarray(rng.standard_normal(shape, dtype=np.float32)))
-      check(methods, xs[0])
-      times = time_case(methods, xs, repeats=20 if batch <= 16 else 4)
-      print(f"{num_inputs}->{num_neurons} batch {batch:4d}:", end="")
-      dense_median, dense_fastest = np.median(times["dense"]), min(times["dense"])
-      for name, seconds in times.items():
-        median, fastest = np.median(seconds), min(seconds)
-        print(f"  {name} {median * 1e6:.1f} ({fastest * 1e6:.1f})", end="")
-        if name != "dense":
-          print(f" = {dense_median / median:.1f}x ({dense_fastest / fastest:.1f}x)", end="")
-      print(flush=True)
+      kinds = sizes if args.gradients else sizes[:1]
+      arrays = [rng.standard_normal((_NUM_INPUTS, batch, n), dtype=np.float32) for n in kinds]
+      inputs = list(zip(*map(list, map(jnp.asarray, arrays)), strict=True))
+      for name, methods in cases.items():
+        check(methods, inputs[0], picks.get(name, lambda y: y))
+        times = time_case(methods, inputs, repeats=20 if batch <= 16 else 4)
+        report(f"{sizes[0]}->{sizes[1]} batch {batch:4d} {name}".rstrip(), times)
 
 
 if __name__ == "__main__":
