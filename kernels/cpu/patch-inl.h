@@ -153,7 +153,6 @@ inline void TransposeFour(const float* from, int64_t step, int64_t plane, float*
   *reinterpret_cast<FourU*>(to + 2 * plane) = SRIGL_SHUFFLE(b, d, 0, 4, 1, 5);
   *reinterpret_cast<FourU*>(to + 3 * plane) = SRIGL_SHUFFLE(b, d, 2, 6, 3, 7);
 }
-#undef SRIGL_SHUFFLE
 
 // Of so many channels, all pixels of a line are staged before other channels: enough for whole
 // lines of memory to be read one after the other, few enough that what is written stays in cache.

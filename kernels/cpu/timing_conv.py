@@ -110,8 +110,11 @@ def main():
         print(f"  {name} {median * 1e6:7.0f} ({min(seconds) * 1e6:.0f})", end="")
       dense, sparse = (times[name] for name in methods)
       print(f"  {np.median(dense) / np.median(sparse):.1f}x ({min(dense) / min(sparse):.1f}x)")
-    print(f"batch {batch:3d} sum: {total['dense'] * 1e6:.0f} / {total['sparse'] * 1e6:.0f} us = "
-          f"{total['dense'] / total['sparse']:.1f}x", flush=True)
+    print(
+      f"batch {batch:3d} sum: {total['dense'] * 1e6:.0f} / {total['sparse'] * 1e6:.0f} us = "
+      f"{total['dense'] / total['sparse']:.1f}x",
+      flush=True,
+    )
 
 
 if __name__ == "__main__":

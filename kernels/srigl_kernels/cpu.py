@@ -17,8 +17,7 @@ import importlib
 import os
 import pathlib
 import sys
-from collections.abc import Callable
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
