@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import NamedTuple
 
+import jax
 from flax import nnx
 from ml_collections import ConfigDict
 
@@ -25,7 +26,7 @@ class Trained(NamedTuple):
 
   run: Run
   model: nnx.Module
-  masks: sx.Masks
+  masks: dict[str, jax.Array]
   step: int
 
 
