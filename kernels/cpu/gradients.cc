@@ -99,6 +99,7 @@ const char* CondensedValuesGradient(Bytes pattern, const ValuesGradient& call,
       call.fan_in < 0) {
     return "a size is negative";
   }
+  if (call.fan_in > call.in_features) return "the fan-in is larger than the number of inputs";
   if (!WithinWidth(call.active, call.num_active, call.out_features)) {
     return "an active neuron lies beyond g";
   }

@@ -13,7 +13,9 @@
 // Tile pattern, for every batch size and CPU target (see tile-inl.h):
 //   The inputs are cut into blocks of `block_columns` (at most 256), the active neurons ("rows")
 //   into panels of 64. The weights of a (block, panel) lie together, row by row, the rows sorted
-//   by their count so that trip counts repeat.
+//   by their count so that trip counts repeat. The transpose, for gradients, has a tile pattern like
+//   any other; its inputs are the active neurons, which a call lists (see pack_transposed.cc). Such
+//   a list is checked in every call, an order of values (gradients.h) clamped entry by entry.
 //
 // Window pattern, for small batches on AVX-512 (see kernels_avx512.cc):
 //   Sixteen rows make a group, one per lane. A packet of T steps (4, 2 or 1) holds T weights of

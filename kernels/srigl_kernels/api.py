@@ -190,6 +190,9 @@ def condensed_matmul(
 ) -> Array:
   """Output of a condensed layer, differentiable in x, values and bias on every backend.
 
+  Give x its batch as leading axes: of a vmapped call the gradient in the values is one gradient for
+  every example, added up afterwards.
+
   Sums, bias and activation are in float32 whatever the types of x and values. An infinite or
   NaN input may also reach neurons that have no weight for it, as it does in a dense layer.
 

@@ -252,7 +252,10 @@ def _library() -> Any:
   """The loaded library with its handlers registered, or None when there is none."""
   for path in _candidates():
     if path.is_file():
-      return _load(path)
+      try:
+        return _load(path)
+      except AttributeError as error:  # it lacks a function
+        raise OSError(f"{path} is of another version than this package: reinstall.") from error
   return None
 
 

@@ -170,6 +170,17 @@ def test_vmap_of_examples_gives_a_gradient_each(backend):
     check((dx, weights), x[i], condensed, g[i])
 
 
+@pytest.mark.parametrize("backend", AVAILABLE)
+def test_gradient_of_a_vmapped_layer(backend):
+  x, condensed, g = make(SMALL, (4,))
+  layer = prepare(condensed, backend=backend, gradients=True)
+
+  def loss(x, weights):
+    return (g * jax.vmap(condensed_matmul, (0, None))(x, layer.with_weights(weights))).sum()
+
+  check(jax.jit(jax.grad(loss, (0, 1)))(x, layer.weights), x, condensed, g)
+
+
 @needs_cpu
 def test_vmap_of_gradients_in_x_is_one_call():
   x, condensed, g = make(SMALL, (6,))
