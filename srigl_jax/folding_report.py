@@ -92,15 +92,22 @@ def folding_report(model: Model, condensed_model: Model) -> FoldingReport:
     if type(old) not in flax.LAYERS:
       continue
     layout, twin = flax.geometry(old), flax.find_twins(new).get("")
-    counts: Any
     if twin is None:
       left = flax.geometry(new)
-      counts = (left.num_inputs, *(2 * [left.num_neurons]), left.num_inputs)
+      inputs, neurons, active, fan_in = left.num_inputs, *[left.num_neurons] * 2, left.num_inputs
     else:
       x = twin.layer.get_value().condensed
-      counts = (x.in_features, x.out_features, x.num_active, x.fan_in)
-    backend = None if twin is None else choose_backend(twin.layer.get_value())[0]
+      inputs, neurons, active, fan_in = x.in_features, x.out_features, x.num_active, x.fan_in
     layers.append(
-      FoldedLayer(kernel_path(path), layout.num_inputs, layout.num_neurons, *counts, backend)
+      FoldedLayer(
+        path=kernel_path(path),
+        num_inputs=layout.num_inputs,
+        num_neurons=layout.num_neurons,
+        inputs_left=inputs,
+        neurons_left=neurons,
+        active_neurons=active,
+        fan_in=fan_in,
+        backend=None if twin is None else choose_backend(twin.layer.get_value())[0],
+      )
     )
   return FoldingReport(tuple(layers), tuple(folded), tuple(norms))
