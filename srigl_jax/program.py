@@ -107,6 +107,7 @@ def _body(eqn: Any) -> tuple[Any, Sequence[Any]] | None:
     "jit": "jaxpr",
     "pjit": "jaxpr",
     "checkpoint": "jaxpr",
+    "remat2": "jaxpr",
     "closed_call": "call_jaxpr",
     "custom_jvp_call": "call_jaxpr",
     "custom_vjp_call": "call_jaxpr",

@@ -11,6 +11,7 @@ from flax import nnx
 import srigl_jax as sx
 from experiments import models
 from srigl_jax.leaves import leaf_dict
+from srigl_kernels import BACKENDS
 
 DENSE = ("head/kernel", "stem/kernel")
 
@@ -22,23 +23,18 @@ def sparsify(model, seed=0, *, sparsity=0.8, ablate=0.4, dense=DENSE):
   for path, kernel in leaf_dict(nnx.state(model, nnx.Param)).items():
     if path.endswith("kernel") and path not in dense:
       axes = sx.flax_axes(path, kernel.shape).neurons
-      shape = kernel.shape
-      neurons = int(np.prod([shape[a] for a in axes]))
-      inputs = int(np.prod(shape)) // neurons
+      neurons = int(np.prod([kernel.shape[a] for a in axes]))
+      inputs = kernel.size // neurons
       mask = rng.random((inputs, neurons)).argsort(axis=0) < max(1, inputs * (1 - sparsity))
-      mask[:, rng.random(neurons) < ablate] = False
-      masks[path] = mask.reshape(shape)
-  for path, module in nnx.iter_modules(model):
-    for name in ("bias", "mean", "scale", "var"):
-      variable = getattr(module, name, None)
-      if isinstance(variable, nnx.Variable):
-        value = (
-          rng.uniform(0.5, 2, variable.shape) if name == "var" else rng.normal(size=variable.shape)
-        )
-        variable.set_value(jnp.asarray(value, variable.get_value().dtype))
-    kernel = "/".join(map(str, (*path, "kernel")))
-    if kernel in masks:
-      module.kernel.set_value(module.kernel.get_value() * masks[kernel])
+      mask[:, rng.permutation(neurons) < round(ablate * neurons)] = False
+      masks[path] = mask.reshape(kernel.shape)
+  for path, variable in nnx.to_flat_state(nnx.state(model, nnx.Any(nnx.Param, nnx.BatchStat))):
+    name, old = "/".join(map(str, path)), variable.get_value()
+    if old.ndim == 1:
+      draw = rng.uniform(0.5, 2, old.shape) if path[-1] == "var" else rng.normal(size=old.shape)
+      variable.set_value(jnp.asarray(draw, old.dtype))
+    elif name in masks:
+      variable.set_value(jnp.where(masks[name], old, 0))
   return masks
 
 
@@ -54,20 +50,24 @@ def assert_close(actual, expected, tolerance=2e-5):
   )
 
 
-def check(model, masks, *inputs, backend="auto", tolerance=2e-5, **kwargs):
+def numbers(model):
+  """The arrays of a model."""
+  state = nnx.state(model, nnx.Not(nnx.RngState))
+  return {path: np.asarray(x.get_value()) for path, x in nnx.to_flat_state(state)}
+
+
+def check(model, masks, *inputs, tolerance=2e-5, call=lambda m, *x: m(*x), **kwargs):
   """Condenses with and without folding, compares outputs, and returns the folded model's report."""
   reference = nnx.clone(model)
   reference.set_attributes(deterministic=True, use_running_average=True, raise_if_not_found=False)
-  call = kwargs.get("call", lambda m, *x: m(*x))
-  expected = call(reference, *inputs)
-  before = jax.tree.map(np.asarray, nnx.to_pure_dict(nnx.state(model)))
-  swapped = sx.condense_model(model, masks, backend=backend)
-  assert_close(call(swapped, *inputs), expected, tolerance)
+  run = lambda m: jax.jit(lambda *x: call(m, *x))(*inputs)
+  expected, before = run(reference), numbers(model)
+  assert_close(run(sx.condense_model(model, masks)), expected, tolerance)
   with warnings.catch_warnings():
     warnings.simplefilter("error")
-    folded = sx.condense_model(model, masks, tuple(inputs), backend=backend, **kwargs)
-  assert_close(call(folded, *inputs), expected, tolerance)
-  jax.tree.map(np.testing.assert_array_equal, before, nnx.to_pure_dict(nnx.state(model)))
+    folded = sx.condense_model(model, masks, tuple(inputs), call=call, **kwargs)
+  assert_close(run(folded), expected, tolerance)
+  jax.tree.map(np.testing.assert_array_equal, before, numbers(model))
   return sx.folding_report(model, folded)
 
 
@@ -82,7 +82,7 @@ def has_weights(mask):
 
 MODELS = {
   "mlp": {"hidden": (48, 40)},
-  "convnet": {"widths": (8, 12), "convs_per_stage": 2},
+  "convnet": {"widths": (8, 12), "convs_per_stage": 1},
   "resnet18": {"stage_sizes": (1, 1), "width": 8},
   "wide_resnet22_2": {"depth": 10, "widen": 1},
 }
@@ -94,15 +94,16 @@ def build(name, **kwargs):
   )
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(
+  ("name", "dtype"), [*((name, "float32") for name in MODELS), ("convnet", "bfloat16")]
+)
 def test_models_of_the_experiments(name, dtype):
   model = build(name, dtype=dtype)
   masks = sparsify(model)
   tolerance = 2e-5 if dtype == "float32" else 6e-2
   report = check(model, masks, example(3, 8, 8, 3), tolerance=tolerance)
   assert report.folded_neurons > 0
-  norms = {"mlp": 0, "convnet": 4, "resnet18": 6, "wide_resnet22_2": 3}
+  norms = {"mlp": 0, "convnet": 2, "resnet18": 6, "wide_resnet22_2": 3}
   assert len(report.folded_norms) == norms[name]
   assert len(report.norms) == (4 if name == "wide_resnet22_2" else 0)
 
@@ -252,7 +253,7 @@ CALLS = {
   "layer norm": (lambda m, x: m.second(m.norm(m.first(x))), False),
   "layer norm beside": (lambda m, x: (m.second(h := m.first(x)), m.norm(h))[0], False),
   "residual": (lambda m, x: m.same(x) + m.second(nnx.relu(m.first(x))), True),
-  "gain of its own": (lambda m, x: m.second(m.first(x) * m.gain[...]), False),
+  "gain of its own": (lambda m, x: m.second(m.first(x) * m.gain[...][None]), False),
   "output as well": (lambda m, x: jnp.sum(h := m.first(x), -1, keepdims=True) + m.second(h), False),
   "flattened": (lambda m, x: m.second(m.first(x).reshape(-1, 6, 2).reshape(-1, H)), False),
   "vmapped": (lambda m, x: jax.vmap(lambda row: m.second(nnx.silu(m.first(row))))(x), True),
@@ -267,7 +268,7 @@ CALLS = {
   "gated": (lambda m, x: m.second(nnx.silu(m.first(x)) * nnx.sigmoid(m.first(x))), False),
   "used twice": (lambda m, x: m.second(nnx.relu(m.first(m.second(nnx.relu(m.first(x)))))), False),
   "mean over positions": (
-    lambda m, x: m.second(jnp.mean(nnx.gelu(m.first(x[:, None] + jnp.zeros((3, 8)))), 1)),
+    lambda m, x: m.second(jnp.mean(nnx.gelu(m.first(x[:, None] + jnp.zeros((1, 3, 8)))), 1)),
     True,
   ),
   "mean over the batch": (lambda m, x: m.second(jnp.mean(m.first(x), 0, keepdims=True)), False),
@@ -355,7 +356,7 @@ class ConvPair(nnx.Module):
     ({"padding": 1, "strides": (2, 1)}, "zeros"),
     ({"padding": "CIRCULAR", "kernel_dilation": 2}, "all"),
     ({"padding": "REFLECT"}, "all"),
-    ({"padding": "VALID", "input_dilation": 2}, "zeros"),
+    ({"padding": ((0, 0), (0, 0)), "input_dilation": 2}, "zeros"),
     ({"padding": "SAME", "strides": None}, "zeros"),
     ({"padding": "VALID", "feature_group_count": 2}, "none"),
   ],
@@ -363,26 +364,19 @@ class ConvPair(nnx.Module):
 @pytest.mark.parametrize("norm", [True, False])
 def test_convolutions(second, removes, norm):
   model = ConvPair(nnx.Rngs(0), nnx.relu, norm=norm, **second)
-  masks = sparsify(model, ablate=0.5, dense=())
-  report = check(model, masks, example(2, 8, 8, 3), backend="xla")
-  layer = sx.condense_model(model, masks, example(2, 8, 8, 3)).first.layer.get_value().condensed
-  assert len(report.folded_norms) == norm
-  mask = masks["first/kernel"]
-  if removes == "none":
-    assert layer.out_features == 10
-    return
-  ablated = ~mask.any((0, 1, 2))
-  bias = np.asarray(model.first.bias[...])
+  masks = sparsify(model, ablate=0, sparsity=0.5, dense=())
+  masks["first/kernel"][..., :4] = False
+  model.first.kernel.set_value(jnp.where(masks["first/kernel"], model.first.kernel[...], 0))
+  signs = jnp.asarray([1.0, -1.0] * 5)  # of what ablated neurons put out, before relu
   if norm:
-    bn = model.bn
-    std = np.sqrt(np.asarray(bn.var[...]) + bn.epsilon)
-    bias = (bias - np.asarray(bn.mean[...])) / std * np.asarray(bn.scale[...]) + np.asarray(
-      bn.bias[...]
-    )
-  goes = ablated & ((bias <= 0) | (removes == "all"))
-  assert goes.any() and (ablated & (bias > 0)).any()
-  unread = ~masks["second/kernel"].any((0, 1, 3))
-  assert layer.out_features == 10 - (goes | unread).sum()
+    model.first.bias.set_value(jnp.zeros(10))
+    model.bn.mean.set_value(jnp.zeros(10))
+    model.bn.bias.set_value(signs)
+  else:
+    model.first.bias.set_value(signs)
+  report = check(model, masks, example(2, 6, 6, 3))
+  assert len(report.folded_norms) == norm
+  assert left(report)["first"] == 10 - {"zeros": 2, "all": 4, "none": 0}[removes]
 
 
 def test_pooling_lets_constants_through():
@@ -442,7 +436,7 @@ def test_attention():
   assert masks["attention/query/kernel"].shape == (16, 4, 4)
   assert "attention/out/kernel" in masks
   report = check(model, masks, example(2, 6, 12))
-  assert left(report)["up"] == has_weights(masks["up/kernel"])
+  assert left(report)["up"] <= has_weights(masks["up/kernel"])
   assert left(report)["attention/value"] == left(report)["down"] == 16
 
 
@@ -520,14 +514,14 @@ def test_abstract_inputs_are_enough():
 
 
 def test_transformations():
-  model = build("convnet")
-  x = example(4, 8, 8, 3)
-  folded = sx.condense_model(model, sparsify(model), x, backend="xla")
-  expected = folded(x)
+  model = ConvPair(nnx.Rngs(0), nnx.gelu, padding="VALID")
+  x = example(3, 6, 6, 3)
+  folded = sx.condense_model(model, sparsify(model), x)
+  expected = jax.jit(lambda x: folded(x))(x)
   graphdef, state = nnx.split(folded)
   assert_close(jax.jit(lambda s, x: nnx.merge(graphdef, s)(x))(state, x), expected)
   assert_close(nnx.jit(lambda m, x: m(x))(folded, x), expected)
-  assert_close(jax.vmap(lambda row: folded(row[None])[0])(x), expected)
+  assert_close(jax.jit(jax.vmap(lambda row: folded(row[None])[0]))(x), expected)
   assert_close(nnx.clone(folded)(x), expected)
 
 
@@ -542,7 +536,7 @@ def test_gradients_of_a_swapped_model():
 
 @pytest.mark.parametrize("backend", ["xla", "cpu"])
 def test_export(backend):
-  if backend == "cpu" and not sx.BACKENDS["cpu"].is_available():
+  if not BACKENDS[backend].is_available():
     pytest.skip("the native kernels are not installed")
   model = build("mlp")
   x = example(3, 8, 8, 3)
@@ -558,19 +552,12 @@ def test_export(backend):
 def test_the_report_is_a_table():
   model = build("convnet")
   x = example(2, 8, 8, 3)
-  report = sx.folding_report(model, sx.condense_model(model, sparsify(model), x, backend="xla"))
+  report = sx.folding_report(model, sx.condense_model(model, sparsify(model), x, backend="structured"))
   text = str(report)
-  assert "blocks/0/conv/kernel" in text and "batch norms folded: 4 of 4" in text
-  assert text.splitlines()[0].split() == [
-    "layer",
-    "inputs",
-    "neurons",
-    "active",
-    "fan-in",
-    "runs",
-    "on",
-  ]
-  assert {x.backend for x in report.layers} == {"xla", None}
+  assert "blocks/0/conv/kernel" in text and "batch norms folded: 2 of 2" in text
+  columns = ["layer", "inputs", "neurons", "active", "fan-in", "runs", "on"]
+  assert text.splitlines()[0].split() == columns
+  assert {x.backend for x in report.layers} == {"structured", None}
 
 
 class MyLinear(nnx.Linear):
@@ -597,7 +584,7 @@ def test_what_cannot_be_condensed():
   model = net(make(nnx.Linear, 6, 4), nnx.relu)
   model.steps[0].kernel.set_value(jnp.asarray(uneven, jnp.float32))
   for inputs in (None, x):
-    with pytest.raises(ValueError, match="'steps/0'.*must have one fan-in"):
+    with pytest.raises(ValueError, match=r"'steps/0'.*must have one fan-in"):
       sx.condense_model(model, {"steps/0/kernel": uneven}, inputs)
 
 
