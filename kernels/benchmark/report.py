@@ -19,9 +19,14 @@ _CHART_BATCHES = (1, 256)  # as in the paper's figure
 
 
 def header(environment: dict[str, Any]) -> str:
-  """Machine, cores and versions in a line or two."""
-  words = [f"{name} {value}" for name, value in environment.items()]
-  return ", ".join(words)
+  """Machine, cores and versions in a line; and a warning if others use the machine."""
+  line = ", ".join(f"{name} {value}" for name, value in environment.items())
+  load = environment["load"]
+  if load != "unknown" and float(load) > 0.25 * environment["cpu_cores"]:
+    line += (
+      f"\nThe machine is busy (load {load}): times will be long, and ratios not what they are."
+    )
+  return line
 
 
 def environment(base: dict[str, Any]) -> dict[str, Any]:

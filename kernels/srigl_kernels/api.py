@@ -126,12 +126,12 @@ def prepare(
   """
   check_structure(condensed)
   check_groups(condensed, feature_group_count)
-  names, preference = _names(condensed, backend, batch, gradients)
+  names, is_automatic = _names(condensed, backend, batch, gradients)
   layouts = {
     name: pack(name, condensed, feature_group_count, gradients=gradients) for name in names
   }
   layouts = {name: layout for name, layout in layouts.items() if layout is not None}
-  return Prepared(condensed, layouts, preference, gradients, feature_group_count)
+  return Prepared(condensed, layouts, names, is_automatic, gradients, feature_group_count)
 
 
 def _names(
@@ -139,20 +139,19 @@ def _names(
   backend: str | Sequence[str],
   batch: int | Sequence[int] | None,
   gradients: bool,
-) -> tuple[tuple[str, ...], tuple[str, ...]]:
-  """The backends to prepare for, and the order of preference if there is a fixed one."""
+) -> tuple[tuple[str, ...], bool]:
+  """The backends to prepare for, and whether each call chooses the fastest of them."""
   if backend != "auto":
     names: tuple[str, ...] = (backend,) if isinstance(backend, str) else tuple(backend)
-    return names, names
+    return names, False
   batches = _BATCHES if batch is None else (batch,) if isinstance(batch, int) else tuple(batch)
   if not batches or min(batches) < 0:
     raise ValueError(f"`batch` must be a size, or several, of 0 or more, not {batch!r}.")
   candidates = _candidates(condensed, gradients)
   best = lambda n: _rank(condensed, n, candidates)[0][0]
   if gradients:
-    names = (best(max(batches)),)
-    return names, names
-  return tuple(dict.fromkeys(best(n) for n in batches)), ()
+    return (best(max(batches)),), False
+  return tuple(dict.fromkeys(best(n) for n in batches)), True
 
 
 def choose_backend(layer: Condensed | Prepared, batch: int = 1) -> tuple[str, str]:
@@ -168,17 +167,17 @@ def choose_backend(layer: Condensed | Prepared, batch: int = 1) -> tuple[str, st
     fastest for the batch, of one prepared for backends by name the first of them, of any other
     `xla`: other layouts cost more to make in every call than they save.
   """
-  if not isinstance(layer, Prepared) or not layer.layouts:
+  if not isinstance(layer, Prepared) or not layer.preference:
     return "xla", "the layer is not prepared, and this layout is cheap to make in every call"
-  if layer.preference:
+  if not layer.is_automatic:
     return layer.preference[0], "it is the first backend that the layer was prepared for"
-  if len(layer.layouts) == 1:
-    (name,) = layer.layouts
-    return name, "it is the only layout that the layer was prepared with: " + _expectation(
-      layer.condensed, batch, [*dict.fromkeys([name, *_candidates(layer.condensed)])]
-    )
-  names = list(layer.layouts)
-  return _rank(layer.condensed, batch, names)[0][0], _expectation(layer.condensed, batch, names)
+  names = layer.preference
+  best = _rank(layer.condensed, batch, names)[0][0]
+  if len(names) > 1:
+    return best, _expectation(layer.condensed, batch, names)
+  others = dict.fromkeys([best, *_candidates(layer.condensed)])
+  why = _expectation(layer.condensed, batch, list(others))
+  return best, f"it is the only layout that the layer was prepared with; {why}"
 
 
 def condensed_matmul(

@@ -5,8 +5,9 @@ The time of a call is taken to be a sum over what it has to do, each at a consta
     call + weights * W + products * W * B' + features * B * (I + N) + passes * K * ceil(B / 256)
 
 `W` is the number of weights that the backend reads: `A * K` (cpu, xla), `A * I` (structured) or
-`N * I` (dense). `B'` is the batch; the cpu backend rounds more than 12 rows up to a multiple of 16,
-as its tiles do. `passes` is for xla only, which goes over the outputs once per weight of a neuron.
+`N * I` (dense). `B'` is the batch; the cpu backend's tiles round it up to a multiple of 16, but for
+the kernel for up to 12 rows that it has on AVX-512. `passes` is for xla only, which goes over the
+outputs once per weight of a neuron.
 
 The constants in `SECONDS` are fitted to measured times of random layers of many shapes and
 densities (`python -m kernels.benchmark --fit` measures, fits and prints them). They hold for one
@@ -44,7 +45,7 @@ class Rates(NamedTuple):
   passes: float = 0.0
 
 
-# 4 cores of a Zen 5 with AVX-512, float32, whole jitted calls.
+# 4 cores of an AMD EPYC (Zen 4), float32, whole jitted calls.
 SECONDS: dict[str, Rates] = {
   "dense": Rates(5e-6, 4e-11, 2.3e-12, 1e-10),
   "structured": Rates(8e-6, 4e-11, 2.3e-12, 1e-10),
@@ -59,7 +60,7 @@ PORTABLE = ("xla", "structured", "dense")
 """Backends that need no native library."""
 
 _TILE_ROWS = 16
-_MAX_WINDOW_ROWS = 12
+_WINDOW_ROWS = {"cpu avx512": 12}  # up to so many rows it has another kernel, row by row
 _XLA_ROWS = 256
 
 
@@ -69,7 +70,7 @@ def terms(name: str, sizes: Sizes, batch: int) -> Rates:
   weights = {"structured": num_active * num_inputs, "dense": num_neurons * num_inputs}
   num_weights = weights.get(name, num_active * fan_in)
   rows = batch
-  if name.startswith("cpu") and batch > _MAX_WINDOW_ROWS:
+  if name.startswith("cpu") and batch > _WINDOW_ROWS.get(name, 0):
     rows = _TILE_ROWS * math.ceil(batch / _TILE_ROWS)
   return Rates(
     call=1,

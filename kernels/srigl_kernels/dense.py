@@ -43,7 +43,7 @@ def matmul(
 ) -> Array:
   """The product as `reference.matmul` defines it, with a layout of either backend."""
   y = dot(x, layout.matrix)
-  y = spread(y.T, layout.active, layout.out_features).T
+  y = spread(y, layout.active, layout.out_features, axis=1)
   return finish(y, bias, activation, x.dtype)
 
 

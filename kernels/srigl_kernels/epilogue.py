@@ -15,25 +15,28 @@ ACTIVATIONS: dict[str | None, Callable[[Array], Array]] = {
 """Activations that `condensed_matmul` applies, by name."""
 
 
-def spread(y: Array, active: Array, num_neurons: int) -> Array:
-  """Puts rows of active neurons in their places among all neurons, with zeros elsewhere.
+def spread(y: Array, active: Array, num_neurons: int, *, axis: int = 0) -> Array:
+  """Puts active neurons in their places among all neurons, with zeros elsewhere.
 
   Args:
-    y: `[A, ...]`.
+    y: any array with `A` neurons along the axis.
     active: `[A]` int32, ascending.
     num_neurons: `N`.
+    axis: of the neurons.
 
   Returns:
-    `[N, ...]`. A gather: XLA on CPU scatters one row after the other.
+    The array with `N` neurons along the axis. A gather: XLA on CPU scatters one row after the
+    other. Behind a product `[B, A]` of up to some 64 rows, gathering along axis 1 took a third of
+    the time that it takes along axis 0 between two transpositions.
   """
   num_active = active.shape[0]
   if num_active == num_neurons:
     return y
   if num_active == 0:
-    return jnp.zeros((num_neurons, *y.shape[1:]), y.dtype)
+    return jnp.zeros((*y.shape[:axis], num_neurons, *y.shape[axis + 1 :]), y.dtype)
   rows = jnp.full((num_neurons,), num_active, jnp.int32)
   rows = rows.at[active].set(jnp.arange(num_active, dtype=jnp.int32))
-  return y.at[rows].get(mode="fill", fill_value=0)
+  return jnp.take(y, rows, axis=axis, mode="fill", fill_value=0)
 
 
 def finish(y: Array, bias: Array | None, activation: str | None, dtype: DTypeLike) -> Array:

@@ -40,8 +40,8 @@ class Prepared:
   Attributes:
     condensed: the layer.
     layouts: by name of the backend; none of a backend whose layouts are made in every call.
-    preference: names of backends in the order in which `backend="auto"` takes them; empty if it is
-      to take the one that is expected to be fastest for the batch.
+    preference: names of backends in the order in which `backend="auto"` takes them.
+    is_automatic: whether it takes that one of them instead that is expected to be fastest.
     gradients: whether the values may change.
     feature_group_count: groups of the convolution that it was prepared for.
   """
@@ -49,6 +49,7 @@ class Prepared:
   condensed: Condensed
   layouts: dict[str, Layout]
   preference: tuple[str, ...] = dataclasses.field(metadata={"static": True})
+  is_automatic: bool = dataclasses.field(default=False, metadata={"static": True})
   gradients: bool = dataclasses.field(default=False, metadata={"static": True})
   feature_group_count: int = dataclasses.field(default=1, metadata={"static": True})
 

@@ -60,6 +60,23 @@ def test_candidates_take_turns():
   assert {name: len(values) for name, values in times.items()} == {"a": 3, "b": 3, "c": 3}
 
 
+def test_candidates_may_have_fewer_rounds():
+  calls = []
+  candidates = {name: lambda name=name: calls.append(name) or len(calls) for name in "ab"}
+  done = []
+  times = timing.take_turns(candidates, rounds={"a": 3, "b": 1}, after_round=done.append)
+  assert times == {"a": [1, 3, 4], "b": [2]} and done == [1, 2, 3]
+
+
+def test_inputs_take_turns_and_warm_up_does_not_count():
+  given = []
+  timing.call_seconds(given.append, "abc", warm_up=0, spend=60, most=4)
+  assert "".join(given) == "c" + "abca"
+  given.clear()
+  assert timing.call_seconds(given.append, "abc", warm_up=0, spend=0, most=4) < 60
+  assert "".join(given) == "ca"
+
+
 def test_rows_know_their_targets():
   row = timing.Row("name", [3.0, 1.0, 2.0], {"a": [1.0]})
   assert (row.ratio, row.target, row.is_met) == (2.0, "", None)

@@ -22,7 +22,8 @@ def test_terms_are_what_a_backend_does():
     ("xla", 257, cost.Rates(1, 400, 102800, 41120, 20)),
     ("cpu avx512", 12, cost.Rates(1, 400, 4800, 1920, 0)),
     ("cpu avx512", 13, cost.Rates(1, 400, 6400, 2080, 0)),
-    ("cpu generic", 33, cost.Rates(1, 400, 19200, 5280, 0)),
+    ("cpu generic", 1, cost.Rates(1, 400, 6400, 160, 0)),
+    ("cpu avx2", 33, cost.Rates(1, 400, 19200, 5280, 0)),
   ):
     assert cost.terms(name, SIZES, batch) == expected
 
