@@ -2,12 +2,12 @@
 
 The time of a call is taken to be a sum over what it has to do, each at a constant rate:
 
-    call + weights * W + products * W * B' + features * B * (I + N) + passes * K * ceil(B / 256)
+    call + weights * W + products * W * B' + features * B * (I + N) + spread * B * N
 
 `W` is the number of weights that the backend reads: `A * K` (cpu, xla), `A * I` (structured) or
 `N * I` (dense). `B'` is the batch; the cpu backend's tiles round it up to a multiple of 16, but for
-the kernel for up to 12 rows that it has on AVX-512. `passes` is for xla only, which goes over the
-outputs once per weight of a neuron.
+the kernel for up to 12 rows that it has on AVX-512. `spread` is for xla and structured where
+neurons are ablated: they put the outputs of the others in their places in a pass of its own.
 
 The constants in `SECONDS` are fitted to measured times of random layers of many shapes and
 densities (`python -m kernels.benchmark --fit` measures, fits and prints them). They hold for one
@@ -42,26 +42,27 @@ class Rates(NamedTuple):
   weights: float
   products: float
   features: float
-  passes: float = 0.0
+  spread: float = 0.0
 
 
-# 4 cores of an AMD EPYC (Zen 4), float32, whole jitted calls.
+# 4 cores of an AMD EPYC (Zen 4), float32, whole jitted calls; other programs ran at the same time,
+# so that calls on an idle machine take about half as long.
 SECONDS: dict[str, Rates] = {
-  "dense": Rates(5e-6, 4e-11, 2.3e-12, 1e-10),
-  "structured": Rates(8e-6, 4e-11, 2.3e-12, 1e-10),
-  "xla": Rates(2e-5, 4e-11, 1e-10, 1e-10, 2e-6),
-  "cpu avx512": Rates(5e-6, 1e-11, 3.5e-12, 1e-11),
-  "cpu avx2": Rates(5e-6, 2e-11, 7e-12, 1e-11),
-  "cpu generic": Rates(5e-6, 2e-11, 3e-11, 1e-11),
+  "dense": Rates(3.94e-05, 9.71e-11, 1.06e-11, 8.57e-10, 0),
+  "structured": Rates(4.77e-05, 8.57e-11, 1.05e-11, 1.04e-09, 0),
+  "xla": Rates(6.4e-05, 1.03e-09, 2.57e-11, 1.59e-09, 3.35e-09),
+  "cpu avx512": Rates(1.7e-05, 6.88e-11, 1.42e-11, 4.4e-10, 0),
+  "cpu avx2": Rates(2.3e-05, 8.53e-11, 1.53e-11, 5.25e-10, 0),
+  "cpu generic": Rates(1.94e-05, 0, 3.26e-11, 9.51e-10, 0),
 }
 """By backend; of the native kernels by their CPU target, too."""
 
 PORTABLE = ("xla", "structured", "dense")
 """Backends that need no native library."""
 
+_SPREADING = ("xla", "structured")
 _TILE_ROWS = 16
 _WINDOW_ROWS = {"cpu avx512": 12}  # up to so many rows it has another kernel, row by row
-_XLA_ROWS = 256
 
 
 def terms(name: str, sizes: Sizes, batch: int) -> Rates:
@@ -77,7 +78,7 @@ def terms(name: str, sizes: Sizes, batch: int) -> Rates:
     weights=num_weights,
     products=num_weights * rows,
     features=batch * (num_inputs + num_neurons),
-    passes=fan_in * math.ceil(batch / _XLA_ROWS) if name == "xla" else 0,
+    spread=batch * num_neurons if name in _SPREADING and num_active < num_neurons else 0,
   )
 
 

@@ -163,13 +163,30 @@ def test_reports(tmp_path):
 
 
 def test_constants_are_found_again():
-  rates = cost.Rates(1e-5, 3e-11, 2e-12, 1e-10, 2e-6)
+  rates = cost.Rates(1e-5, 3e-11, 2e-12, 1e-10, 2e-10)
   measured = []
-  for sizes in (cost.Sizes(768, 3072, 1145, 206), cost.Sizes(64, 640, 100, 30)):
+  for sizes in (
+    cost.Sizes(768, 3072, 1145, 206),
+    cost.Sizes(64, 640, 100, 30),
+    cost.Sizes(9, 9, 9, 4),
+  ):
     for batch in (1, 16, 256, 1024):
       terms = cost.terms("xla", sizes, batch)
       measured.append((sizes, batch, sum(a * b for a, b in zip(rates, terms, strict=True))))
   np.testing.assert_allclose(fit.fit("xla", measured), rates, rtol=1e-3)
+
+
+def test_what_slows_all_backends_of_a_cell_is_taken_out():
+  measured, slow = {}, {}
+  shapes = [cost.Sizes(768, 3072, 1145, 206), cost.Sizes(64, 640, 100, 30)]
+  for name in ("dense", "structured", "xla"):
+    calls = [(sizes, n, cost.estimate(name, sizes, n)) for sizes in shapes for n in (1, 16, 256)]
+    measured[name] = calls
+    slow[name] = [(sizes, n, t * (3 if i == 1 else 1)) for i, (sizes, n, t) in enumerate(calls)]
+  _, current = fit.fit_all(slow)
+  for name, calls in current.items():
+    factors = [t / was for (*_, t), (*_, was) in zip(calls, measured[name], strict=True)]
+    assert max(factors) < 1.5 * min(factors)
 
 
 def test_models_are_compared(monkeypatch):

@@ -17,15 +17,15 @@ SIZES = cost.Sizes(in_features=100, out_features=60, num_active=40, fan_in=10)
 def test_terms_are_what_a_backend_does():
   for name, batch, expected in (
     ("dense", 7, cost.Rates(1, 6000, 42000, 1120, 0)),
-    ("structured", 7, cost.Rates(1, 4000, 28000, 1120, 0)),
-    ("xla", 7, cost.Rates(1, 400, 2800, 1120, 10)),
-    ("xla", 257, cost.Rates(1, 400, 102800, 41120, 20)),
+    ("structured", 7, cost.Rates(1, 4000, 28000, 1120, 420)),
+    ("xla", 7, cost.Rates(1, 400, 2800, 1120, 420)),
     ("cpu avx512", 12, cost.Rates(1, 400, 4800, 1920, 0)),
     ("cpu avx512", 13, cost.Rates(1, 400, 6400, 2080, 0)),
     ("cpu generic", 1, cost.Rates(1, 400, 6400, 160, 0)),
     ("cpu avx2", 33, cost.Rates(1, 400, 19200, 5280, 0)),
   ):
     assert cost.terms(name, SIZES, batch) == expected
+  assert cost.terms("xla", SIZES._replace(num_active=60), 7).spread == 0
 
 
 @pytest.mark.parametrize("name", cost.SECONDS)
