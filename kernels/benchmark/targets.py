@@ -104,7 +104,10 @@ def loss(cell: Cell) -> float:
 
 def _without_cpu(cell: Cell) -> str:
   sizes = cost.Sizes(cell.in_features, cell.out_features, cell.num_active, cell.fan_in)
-  return cost.rank(sizes, cell.batch, cost.PORTABLE)[0][0]
+  # As `prepare` does: without ablated neurons structured is dense.
+  same = "structured" if cell.num_active == cell.out_features else "dense"
+  names = [name for name in cost.PORTABLE if name != same]
+  return cost.rank(sizes, cell.batch, names)[0][0]
 
 
 def _name(cell: Cell) -> str:
