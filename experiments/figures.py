@@ -10,6 +10,7 @@ import numpy as np
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
+from matplotlib.patches import Patch
 
 Records = list[dict[str, Any]]
 
@@ -107,8 +108,11 @@ def bars(
     xlabel: what the groups are.
     ylabel: what the values are.
   """
-  figure, row = plt.subplots(1, len(panels), figsize=(6 * len(panels), 4), layout="constrained")
+  figure, row = plt.subplots(
+    1, len(panels), figsize=(6 * len(panels), 4), layout="constrained", sharey=True
+  )
   names = list(dict.fromkeys(name for panel in panels.values() for name in panel))
+  colors = {name: plt.get_cmap("tab20")(i % 20) for i, name in enumerate(names)}
   for axes, (panel_title, panel) in zip(np.atleast_1d(row), panels.items(), strict=True):
     groups = list(dict.fromkeys(group for values in panel.values() for group in values))
     for name, values in panel.items():
@@ -116,12 +120,12 @@ def bars(
       where = [groups.index(group) + (i + 0.5) / len(names) * 0.8 - 0.4 for group in values]
       low, middle, high = np.array(list(values.values())).T
       interval = (middle - low, high - middle)
-      color = plt.get_cmap("tab20")(i % 20)
-      axes.bar(where, middle, 0.8 / len(names), yerr=interval, color=color, label=name)
+      axes.bar(where, middle, 0.8 / len(names), yerr=interval, color=colors[name])
     axes.set_xticks(range(len(groups)), groups)
     axes.set_yscale("log")
     axes.set_title(panel_title)
-    _finish(axes, xlabel=xlabel, ylabel=ylabel)
+    _finish(axes, xlabel=xlabel, ylabel=ylabel, legend=False)
+  figure.legend([Patch(color=c) for c in colors.values()], list(colors), loc="outside right center")
   figure.suptitle(title)
   _save(figure, path)
 
