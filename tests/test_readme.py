@@ -15,7 +15,10 @@ README = Path(__file__).resolve().parent.parent / "README.md"
 SCRIPTS = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
 
 
-@pytest.mark.parametrize("script", SCRIPTS, ids=["linen", "nnx"])
+LINEN, NNX, CONDENSED = SCRIPTS
+
+
+@pytest.mark.parametrize("script", [LINEN, NNX], ids=["linen", "nnx"])
 def test_script_keeps_masked_weights_at_zero(script, capsys):
   # The loop's body also checks, after each of its 300 steps.
   checked = re.sub(r"(?m)^(  .*step\(.*\))$", r"\1\n  check(globals())", script)
@@ -39,8 +42,16 @@ def test_script_keeps_masked_weights_at_zero(script, capsys):
   assert "fan-in" in capsys.readouterr().out
 
 
+def test_a_trained_model_condensed(tmp_path, monkeypatch, capsys):
+  monkeypatch.chdir(tmp_path)
+  exec(compile(NNX + CONDENSED, "README.md", "exec"), {})
+  difference = float(capsys.readouterr().out.splitlines()[-1])
+  assert difference < 1e-5
+  layers, metadata = sx.load_condensed(tmp_path / "model.safetensors")
+  assert metadata == {"name": "example"} and len(layers) == 2
+
+
 def test_scripts_need_no_harness():
-  assert len(SCRIPTS) == 2
   assert all("experiments" not in script for script in SCRIPTS)
   assert jax.__version_info__ >= (0, 10, 2)
 

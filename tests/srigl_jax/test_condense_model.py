@@ -552,7 +552,9 @@ def test_export(backend):
 def test_the_report_is_a_table():
   model = build("convnet")
   x = example(2, 8, 8, 3)
-  report = sx.folding_report(model, sx.condense_model(model, sparsify(model), x, backend="structured"))
+  report = sx.folding_report(
+    model, sx.condense_model(model, sparsify(model), x, backend="structured")
+  )
   text = str(report)
   assert "blocks/0/conv/kernel" in text and "batch norms folded: 2 of 2" in text
   columns = ["layer", "inputs", "neurons", "active", "fan-in", "runs", "on"]
