@@ -26,7 +26,7 @@ class Geometry(NamedTuple):
     kernel_size: of each axis, as the others.
     strides: distance between the patches of neighbouring outputs.
     dilation: distance between neighbouring inputs of a patch.
-    padding: zeros before and after; negative where inputs are left out.
+    padding: zeros before and after.
     groups: how many times the kernel's channels fit into the image's.
   """
 
@@ -59,8 +59,8 @@ def resolve(
   """Checks the arguments of `condensed_conv`, and does to x what is not left to the kernels.
 
   Returns:
-    `(x [B, *S, C], geometry)`: x with one batch axis, padded where the padding is not of zeros,
-    and dilated.
+    `(x [B, *S, C], geometry)`: x with one batch axis, dilated, and padded where the padding is
+    not of zeros or is negative.
 
   Raises:
     ValueError: if the layer is no convolution, or an argument does not fit it.
@@ -90,6 +90,12 @@ def resolve(
   if any(d > 1 for d in spread):
     interior = [(0, 0, 0), *((0, 0, d - 1) for d in spread), (0, 0, 0)]
     x = lax.pad(x, jnp.zeros((), x.dtype), interior)
+  if any(n < 0 for pair in pads for n in pair):  # XLA on CPU may get these wrong
+    x = jnp.pad(x, [(0, 0), *((max(a, 0), max(b, 0)) for a, b in pads), (0, 0)])
+    for axis, (low, high) in enumerate(pads, start=1):
+      end = x.shape[axis] + min(high, 0)
+      x = lax.slice_in_dim(x, min(max(-low, 0), max(end, 0)), max(end, 0), axis=axis)
+    pads = ((0, 0),) * rank
   return x, Geometry(kernel_size, steps, dilation, pads, groups)
 
 

@@ -41,26 +41,28 @@ def conv(
   size = geometry.output_size(x.shape[1:-1])
   num_neurons, pixels = layout.out_features, math.prod(size[1:])
   num_inputs = math.prod(geometry.kernel_size) * x.shape[-1]
+  num_lines = x.shape[0] * size[0]
   # The lines read, padded, and the patches, each of them twice.
   floats = geometry.kernel_size[0] * math.prod(x.shape[2:]) + pixels * num_inputs
-  lines = xla.fit(4 * 2 * floats)
+  count = xla.fit(4 * 2 * floats, num_lines)
 
-  def step(start, count, out):
+  def step(i, out):
+    # The last tile overlaps the one before: XLA on CPU would put a smaller one into a copy of out.
+    start = jnp.minimum(i * count, num_lines - count)
     rows = _patches(x, start, count, geometry, size).reshape(-1, num_inputs)
     y = matmul(rows, layout, bias, activation).reshape(count, pixels, num_neurons)
     return xla.store(out, y, start, x.dtype)
 
-  num_lines = x.shape[0] * size[0]
   out = xla.as_bits(jnp.zeros((num_lines, pixels, num_neurons), x.dtype))
-  out = lax.bitcast_convert_type(xla.tiles(step, num_lines, lines, out), x.dtype)
+  out = lax.bitcast_convert_type(lax.fori_loop(0, -(-num_lines // count), step, out), x.dtype)
   return out.reshape(x.shape[0], *size, num_neurons)
 
 
 def _patches(
-  x: Array, start: Array | int, count: int, geometry: Geometry, size: tuple[int, ...]
+  x: Array, start: Array, count: int, geometry: Geometry, size: tuple[int, ...]
 ) -> Array:
   """`[count, *S_out[1:], *kernel, C]`: the patches of some lines, those of all images in a row."""
-  x, start = lax.optimization_barrier((x, start))  # see `xla.load`
+  x, start = lax.optimization_barrier((x, start))  # see `xla._load`
   line = start + jnp.arange(count)
   first = line % size[0] * geometry.strides[0] - geometry.padding[0][0]
   tap = jnp.arange(geometry.kernel_size[0]) * geometry.dilation[0]

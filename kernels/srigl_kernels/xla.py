@@ -72,12 +72,12 @@ def matmul(
   rows = fit(4 * (3 * layout.active.size + 2 * num_inputs + 3 * num_neurons), _MAX_ROWS)
 
   def step(start, size, out):
-    tile = load(x, start, size)
+    tile = _load(x, start, size)
     y = spread(_weighted_sums(tile.T, layout), layout.active, num_neurons).T
     return store(out, finish(y, bias, activation, x.dtype), start, x.dtype)
 
   out = as_bits(jnp.zeros((num_rows, num_neurons), x.dtype))
-  return lax.bitcast_convert_type(tiles(step, num_rows, rows, out), x.dtype)
+  return lax.bitcast_convert_type(_tiles(step, num_rows, rows, out), x.dtype)
 
 
 def _weighted_sums(inputs: Array, layout: Transposed) -> Array:
@@ -90,14 +90,14 @@ def _weighted_sums(inputs: Array, layout: Transposed) -> Array:
   inputs = inputs.astype(jnp.float32)
 
   def step(start, size, sums):
-    values = load(layout.values, start, size).astype(jnp.float32)
-    indices = load(layout.indices, start, size).astype(jnp.int32)
+    values = _load(layout.values, start, size).astype(jnp.float32)
+    indices = _load(layout.indices, start, size).astype(jnp.int32)
     for value, index in zip(values, indices, strict=True):
       sums += value[:, None] * inputs.at[index].get(mode="promise_in_bounds")
     return sums
 
   fan_in, num_active = layout.values.shape
-  return tiles(step, fan_in, _UNROLL, jnp.zeros((num_active, inputs.shape[1])))
+  return _tiles(step, fan_in, _UNROLL, jnp.zeros((num_active, inputs.shape[1])))
 
 
 def input_gradient(g: Array, condensed: Condensed) -> Array:
@@ -116,18 +116,18 @@ def input_gradient(g: Array, condensed: Condensed) -> Array:
   neurons = fit(2 * (12 * num_inputs + 28 * fan_in))
 
   def row_step(start, size, dx):
-    tile = load(g, start, size)[:, condensed.active]
+    tile = _load(g, start, size)[:, condensed.active]
 
     def neuron_step(first, count, sums):
-      values = load(condensed.values, first, count)
-      block = densify(values, load(condensed.indices, first, count), num_inputs)
+      values = _load(condensed.values, first, count)
+      block = densify(values, _load(condensed.indices, first, count), num_inputs)
       return sums + dot(lax.dynamic_slice_in_dim(tile, first, count, axis=1), block)
 
-    sums = tiles(neuron_step, num_active, neurons, jnp.zeros((size, num_inputs)))
+    sums = _tiles(neuron_step, num_active, neurons, jnp.zeros((size, num_inputs)))
     return store(dx, sums, start, g.dtype)
 
   dx = as_bits(jnp.zeros((g.shape[0], num_inputs), g.dtype))
-  return lax.bitcast_convert_type(tiles(row_step, g.shape[0], rows, dx), g.dtype)
+  return lax.bitcast_convert_type(_tiles(row_step, g.shape[0], rows, dx), g.dtype)
 
 
 def values_gradient(g: Array, x: Array, condensed: Condensed) -> Array:
@@ -147,18 +147,18 @@ def values_gradient(g: Array, x: Array, condensed: Condensed) -> Array:
   rows = fit(2 * 4 * (2 * num_inputs + 2 * num_neurons))
 
   def neuron_step(first, count, dvalues):
-    active = load(condensed.active, first, count)
-    indices = load(condensed.indices, first, count).astype(jnp.int32)
+    active = _load(condensed.active, first, count)
+    indices = _load(condensed.indices, first, count).astype(jnp.int32)
 
     def row_step(start, size, products):
-      tile = load(g, start, size)[:, active]
-      return products + dot(tile.T, load(x, start, size))
+      tile = _load(g, start, size)[:, active]
+      return products + dot(tile.T, _load(x, start, size))
 
-    products = tiles(row_step, x.shape[0], rows, jnp.zeros((count, num_inputs)))
+    products = _tiles(row_step, x.shape[0], rows, jnp.zeros((count, num_inputs)))
     picked = jnp.take_along_axis(products, indices, axis=1, mode="promise_in_bounds")
     return lax.dynamic_update_slice_in_dim(dvalues, picked.astype(dvalues.dtype), first, axis=0)
 
-  return tiles(neuron_step, num_active, neurons, jnp.zeros_like(condensed.values))
+  return _tiles(neuron_step, num_active, neurons, jnp.zeros_like(condensed.values))
 
 
 def densify(values: Array, indices: Array, num_inputs: int) -> Array:
@@ -176,7 +176,7 @@ def dot(a: Array, b: Array) -> Array:
   return a.astype(jnp.float32) @ b.astype(jnp.float32)
 
 
-def load(x: Array, start: Array | int, size: int) -> Array:
+def _load(x: Array, start: Array | int, size: int) -> Array:
   """Rows from `start`. The barrier keeps XLA on CPU from casting all of `x` before the loop."""
   x, start = lax.optimization_barrier((x, start))
   return lax.dynamic_slice_in_dim(x, start, size)
@@ -197,7 +197,7 @@ def fit(bytes_each: int, most: int = 2**30) -> int:
   return max(1, min(most, TEMPORARY_BYTES // bytes_each))
 
 
-def tiles(
+def _tiles(
   step: Callable[[Array | int, int, _Carry], _Carry], length: int, size: int, carry: _Carry
 ) -> _Carry:
   """Calls `step(start, size, carry) -> carry` for tiles of `size`, then for the remainder."""
