@@ -148,7 +148,7 @@ def problems(draw):
 
 
 @pytest.mark.skipif(not targets(), reason="needs the native kernels")
-@hypothesis.settings(max_examples=25)
+@hypothesis.settings(max_examples=15)
 @hypothesis.given(problem=problems())
 def test_any_geometry_on_the_native_kernels(problem):
   check(problem, "cpu")
