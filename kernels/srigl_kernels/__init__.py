@@ -1,4 +1,4 @@
-"""Products with layers in condensed form, on several backends; arrays in, arrays out."""
+"""Layers in condensed form, products and convolutions, on several backends; arrays in, arrays out."""
 
 from srigl_kernels.api import BACKENDS, Prepared, choose_backend, condensed_matmul, prepare
 from srigl_kernels.conv import condensed_conv
