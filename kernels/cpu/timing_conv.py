@@ -3,12 +3,14 @@
     PYTHONPATH=kernels python kernels/cpu/timing_conv.py --batch=1,64
 
 Per layer: how often the network has it, microseconds of the median jitted call (of the fastest),
-and how many times faster than dense that is; then the sums over the network. Inputs rotate, the
-methods take turns, the dense layer has bias and activation as the sparse one has, and results are
-checked before they are timed.
+and how many times faster than dense that is; then the sums over the network, and the network
+itself in one jitted call: batch normalisation folded, stem and head dense in both. Inputs rotate,
+the methods take turns, the dense layers have bias and activation as the sparse ones have, and
+results are checked before they are timed.
 """
 
 import argparse
+import functools
 import os
 import time
 
@@ -51,25 +53,77 @@ def make_layer(channels, neurons, size, rng):
   return condensed, jnp.asarray(kernel.reshape(shape)), jnp.asarray(bias)
 
 
+def dense_conv(x, layer, *, stride, activation):
+  """The dense twin: `layer` is kernel and bias."""
+  kernel, bias = layer
+  padding = ((kernel.shape[0] // 2,) * 2,) * 2
+  y = lax.conv_general_dilated(
+    x, kernel, (stride, stride), padding, dimension_numbers=("NHWC", "HWIO", "NHWC")
+  )
+  y = y + bias.reshape(1, 1, 1, -1)
+  return jax.nn.relu(y) if activation else y
+
+
+def sparse_conv(x, layer, *, stride, activation):
+  """One call: `layer` is prepared."""
+  padding = layer.condensed.kernel_shape[0] // 2
+  return condensed_conv(x, layer, strides=stride, padding=padding, activation=activation)
+
+
 def make_methods(layer, rng):
   """By name: the call to time."""
   _, _, channels, neurons, size, stride = LAYERS[layer]
   condensed, kernel, bias = make_layer(channels, neurons, size, rng)
   prepared = prepare(condensed, backend="cpu")
-  padding = ((size // 2, size // 2),) * 2
+  dense = jax.jit(functools.partial(dense_conv, stride=stride, activation="relu"))
+  sparse = jax.jit(functools.partial(sparse_conv, stride=stride, activation="relu"))
+  return {"dense": lambda x: dense(x, (kernel, bias)), "sparse": lambda x: sparse(x, prepared)}
 
-  @jax.jit
-  def dense(x, kernel, bias):
-    y = lax.conv_general_dilated(
-      x, kernel, (stride, stride), padding, dimension_numbers=("NHWC", "HWIO", "NHWC")
-    )
-    return jax.nn.relu(y + bias.reshape(1, 1, 1, -1))
 
-  @jax.jit
-  def sparse(x, layer):
-    return condensed_conv(x, layer, strides=stride, padding=padding, activation="relu")
+def network(conv, layers, stem, head, x):
+  """The ResNet-18: `layers` are three lists of each block's layers, shortcuts None where none."""
+  x = dense_conv(x, stem, stride=1, activation="relu")
+  for i, (first, second, shortcut) in enumerate(layers):
+    stride = 2 if i in (2, 4, 6) else 1
+    y = conv(x, first, stride=stride, activation="relu")
+    y = conv(y, second, stride=1, activation=None)
+    if shortcut is not None:
+      x = conv(x, shortcut, stride=stride, activation=None)
+    x = jax.nn.relu(x + y)
+  return x.mean((1, 2)) @ head
 
-  return {"dense": lambda x: dense(x, kernel, bias), "sparse": lambda x: sparse(x, prepared)}
+
+def make_network(rng):
+  """By name: the call of the whole network to time."""
+  dense, sparse = [], []
+  for i in range(8):
+    width = 64 * 2 ** (i // 2)
+    before = width // 2 if i in (2, 4, 6) else width
+    shapes = [(before, width, 3), (width, width, 3), (before, width, 1)]
+    block = [make_layer(*shape, rng) for shape in shapes[: 3 if before != width else 2]]
+    none = [None] * (3 - len(block))
+    dense.append([(kernel, bias) for _, kernel, bias in block] + none)
+    sparse.append([prepare(condensed, backend="cpu") for condensed, _, _ in block] + none)
+  stem = (
+    jnp.asarray(rng.standard_normal((3, 3, 3, 64), dtype=np.float32)) / 5,
+    jnp.zeros(64, jnp.float32),
+  )
+  head = jnp.asarray(rng.standard_normal((512, 10), dtype=np.float32)) / 20
+  methods = {}
+  for name, conv, layers in (("dense", dense_conv, dense), ("sparse", sparse_conv, sparse)):
+    call = jax.jit(functools.partial(network, conv))
+    methods[name] = functools.partial(call, layers, stem, head)
+  return methods
+
+
+def report(times):
+  """One line of a comparison."""
+  for name, seconds in times.items():
+    print(f"  {name} {np.median(seconds) * 1e6:7.0f} ({min(seconds) * 1e6:.0f})", end="")
+  dense, sparse = times.values()
+  print(
+    f"  {np.median(dense) / np.median(sparse):.1f}x ({min(dense) / min(sparse):.1f}x)", flush=True
+  )
 
 
 def time_calls(methods, xs, repeats):
@@ -95,26 +149,29 @@ def main():
   print(f"jax {jax.__version__}, {cpu.isa()}, {threads} threads, load {load:.1f}")
   rng = np.random.default_rng(0)
   for batch in map(int, args.batch.split(",")):
-    total = dict.fromkeys(("dense", "sparse"), 0.0)
-    for layer in args.layer.split(","):
+    total = {"dense": [0.0, 0.0], "sparse": [0.0, 0.0]}  # of the medians, of the fastest
+    repeats = 12 if batch <= 4 else 2
+    for layer in filter(None, args.layer.split(",")):
       count, size, channels, *_ = LAYERS[layer]
       methods = make_methods(layer, rng)
       shape = (_NUM_INPUTS, batch, size, size, channels)
       xs = list(jnp.asarray(rng.standard_normal(shape, dtype=np.float32)))
       np.testing.assert_allclose(*(call(xs[0]) for call in methods.values()), atol=1e-3)
-      times = time_calls(methods, xs, repeats=12 if batch == 1 else 2)
+      times = time_calls(methods, xs, repeats)
       print(f"batch {batch:3d} {count} x {layer:14s}:", end="")
+      report(times)
       for name, seconds in times.items():
-        median = np.median(seconds)
-        total[name] += count * median
-        print(f"  {name} {median * 1e6:7.0f} ({min(seconds) * 1e6:.0f})", end="")
-      dense, sparse = (times[name] for name in methods)
-      print(f"  {np.median(dense) / np.median(sparse):.1f}x ({min(dense) / min(sparse):.1f}x)")
-    print(
-      f"batch {batch:3d} sum: {total['dense'] * 1e6:.0f} / {total['sparse'] * 1e6:.0f} us = "
-      f"{total['dense'] / total['sparse']:.1f}x",
-      flush=True,
-    )
+        total[name][0] += count * np.median(seconds)
+        total[name][1] += count * min(seconds)
+    if args.layer:
+      print(f"batch {batch:3d} sum of layers     :", end="")
+      report({name: [fastest, median, median] for name, (median, fastest) in total.items()})
+    methods = make_network(rng)
+    shape = (_NUM_INPUTS, batch, 32, 32, 3)
+    xs = list(jnp.asarray(rng.standard_normal(shape, dtype=np.float32)))
+    np.testing.assert_allclose(*(call(xs[0]) for call in methods.values()), rtol=1e-3, atol=1e-3)
+    print(f"batch {batch:3d} network           :", end="")
+    report(time_calls(methods, xs, repeats))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Layers in condensed form, products and convolutions, on several backends; arrays in, arrays out."""
+"""Products and convolutions with layers in condensed form, on several backends."""
 
 from srigl_kernels.api import BACKENDS, Prepared, choose_backend, condensed_matmul, prepare
 from srigl_kernels.conv import condensed_conv

@@ -68,8 +68,9 @@ def _patches(
   tap = jnp.arange(geometry.kernel_size[0]) * geometry.dilation[0]
   y = first[:, None] + tap[None]
   height = x.shape[1]
-  place = jnp.where((y >= 0) & (y < height), (line // size[0] * height)[:, None] + y, -1)
-  place = jnp.where(place < 0, x.shape[0] * height, place)  # beyond the end: filled with 0
+  # Beyond the image is beyond the end, where the gather reads 0.
+  line_of = (line // size[0] * height)[:, None] + y
+  place = jnp.where((y >= 0) & (y < height), line_of, x.shape[0] * height)
   read = x.reshape(-1, *x.shape[2:]).at[place].get(mode="fill", fill_value=0)
   rest = [(low, high, 0) for low, high in geometry.padding[1:]]
   read = lax.pad(read, jnp.zeros((), x.dtype), [(0, 0, 0), (0, 0, 0), *rest, (0, 0, 0)])
