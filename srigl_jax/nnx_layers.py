@@ -188,7 +188,7 @@ def shrink_norm(module: nnx.BatchNorm, keep: np.ndarray) -> None:
   """Removes channels from a batch norm."""
   for variable in (module.mean, module.var, module.scale, module.bias):
     if variable is not None:
-      variable.set_value(variable.get_value()[keep])
+      variable.set_value(jnp.asarray(np.asarray(variable.get_value())[keep]))
   take_sizes(module)
 
 

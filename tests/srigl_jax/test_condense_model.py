@@ -16,6 +16,22 @@ from srigl_kernels import BACKENDS
 DENSE = ("head/kernel", "stem/kernel")
 
 
+def fresh(build_fn):
+  """A model with random weights from numpy: Flax's initializers take seconds to compile."""
+  model = nnx.eval_shape(lambda: build_fn(nnx.Rngs(0)))
+  rng = np.random.default_rng(0)
+  for _, variable in nnx.to_flat_state(nnx.state(model)):
+    old = variable.get_value()
+    if isinstance(variable, nnx.RngKey):
+      variable.set_value(jax.random.key(0))
+    elif old.ndim < 2:
+      variable.set_value(jnp.asarray(np.ones(old.shape, old.dtype)))
+    else:
+      kernel = rng.normal(size=old.shape) / np.sqrt(np.prod(old.shape[:-1]))
+      variable.set_value(jnp.asarray(kernel, old.dtype))
+  return model
+
+
 def sparsify(model, seed=0, *, sparsity=0.8, ablate=0.4, dense=DENSE):
   """Random masks of constant fan-in with ablated neurons; biases and statistics at random."""
   rng = np.random.default_rng(seed)
@@ -34,7 +50,7 @@ def sparsify(model, seed=0, *, sparsity=0.8, ablate=0.4, dense=DENSE):
       draw = rng.uniform(0.5, 2, old.shape) if path[-1] == "var" else rng.normal(size=old.shape)
       variable.set_value(jnp.asarray(draw, old.dtype))
     elif name in masks:
-      variable.set_value(jnp.where(masks[name], old, 0))
+      variable.set_value(jnp.asarray(np.where(masks[name], old, 0)))
   return masks
 
 
@@ -89,9 +105,8 @@ MODELS = {
 
 
 def build(name, **kwargs):
-  return models.build(
-    name, num_classes=5, image_shape=(8, 8, 3), rngs=nnx.Rngs(0), **MODELS[name], **kwargs
-  )
+  kwargs |= {"num_classes": 5, "image_shape": (8, 8, 3), **MODELS[name]}
+  return fresh(lambda rngs: models.build(name, rngs=rngs, **kwargs))
 
 
 @pytest.mark.parametrize(
@@ -131,7 +146,7 @@ def net(*layers):
         x = step(x)
       return x
 
-  return Net(nnx.Rngs(0))
+  return fresh(Net)
 
 
 def make(kind, *args, **kwargs):
@@ -284,7 +299,7 @@ def test_what_is_folded_and_what_is_not(name):
     def __call__(self, x):
       return call(self, x)
 
-  model = Model(nnx.Rngs(0))
+  model = fresh(Model)
   masks = sparsify(model, dense=("second/kernel", "third/kernel", "same/kernel"))
   model.slope.set_value(jnp.asarray(0.2))
   report = check(model, masks, example(4, 8))
@@ -304,7 +319,7 @@ class Gated(nnx.Module):
 
 
 def test_a_closed_gate_also_closes_what_it_gates():
-  model = Gated(nnx.Rngs(0))
+  model = fresh(Gated)
   masks = sparsify(model, dense=("head/kernel", "up/kernel"))
   report = check(model, masks, example(4, 8))
   assert left(report)["gate"] == left(report)["up"] == has_weights(masks["gate/kernel"])
@@ -316,7 +331,7 @@ def test_code_that_depends_on_the_number_of_channels():
       h = self.first(x)
       return self.second(h * h.shape[-1])
 
-  model = Model(nnx.Rngs(0))
+  model = fresh(Model)
   masks = sparsify(model, dense=("second/kernel",))
   x = example(4, 8)
   with pytest.warns(UserWarning, match="computes something else"):
@@ -327,7 +342,7 @@ def test_code_that_depends_on_the_number_of_channels():
     def __call__(self, x):
       return self.second(self.first(x).reshape(-1, 12))
 
-  model = Fixed(nnx.Rngs(0))
+  model = fresh(Fixed)
   sparsify(model, dense=("second/kernel",))
   with pytest.warns(UserWarning, match="then fails"):
     folded = sx.condense_model(model, masks, x)
@@ -363,7 +378,7 @@ class ConvPair(nnx.Module):
 )
 @pytest.mark.parametrize("norm", [True, False])
 def test_convolutions(second, removes, norm):
-  model = ConvPair(nnx.Rngs(0), nnx.relu, norm=norm, **second)
+  model = fresh(lambda rngs: ConvPair(rngs, nnx.relu, norm=norm, **second))
   masks = sparsify(model, ablate=0, sparsity=0.5, dense=())
   masks["first/kernel"][..., :4] = False
   model.first.kernel.set_value(jnp.where(masks["first/kernel"], model.first.kernel[...], 0))
@@ -390,7 +405,7 @@ def test_pooling_lets_constants_through():
       x = nnx.avg_pool(x, (2, 2), (2, 2))
       return self.head(x.mean((1, 2)))
 
-  model = Model(nnx.Rngs(0))
+  model = fresh(Model)
   masks = sparsify(model)
   report = check(model, masks, example(2, 8, 8, 3))
   assert left(report)["conv"] == has_weights(masks["conv/kernel"])
@@ -406,7 +421,7 @@ def test_pixels_flattened_with_channels_stay():
       x = nnx.relu(self.conv(x))
       return self.head(x.reshape(x.shape[0], -1))
 
-  model = Model(nnx.Rngs(0))
+  model = fresh(Model)
   assert left(check(model, sparsify(model), example(2, 4, 4, 3)))["conv"] == 10
 
 
@@ -431,7 +446,7 @@ class Transformer(nnx.Module):
 
 
 def test_attention():
-  model = Transformer(nnx.Rngs(0))
+  model = fresh(Transformer)
   masks = sparsify(model)
   assert masks["attention/query/kernel"].shape == (16, 4, 4)
   assert "attention/out/kernel" in masks
@@ -449,7 +464,7 @@ def test_a_module_in_two_places_is_replaced_in_both():
     def __call__(self, x):
       return self.b[1](nnx.relu(self.b[0](nnx.relu(self.a(x)))))
 
-  model = Model(nnx.Rngs(0))
+  model = fresh(Model)
   masks = sparsify(model, dense=("b/1/kernel",))
   check(model, masks, example(3, 8))
   folded = sx.condense_model(model, masks)
@@ -457,7 +472,7 @@ def test_a_module_in_two_places_is_replaced_in_both():
 
 
 def test_batch_norms_of_dense_layers_are_folded():
-  model = ConvPair(nnx.Rngs(0), nnx.relu)
+  model = fresh(lambda rngs: ConvPair(rngs, nnx.relu))
   sparsify(model)
   report = check(model, {}, example(2, 8, 8, 3))
   assert report.folded_norms == ("bn",)
@@ -475,7 +490,7 @@ def test_a_kernel_that_the_model_reads_by_itself():
     def __call__(self, x):
       return self.bn(self.first(x)) @ self.first.kernel[...].T
 
-  model = Tied(nnx.Rngs(0))
+  model = fresh(Tied)
   assert check(model, {}, example(3, 6)).folded_norms == ()
   with pytest.raises(ValueError, match="'first' by itself"):
     sx.condense_model(model, sparsify(model), example(3, 6))
@@ -486,7 +501,7 @@ def test_a_call_of_ones_own():
     def __call__(self, x, *, train):
       return self.second(nnx.relu(self.bn(self.first(x), use_running_average=not train)))
 
-  model = Model(nnx.Rngs(0))
+  model = fresh(Model)
   masks = sparsify(model, dense=("second/kernel",))
   report = check(model, masks, example(3, 8), call=lambda m, x: m(x, train=False))
   assert report.folded_norms == ("bn",)
@@ -497,7 +512,7 @@ def test_in_training_mode_nothing_of_a_batch_norm_is_folded():
     def __call__(self, x):
       return self.second(nnx.relu(self.bn(self.first(x), use_running_average=False)))
 
-  model = Model(nnx.Rngs(0))
+  model = fresh(Model)
   masks = sparsify(model, dense=("second/kernel",))
   folded = sx.condense_model(model, masks, example(3, 8))
   report = sx.folding_report(model, folded)
@@ -514,7 +529,7 @@ def test_abstract_inputs_are_enough():
 
 
 def test_transformations():
-  model = ConvPair(nnx.Rngs(0), nnx.gelu, padding="VALID")
+  model = fresh(lambda rngs: ConvPair(rngs, nnx.gelu, padding="VALID"))
   x = example(3, 6, 6, 3)
   folded = sx.condense_model(model, sparsify(model), x)
   expected = jax.jit(lambda x: folded(x))(x)
@@ -591,7 +606,7 @@ def test_what_cannot_be_condensed():
 
 
 def test_a_model_that_is_one_layer():
-  model = nnx.Linear(6, 4, rngs=nnx.Rngs(0))
+  model = fresh(lambda rngs: nnx.Linear(6, 4, rngs=rngs))
   masks = sparsify(model)
   assert list(masks) == ["kernel"]
   report = check(model, masks, example(3, 6))

@@ -349,6 +349,78 @@ def test_no_flipped_byte_of_the_header_raises_anything_else(good, tmp_path):
       assert str(path) in str(error)
 
 
+ARRAYS = {
+  "head/kernel": np.arange(6, dtype=np.float32).reshape(2, 3),
+  "half": np.ones(3, jnp.bfloat16),
+  "scalar": np.float32(2),
+  "nothing": np.zeros((0, 4), np.int32),
+  "mask": np.array([True, False]),
+  "count": np.uint32(7),
+  "bytes": np.array([-1, 1], np.int8),
+}
+
+
+def test_further_arrays(tmp_path):
+  save_condensed(tmp_path / "model", {"fc": small_layer()}, METADATA, arrays=ARRAYS)
+  file = serialize.load_condensed_file(tmp_path / "model")
+  assert list(file.arrays) == list(ARRAYS) and file.metadata == METADATA
+  assert_same(file.arrays, ARRAYS)
+  assert_same(file.layers, {"fc": small_layer()})
+  assert load_condensed(tmp_path / "model")[1] == METADATA
+
+
+def test_a_file_without_further_arrays_is_as_it_was(tmp_path, good):
+  save_condensed(tmp_path / "model", {"fc": small_layer()}, {"note": 1}, arrays={})
+  assert (tmp_path / "model").read_bytes() == good
+  assert parts(good)[1]["version"] == 1
+
+
+@pytest.mark.parametrize(
+  ("arrays", "message"),
+  [
+    ({"": np.ones(1, F32)}, "non-empty strings"),
+    ({"fc/values": np.ones(1, F32)}, "name is taken"),
+    ({"__metadata__": np.ones(1, F32)}, "name is taken"),
+    ({"a": np.ones(1)}, "'a' has type float64"),
+    ({"a": np.array([object()])}, "'a' has type object"),
+    ({"a": F32([1, np.nan])}, "'a'.*not all finite"),
+  ],
+)
+def test_arrays_that_cannot_be_saved(tmp_path, arrays, message):
+  with pytest.raises(ValueError, match=message):
+    save_condensed(tmp_path / "model", {"fc": small_layer()}, arrays=arrays)
+
+
+HOSTILE_ARRAYS = {
+  "NaN": (lambda h, a, b: content_of(h, b, "head/kernel", F32(6 * [np.nan])), "'head/kernel'.*not"),
+  "bool of 2": (lambda h, a, b: content_of(h, b, "mask", np.uint8([2, 0])), "neither 0 nor 1"),
+  "array missing": (about(arrays=["head/kernel", "more"]), "'more' is missing"),
+  "array unnamed": (about(arrays=["head/kernel"]), "belongs to no layer"),
+  "named twice": (about(arrays=2 * ["head/kernel"]), "names an array twice"),
+  "no list": (about(arrays={"head/kernel": 1}), "must be a list"),
+  "no strings": (about(arrays=[["head/kernel"]]), "must be a list of names"),
+  "a layer's": (about(arrays=[*ARRAYS, "fc/values"]), "values are missing"),
+  "older version": (about(version=1), "with the keys layers, metadata"),
+  "other shape": (lambda h, a, b: h["head/kernel"].update(shape=[2, 4]), "needs 32 bytes"),
+}
+
+
+def content_of(header, body, name, array):
+  start, end = header[name]["data_offsets"]
+  body[start:end] = array.tobytes()
+
+
+@pytest.mark.parametrize("name", HOSTILE_ARRAYS)
+def test_hostile_arrays(name, tmp_path):
+  save_condensed(tmp_path / "good", {"fc": small_layer()}, arrays=ARRAYS)
+  header, described, body = parts((tmp_path / "good").read_bytes())
+  body = bytearray(body)
+  change, message = HOSTILE_ARRAYS[name]
+  change(header, described, body)
+  header["__metadata__"]["srigl_jax"] = json.dumps(described)
+  refuse(file_of(header, bytes(body)), message, tmp_path)
+
+
 def test_a_missing_file(tmp_path):
   with pytest.raises(FileNotFoundError):
     load_condensed(tmp_path / "model")
