@@ -36,8 +36,10 @@ def condense_model(
 
   What a tensor's other readers need stays: channels that are flattened with positions, normalised
   over (layer norm), added to anything with other channels, or returned. A layer that is called
-  more than once is swapped and otherwise left alone. Layers that are read then have rows of
-  different length; they are given weights of 0 for inputs they do not read, up to the longest row.
+  more than once is swapped and otherwise left alone. If the model's own code depends on numbers
+  of channels, a warning says so and no neurons are removed. Where folding takes different numbers
+  of weights from a layer's neurons, their fan-in becomes the largest one left: the others get
+  weights of 0 for inputs that they do not read.
 
   Args:
     model: an `nnx.Module`; it is left as it is.
@@ -52,10 +54,10 @@ def condense_model(
   Returns:
     A new model, as after `model.eval()`. Twins hold their arrays in variables of a type of their
     own, so `nnx.split`, `nnx.jit` and checkpoints work as ever; without `inputs` derivatives, too.
-    To export it, let XLA keep the calls of the native library, which must be loaded again where
-    the file is run: `jax.export.export(jax.jit(lambda x: model(x)), disabled_checks=[
-    jax.export.DisabledSafetyCheck.custom_call("srigl_condensed_matmul")])`; a model condensed with
-    `backend="xla"` needs no such exception.
+    `jax.export` refuses calls of the native kernels unless it is told of them, and the process
+    that runs the file must have imported `srigl_jax`: `export(jax.jit(lambda x: model(x)),
+    disabled_checks=[DisabledSafetyCheck.custom_call(name), ...])` for the names
+    `srigl_condensed_matmul` and `srigl_condensed_conv`. With `backend="xla"` nothing is refused.
 
   Raises:
     ValueError: if a mask's path is no kernel's, the kernel's owner cannot be condensed, or the
@@ -127,7 +129,7 @@ def _fold(flax, model, masks, condensed, inputs, call, backend) -> Model:
     if after.output == traced.output and _same(after.program, traced.program):
       return result
     reason = "it then computes something else"
-  except (TypeError, ValueError) as error:
+  except (AssertionError, IndexError, TypeError, ValueError) as error:
     reason = f"it then fails: {error}"
   warnings.warn(
     "No neurons were removed, because the model's own code depends on their number "

@@ -89,9 +89,10 @@ def analyze(program: Program, scalars: Mapping[int, Any], layers: Mapping[str, L
 
 _ELEMENTWISE = frozenset(
   """
-  abs add and atan2 cbrt ceil clamp convert_element_type copy cos cosh div eq erf erf_inv erfc exp
-  exp2 expm1 floor ge gt integer_pow is_finite le log log1p logistic lt max min mul ne neg not or
-  pow reduce_precision rem round rsqrt select_n sign sin sinh sqrt square sub tan tanh xor
+  abs acos acosh add and asin asinh atan atan2 atanh cbrt ceil clamp convert_element_type copy cos
+  cosh div eq erf erf_inv erfc exp exp2 expm1 floor ge gt integer_pow is_finite le log log1p
+  logistic lt max min mul ne neg nextafter not or pow reduce_precision rem round rsqrt select_n
+  sign sin sinh sqrt square sub tan tanh xor
   """.split()  # noqa: SIM905
 )
 

@@ -10,7 +10,7 @@ from flax import nnx
 from srigl_jax.leaves import leaf_path
 from srigl_jax.nnx_layers import LAYERS, can_fold_norm, fault, find_modules
 from srigl_jax.nnx_twins import CondensedConv, CondensedLinear, FoldedBatchNorm
-from srigl_jax.program import Program, inline, layer_p
+from srigl_jax.program import Program, inline, is_number, layer_p
 
 
 class Trace(NamedTuple):
@@ -53,7 +53,6 @@ def trace(
   program = inline(closed)
   leaves = [(leaf_path(k), x) for k, x in jax.tree_util.tree_flatten_with_path(state)[0]]
   own = dict(zip(program.inputs, leaves, strict=False))  # those of `inputs` follow
-  is_number = lambda x: x.shape == () and not jax.dtypes.issubdtype(x.dtype, jax.dtypes.extended)
   scalars = {i: np.asarray(x) for i, (_, x) in own.items() if is_number(x)}
   used = {x for op in program.ops for x in op.inputs if not isinstance(x, np.ndarray)}
   used |= {x for x in program.outputs if not isinstance(x, np.ndarray)}

@@ -58,7 +58,7 @@ class Program(NamedTuple):
   def fingerprint(self) -> list[tuple[Any, ...]]:
     """What is computed apart from shapes: operations and scalars, in order."""
     return [
-      (op.layer or op.primitive.name, *(x.item() for x in op.inputs if isinstance(x, np.ndarray)))
+      (op.layer or op.primitive.name, *(str(x) for x in op.inputs if isinstance(x, np.ndarray)))
       for op in self.ops
     ]
 
@@ -72,14 +72,19 @@ class Program(NamedTuple):
     return counts
 
 
+def is_number(x: Any) -> bool:
+  """Whether an array is a scalar, and no random key."""
+  return np.ndim(x) == 0 and not jax.dtypes.issubdtype(jnp.result_type(x), jax.dtypes.extended)
+
+
 def inline(closed: Any) -> Program:
   """Writes out the calls of a closed jaxpr: of jit, of functions with their own derivative."""
   ops: list[Op] = []
   numbers = iter(range(2**62))
 
   def walk(jaxpr, consts, args):
-    scalars = [np.asarray(c) if np.ndim(c) == 0 else next(numbers) for c in consts]
-    env = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*scalars, *args], strict=True))
+    known = [np.asarray(c) if is_number(c) else next(numbers) for c in consts]
+    env = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*known, *args], strict=True))
 
     def read(atom):
       return np.asarray(atom.val) if isinstance(atom, jex.Literal) else env[atom]

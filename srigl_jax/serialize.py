@@ -14,7 +14,6 @@ Loading decodes JSON and numbers and runs no code. What a file may cost is bound
 """
 
 import json
-import math
 import os
 import tempfile
 from collections.abc import Mapping
@@ -26,27 +25,22 @@ import numpy as np
 from jax import Array
 from safetensors.numpy import save
 
+from srigl_jax.safetensors_file import (
+  DTYPES,
+  MAX_HEADER_BYTES,
+  as_object,
+  as_sizes,
+  decode_json,
+  read_arrays,
+  split,
+)
 from srigl_kernels.format import Condensed, check_condensed, make_condensed
 
 VERSIONS = (1, 2)
 """Of the format, without and with further arrays; a file of any other is refused."""
 
-MAX_HEADER_BYTES = 8 * 2**20
-"""Limit on the header, which holds all names, shapes and metadata."""
-
 _KEY = "srigl_jax"
 _FIELDS = ("values", "indices", "active", "bias")
-_DTYPES = {
-  "F32": np.dtype(np.float32),
-  "BF16": np.dtype(jnp.bfloat16),
-  "U16": np.dtype(np.uint16),
-  "I32": np.dtype(np.int32),
-  "BOOL": np.dtype(np.bool_),
-  "I8": np.dtype(np.int8),
-  "U8": np.dtype(np.uint8),
-  "I16": np.dtype(np.int16),
-  "U32": np.dtype(np.uint32),
-}
 
 
 class CondensedFile(NamedTuple):
@@ -164,10 +158,10 @@ def _add_arrays(tensors: dict[str, np.ndarray], arrays: Mapping[str, Any]) -> No
     if name in tensors or name == "__metadata__":
       raise ValueError(f"An array cannot be called {name!r}: the name is taken. Rename the array.")
     array = np.asarray(value)
-    if array.dtype not in _DTYPES.values():
+    if array.dtype not in DTYPES.values():
       raise ValueError(
         f"Array {name!r} has type {array.dtype}, which a file cannot hold: convert it to one of "
-        f"{', '.join(dtype.name for dtype in _DTYPES.values())}."
+        f"{', '.join(dtype.name for dtype in DTYPES.values())}."
       )
     try:
       _check_finite(array, "values")
@@ -196,9 +190,9 @@ def _write(path: Path, data: bytes, *, overwrite: bool) -> None:
 
 
 def _parse(data: bytes) -> CondensedFile:
-  header, body = _split(data)
+  header, body = split(data)
   about = _about(header.pop("__metadata__", None))
-  arrays = _arrays(header, body)
+  arrays = read_arrays(header, body)
   others = {}
   for name in about.get("arrays", ()):
     if name not in arrays:
@@ -220,87 +214,38 @@ def _parse(data: bytes) -> CondensedFile:
   return CondensedFile(layers, others, about["metadata"])
 
 
-def _split(data: bytes) -> tuple[dict[str, Any], memoryview]:
-  """The decoded header, and the bytes that follow it."""
-  if len(data) < 8:
-    raise ValueError(f"it has {len(data)} bytes, fewer than the length of a header takes.")
-  size = int.from_bytes(data[:8], "little")
-  if size > MAX_HEADER_BYTES:
-    raise ValueError(
-      f"its header claims {size} bytes; at most {MAX_HEADER_BYTES} are read (a pickle or other "
-      "kind of file also looks like this)."
-    )
-  if size > len(data) - 8:
-    raise ValueError(f"its header claims {size} bytes, but only {len(data) - 8} follow.")
-  header = _json(data[8 : 8 + size], "its header")
-  return _object(header, "its header"), memoryview(data)[8 + size :]
-
-
 def _about(metadata: Any) -> dict[str, Any]:
   """The decoded description of the layers."""
-  metadata = _object(metadata, "__metadata__", {_KEY})
+  metadata = as_object(metadata, "__metadata__", {_KEY})
   if not isinstance(metadata[_KEY], str):
     raise ValueError(f"{_KEY} in __metadata__ must be a string.")
-  about = _object(_json(metadata[_KEY].encode(errors="surrogatepass"), _KEY), _KEY)
+  about = as_object(decode_json(metadata[_KEY].encode(errors="surrogatepass"), _KEY), _KEY)
   version = about.get("version")
   if type(version) is not int or version not in VERSIONS:
     raise ValueError(
       f"its format version is {version!r}; this version of srigl_jax reads "
       f"{' and '.join(map(str, VERSIONS))}."
     )
-  _object(about, _KEY, {"version", "layers", "metadata"} | ({"arrays"} if version > 1 else set()))
+  as_object(about, _KEY, {"version", "layers", "metadata"} | ({"arrays"} if version > 1 else set()))
   names = about.get("arrays", [])
   if not isinstance(names, list) or not all(isinstance(name, str) and name for name in names):
     raise ValueError("arrays must be a list of names.")
   if len(set(names)) != len(names):
     raise ValueError("arrays names an array twice.")
-  for name, description in _object(about["layers"], "layers").items():
-    _object(description, f"the description of layer {name!r}", {"kernel_shape", "neuron_axes"})
+  for name, description in as_object(about["layers"], "layers").items():
+    as_object(description, f"the description of layer {name!r}", {"kernel_shape", "neuron_axes"})
     if not name:
       raise ValueError("a layer has an empty name.")
-  _object(about["metadata"], "metadata")
+  as_object(about["metadata"], "metadata")
   return about
-
-
-def _arrays(header: dict[str, Any], body: memoryview) -> dict[str, np.ndarray]:
-  """The arrays by name, from entries that must cover the bytes once, without gap or overlap."""
-  arrays, spans = {}, []
-  for name, entry in header.items():
-    entry = _object(entry, f"the entry of {name!r}", {"dtype", "shape", "data_offsets"})
-    if not isinstance(entry["dtype"], str) or entry["dtype"] not in _DTYPES:
-      raise ValueError(f"{name!r} has type {entry['dtype']!r}, not one of {', '.join(_DTYPES)}.")
-    dtype, shape = _DTYPES[entry["dtype"]], _sizes(entry["shape"], f"the shape of {name!r}")
-    offsets = _sizes(entry["data_offsets"], f"the offsets of {name!r}")
-    num_bytes = math.prod(shape) * dtype.itemsize
-    if len(offsets) != 2 or not offsets[0] <= offsets[1] <= len(body):
-      raise ValueError(f"{name!r} lies at {offsets}, outside of the {len(body)} bytes of arrays.")
-    if offsets[1] - offsets[0] != num_bytes:
-      raise ValueError(
-        f"{name!r} of type {entry['dtype']} and shape {shape} needs {num_bytes} bytes, but its "
-        f"offsets are {offsets}."
-      )
-    spans.append(offsets)
-    little = dtype.newbyteorder("<") if dtype.kind != "V" else dtype
-    part = body[slice(*offsets)]
-    if dtype.kind == "b" and np.any(np.frombuffer(part, np.uint8) > 1):
-      raise ValueError(f"{name!r} of type BOOL holds a byte that is neither 0 nor 1.")
-    arrays[name] = np.frombuffer(part, little).astype(dtype).reshape(shape)
-  end = 0
-  for span in sorted(spans):
-    if span[0] != end:
-      raise ValueError(f"arrays overlap or leave a gap at byte {min(end, span[0])}.")
-    end = span[1]
-  if end != len(body):
-    raise ValueError(f"{len(body) - end} bytes follow the last array.")
-  return arrays
 
 
 def _layer(arrays: dict[str, Any], description: dict[str, Any]) -> Condensed:
   missing = [field for field in _FIELDS[:3] if arrays[field] is None]
   if missing:
     raise ValueError(f"its {missing[0]} are missing.")
-  shape = _sizes(description["kernel_shape"], "kernel_shape")
-  axes = _sizes(description["neuron_axes"], "neuron_axes")
+  shape = as_sizes(description["kernel_shape"], "kernel_shape")
+  axes = as_sizes(description["neuron_axes"], "neuron_axes")
   check_condensed(Condensed(**arrays, kernel_shape=shape, neuron_axes=axes))  # types, too
   layer = make_condensed(**arrays, kernel_shape=shape, neuron_axes=axes)
   _check_weights(layer)
@@ -316,37 +261,3 @@ def _check_weights(layer: Condensed) -> None:
 def _check_finite(array: Any, name: str) -> None:
   if not np.isfinite(np.asarray(array, np.float32)).all():
     raise ValueError(f"its {name} are not all finite.")
-
-
-def _json(text: bytes, what: str) -> Any:
-  """Decodes JSON, refusing what JSON leaves open: repeated keys, NaN, other encodings."""
-
-  def unique(pairs):
-    keys = [key for key, _ in pairs]
-    if len(set(keys)) != len(keys):
-      raise ValueError("a key occurs twice")
-    return dict(pairs)
-
-  def constant(name):
-    raise ValueError(f"{name} is no number of JSON")
-
-  try:
-    return json.loads(text.decode("utf-8"), object_pairs_hook=unique, parse_constant=constant)
-  except (ValueError, RecursionError) as error:
-    raise ValueError(f"{what} is not JSON as written by save_condensed: {error}.") from None
-
-
-def _object(value: Any, what: str, keys: set[str] | None = None) -> dict[str, Any]:
-  """The value, if it is a JSON object with exactly these keys."""
-  if not isinstance(value, dict) or (keys is not None and set(value) != keys):
-    wanted = "" if keys is None else f" with the keys {', '.join(sorted(keys))}"
-    raise ValueError(f"{what} must be an object{wanted}.")
-  return value
-
-
-def _sizes(value: Any, what: str) -> tuple[int, ...]:
-  """The value as a tuple, if it is a short list of integers from 0 to 2**53."""
-  fits = isinstance(value, list) and len(value) <= 32
-  if not fits or any(type(n) is not int or not 0 <= n <= 2**53 for n in value):
-    raise ValueError(f"{what} must be a list of non-negative integers.")
-  return tuple(value)

@@ -89,7 +89,7 @@ CHANGES = {
   "layer missing": (lambda x, a: (without(x, CONV), a), f"lacks '{CONV}'"),
   "array missing": (lambda x, a: (x, without(a, HEAD)), f"lacks '{HEAD}'"),
   "array unknown": (
-    lambda x, a: (x, a | {"tail/bias": a["head/bias"]}),
+    lambda x, a: (x, a | {"tail/bias": a[HEAD]}),
     "arrays names 'tail/bias'",
   ),
   "array of a layer": (lambda x, a: (x, a | {CONV: a[HEAD]}), f"arrays names '{CONV}'"),
