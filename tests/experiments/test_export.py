@@ -33,7 +33,9 @@ def test_a_trained_network_is_the_one_that_was_evaluated(finished_run):
   data = trained.run.data
   assert accuracy(predict(trained.model, data), data) == pytest.approx(results["test_accuracy"])
   assert trained.step == results["steps"]
-  assert trained.masks.keys() == {layer["path"] for layer in results["layers"] if layer["density"] < 1}
+  assert trained.masks.keys() == {
+    layer["path"] for layer in results["layers"] if layer["density"] < 1
+  }
   best = load_trained(workdir, which="best")
   assert accuracy(predict(best.model, data), data) == pytest.approx(results["best_test_accuracy"])
 
