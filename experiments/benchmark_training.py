@@ -34,11 +34,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from absl import flags
-from jax import Array, lax
+from jax import Array
 
 import srigl_jax as sx
 from experiments import cli, models
 from experiments.files import write_json
+from experiments.sorting_update import ARGSORT, SORT, sorting_update
 from experiments.timing import Row, as_json, format_table, interleave
 
 _OUT = Path("experiments/results/benchmark_training.json")
@@ -286,7 +287,7 @@ def update_rows(shapes: Shapes, *, repeats: int) -> Iterator[Row]:
   what = f"update of {len(masks)} layers, {num_weights / 1e6:.3g} M weights"
   # A peer that ranks takes half a minute for ResNet-50: fewer rounds.
   for peer, select, rounds in (("sort", SORT, repeats), ("argsort", ARGSORT, max(3, repeats // 3))):
-    by_sorting, peer_compile = updates(sorting_update, select=select)
+    by_sorting, peer_compile = updates(sorting_update, select=select, drop_fraction=_DROP_FRACTION)
     _check_masks(srigl(), by_sorting(), peer)
     name = f"{peer} / srigl: {what}"
     times = interleave(name, {peer: by_sorting, "srigl": srigl}, repeats=rounds)
@@ -308,81 +309,6 @@ def _check_masks(masks: Arrays, peers: Arrays, peer: str) -> None:
   different = [path for path, mask in masks.items() if not np.array_equal(mask, peers[path])]
   if different:
     raise RuntimeError(f"The update by {peer} gives other masks in {', '.join(different)}.")
-
-
-class Select(NamedTuple):
-  """How a peer selects, by non-negative scores without ties.
-
-  Attributes:
-    largest: `(scores [I, N], k) -> [I, N] bool`, the k largest.
-    largest_per_column: `(scores [I, N], k [N]) -> [I, N] bool`, the k largest of each column.
-  """
-
-  largest: Callable[[Array, Array], Array]
-  largest_per_column: Callable[[Array, Array], Array]
-
-
-def _argsort_largest(scores: Array, k: Array) -> Array:
-  order = jnp.argsort(-scores.reshape(-1))
-  chosen = jnp.arange(scores.size) < k
-  return jnp.zeros(scores.size, bool).at[order].set(chosen).reshape(scores.shape)
-
-
-def _argsort_largest_per_column(scores: Array, k: Array) -> Array:
-  order = jnp.argsort(-scores, axis=0)
-  chosen = jnp.arange(scores.shape[0])[:, None] < k[None]
-  return jnp.put_along_axis(jnp.zeros(scores.shape, bool), order, chosen, axis=0, inplace=False)
-
-
-def _sort_largest(scores: Array, k: Array) -> Array:
-  bits = lax.bitcast_convert_type(scores, jnp.uint32)
-  threshold = jnp.sort(bits.reshape(-1))[bits.size - jnp.maximum(k, 1)]
-  return (bits >= threshold) & (k > 0)
-
-
-def _sort_largest_per_column(scores: Array, k: Array) -> Array:
-  bits = lax.bitcast_convert_type(scores, jnp.uint32)
-  index = bits.shape[0] - jnp.maximum(k, 1)[:, None]
-  # Sorting along the last axis of the transpose is twice as fast as along the first axis.
-  threshold = jnp.take_along_axis(jnp.sort(bits.T, axis=1), index, axis=1)
-  return (bits >= threshold.T) & (k > 0)[None]
-
-
-ARGSORT = Select(_argsort_largest, _argsort_largest_per_column)
-SORT = Select(_sort_largest, _sort_largest_per_column)
-
-
-def sorting_update(
-  weights: Array, grads: Array, mask: Array, *, budget: int, gamma_sal: float, select: Select
-) -> Array:
-  """What `srigl_update` does, by sorting: the new mask of one layer, neurons on the last axis."""
-  shape = mask.shape
-  weights, grads, mask = (x.reshape(-1, shape[-1]) for x in (weights, grads, mask))
-  num_inputs, num_neurons = mask.shape
-  magnitudes, gradients = jnp.where(mask, jnp.abs(weights), 0.0), jnp.abs(grads)
-  nonzero = magnitudes > 0
-
-  num_active = mask.sum()
-  num_pruned = jnp.floor(num_active * _DROP_FRACTION).astype(jnp.int32)
-  num_kept = jnp.minimum(num_active - num_pruned, nonzero.sum())
-  num_pruned = num_active - num_kept
-
-  stays = jnp.ones(num_neurons, bool)
-  if gamma_sal:
-    salient = select.largest(magnitudes, num_kept) | select.largest(gradients, num_pruned)
-    num_salient = salient.sum(0)
-    required = max(1, math.trunc(gamma_sal * (budget // num_neurons)))
-    floor = jnp.sort(num_salient, descending=True)[budget // num_inputs]
-    stays = num_salient >= jnp.minimum(required, floor)
-  fan_in = budget // stays.sum()
-
-  candidates = nonzero & stays[None]
-  kept = select.largest(jnp.where(candidates, magnitudes, 0.0), num_kept) & candidates
-  overfull = (kept.sum(0) > fan_in)[None]
-  to_trim = jnp.where(kept, magnitudes, 0.0)
-  to_fill = jnp.where(kept, jnp.inf, gradients)
-  k = jnp.where(stays, fan_in, 0)
-  return select.largest_per_column(jnp.where(overfull, to_trim, to_fill), k).reshape(shape)
 
 
 def main() -> None:

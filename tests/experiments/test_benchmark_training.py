@@ -45,7 +45,7 @@ def test_sorting_gives_the_same_masks(select, gamma_sal):
     weights, grads, mask, budget=budget, drop_fraction=0.25, gamma_sal=gamma_sal
   )
   got = benchmark.sorting_update(
-    weights, grads, mask, budget=budget, gamma_sal=gamma_sal, select=select
+    weights, grads, mask, budget=budget, drop_fraction=0.25, gamma_sal=gamma_sal, select=select
   )
   np.testing.assert_array_equal(got, want)
   neurons = np.asarray(want).any((0, 1, 2)).sum()
