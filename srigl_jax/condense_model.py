@@ -31,8 +31,8 @@ def condense_model(
   - A batch norm directly behind a linear layer or convolution, dense or sparse, becomes part of it.
   - Constants of ablated neurons (and of neurons that read nothing but constants) move into the
     biases of the layers that read them, if only element-wise functions and poolings lie between;
-    the neurons are removed. A convolution that pads with zeros takes only the constant 0. So are
-    channels removed that nothing reads.
+    the neurons are removed. A convolution that pads with zeros takes only the constant 0.
+  - Channels that no neuron has a weight for are removed.
 
   What a tensor's other readers need stays: channels that are flattened with positions, normalised
   over (layer norm), added to anything with other channels, or returned. A layer that is called
@@ -54,10 +54,11 @@ def condense_model(
   Returns:
     A new model, as after `model.eval()`. Twins hold their arrays in variables of a type of their
     own, so `nnx.split`, `nnx.jit` and checkpoints work as ever; without `inputs` derivatives, too.
-    `jax.export` refuses calls of the native kernels unless it is told of them, and the process
-    that runs the file must have imported `srigl_jax`: `export(jax.jit(lambda x: model(x)),
-    disabled_checks=[DisabledSafetyCheck.custom_call(name), ...])` for the names
-    `srigl_condensed_matmul` and `srigl_condensed_conv`. With `backend="xla"` nothing is refused.
+    `jax.export` refuses calls of the native kernels unless it is told of them:
+    `export(jax.jit(lambda x: model(x)), disabled_checks=[DisabledSafetyCheck.custom_call(name),
+    ...])` for the names `srigl_condensed_matmul` and `srigl_condensed_conv`. The process that runs
+    the file must have loaded them before, as `srigl_kernels.BACKENDS["cpu"].is_available()` does.
+    What is condensed with `backend="xla"` needs neither.
 
   Raises:
     ValueError: if a mask's path is no kernel's, the kernel's owner cannot be condensed, or the
