@@ -71,7 +71,8 @@ def _losses(measured: Measured, fitted: Mapping[str, cost.Rates], names: Sequenc
   times: dict[tuple[cost.Sizes, int], dict[str, float]] = {}
   for name in names:
     for sizes, batch, seconds in measured[name]:
-      times.setdefault((sizes, batch), {})[name] = seconds
+      if name != "structured" or sizes.num_active < sizes.out_features:  # else it is dense
+        times.setdefault((sizes, batch), {})[name] = seconds
   losses = []
   for (sizes, batch), found in times.items():
     chosen = min(found, key=lambda name: _estimate(name, fitted[name], sizes, batch))
