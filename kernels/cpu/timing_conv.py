@@ -2,11 +2,15 @@
 
     PYTHONPATH=kernels python kernels/cpu/timing_conv.py --batch=1,64
 
-Per layer: how often the network has it, microseconds of the median jitted call (of the fastest),
-and how many times faster than dense that is; then the sums over the network, and the network
+Per layer: how often the network has it, microseconds of the median jitted call (of the fastest;
+processor time of the least, on all threads together), and how many times faster than dense that
+is; then the sums over the network, and the network
 itself in one jitted call: batch normalisation folded, stem and head dense in both. Inputs rotate,
 the methods take turns, the dense layers have bias and activation as the sparse ones have, and
 results are checked before they are timed.
+
+XLA's default runs some convolutions on one thread, as processor time tells. For a dense network
+that uses all of them, time with XLA_FLAGS=--xla_cpu_experimental_ynn_fusion_type= too.
 """
 
 import argparse
@@ -116,27 +120,33 @@ def make_network(rng):
   return methods
 
 
-def report(times):
-  """One line of a comparison."""
-  for name, seconds in times.items():
-    print(f"  {name} {np.median(seconds) * 1e6:7.0f} ({min(seconds) * 1e6:.0f})", end="")
-  dense, sparse = times.values()
-  print(
-    f"  {np.median(dense) / np.median(sparse):.1f}x ({min(dense) / min(sparse):.1f}x)", flush=True
-  )
+def summary(seconds):
+  """Median and fastest call, least processor time."""
+  return np.array([np.median(seconds[:, 0]), *seconds.min(0)])
+
+
+def report(title, dense, sparse):
+  """One line of a comparison of summaries."""
+  print(f"{title:30s}", end="")
+  for name, seconds in (("dense", dense), ("sparse", sparse)):
+    median, fastest, processor = seconds * 1e6
+    print(f"  {name} {median:7.0f} ({fastest:.0f}; {processor:.0f})", end="")
+  median, fastest, processor = dense / sparse
+  print(f"  {median:.1f}x ({fastest:.1f}x; {processor:.1f}x)", flush=True)
 
 
 def time_calls(methods, xs, repeats):
-  """Seconds of every call of every method, the methods taking turns."""
+  """Seconds and processor seconds `[calls, 2]` of every method, the methods taking turns."""
   times = {name: [] for name in methods}
   for turn in range(_ROUNDS):
     for name, call in methods.items():
       for i in range(2 + repeats):
-        start = time.perf_counter()
+        start, processor = time.perf_counter(), time.process_time()
         call(xs[i % len(xs)]).block_until_ready()
+        elapsed = time.perf_counter() - start, time.process_time() - processor
         if turn > 0 and i >= 2:
-          times[name].append(time.perf_counter() - start)
-  return times
+          times[name].append(elapsed)
+  return {name: np.array(seconds) for name, seconds in times.items()}
 
 
 def main():
@@ -149,7 +159,7 @@ def main():
   print(f"jax {jax.__version__}, {cpu.isa()}, {threads} threads, load {load:.1f}")
   rng = np.random.default_rng(0)
   for batch in map(int, args.batch.split(",")):
-    total = {"dense": [0.0, 0.0], "sparse": [0.0, 0.0]}  # of the medians, of the fastest
+    total = np.zeros((2, 3))
     repeats = 12 if batch <= 4 else 2
     for layer in filter(None, args.layer.split(",")):
       count, size, channels, *_ = LAYERS[layer]
@@ -157,21 +167,17 @@ def main():
       shape = (_NUM_INPUTS, batch, size, size, channels)
       xs = list(jnp.asarray(rng.standard_normal(shape, dtype=np.float32)))
       np.testing.assert_allclose(*(call(xs[0]) for call in methods.values()), atol=1e-3)
-      times = time_calls(methods, xs, repeats)
-      print(f"batch {batch:3d} {count} x {layer:14s}:", end="")
-      report(times)
-      for name, seconds in times.items():
-        total[name][0] += count * np.median(seconds)
-        total[name][1] += count * min(seconds)
+      each = [summary(seconds) for seconds in time_calls(methods, xs, repeats).values()]
+      report(f"batch {batch} {count} x {layer}", *each)
+      total += count * np.array(each)
     if args.layer:
-      print(f"batch {batch:3d} sum of layers     :", end="")
-      report({name: [fastest, median, median] for name, (median, fastest) in total.items()})
+      report(f"batch {batch} sum of layers", *total)
     methods = make_network(rng)
     shape = (_NUM_INPUTS, batch, 32, 32, 3)
     xs = list(jnp.asarray(rng.standard_normal(shape, dtype=np.float32)))
     np.testing.assert_allclose(*(call(xs[0]) for call in methods.values()), rtol=1e-3, atol=1e-3)
-    print(f"batch {batch:3d} network           :", end="")
-    report(time_calls(methods, xs, repeats))
+    times = time_calls(methods, xs, repeats).values()
+    report(f"batch {batch} network", *map(summary, times))
 
 
 if __name__ == "__main__":
