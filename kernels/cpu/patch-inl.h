@@ -290,16 +290,10 @@ void PackStagedBy(const Patches& patches, const Stage& stage, int64_t row_begin,
 template <int kVecs>
 void PackStaged(const Patches& patches, const Stage& stage, int64_t row_begin, int64_t num_rows,
                 int64_t column_begin, int64_t num_columns, float* tile) {
-  if (kWidth > 4 && patches.x.out <= 4) {
-    PackStagedBy<kVecs, CopyFour>(patches, stage, row_begin, num_rows, column_begin, num_columns,
-                               tile);
-  } else if (kWidth > 8 && patches.x.out <= 8) {
-    PackStagedBy<kVecs, CopyEight>(patches, stage, row_begin, num_rows, column_begin, num_columns,
-                                tile);
-  } else {
-    PackStagedBy<kVecs, CopyRegister>(patches, stage, row_begin, num_rows, column_begin, num_columns,
-                              tile);
-  }
+  const auto pack = kWidth > 4 && patches.x.out <= 4   ? PackStagedBy<kVecs, CopyFour>
+                    : kWidth > 8 && patches.x.out <= 8 ? PackStagedBy<kVecs, CopyEight>
+                                                       : PackStagedBy<kVecs, CopyRegister>;
+  pack(patches, stage, row_begin, num_rows, column_begin, num_columns, tile);
 }
 
 }  // namespace

@@ -3,7 +3,7 @@
     PYTHONPATH=kernels python kernels/cpu/timing_conv.py --batch=1,64
 
 Per layer: how often the network has it, microseconds of the median jitted call (of the fastest;
-processor time of the least, on all threads together), and how many times faster than dense that
+mean processor time of a call, all threads together), and how many times faster than dense that
 is; then the sums over the network, and the network
 itself in one jitted call: batch normalisation folded, stem and head dense in both. Inputs rotate,
 the methods take turns, the dense layers have bias and activation as the sparse ones have, and
@@ -121,8 +121,9 @@ def make_network(rng):
 
 
 def summary(seconds):
-  """Median and fastest call, least processor time."""
-  return np.array([np.median(seconds[:, 0]), *seconds.min(0)])
+  """Median and fastest call, mean processor time."""
+  wall, processor = seconds.T
+  return np.array([np.median(wall), wall.min(), processor.mean()])
 
 
 def report(title, dense, sparse):
