@@ -127,13 +127,13 @@ def _elementwise(op: Op, inputs: Sequence[Value]) -> Value:
   shape = flows[0].known.shape
   values = [np.broadcast_to(x, shape) for x in values]
   value = np.asarray(op.primitive.bind(*map(jnp.asarray, values), **op.params))
-  known = np.logical_and.reduce([x.known for x in flows])
+  known = np.all([x.known for x in flows], axis=0)
   if op.primitive is lax.mul_p:  # a constant 0 stays 0 whatever it gates
     zero = [
       (x.known if isinstance(x, Flow) else True) & (y == 0)
       for x, y in zip(inputs, values, strict=True)
     ]
-    zero_any = np.logical_or.reduce(zero)
+    zero_any = np.any(zero, axis=0)
     known, value = known | zero_any, np.where(zero_any, np.zeros_like(value), value)
   return _finite(frozenset[str]().union(*(x.sources for x in flows)), known, value)
 

@@ -245,7 +245,7 @@ def _choose(
     is_stable = True
     for group, paths in members:
       before = kept.inputs[paths[0]]
-      stays = np.logical_or.reduce([needed(path) for path in paths])
+      stays = np.any([needed(path) for path in paths], axis=0)
       if not stays.any():
         stays[np.argmax(before)] = True  # a layer has at least one neuron
       if not np.array_equal(stays, before):

@@ -4,10 +4,9 @@
 #define SRIGL_KERNELS_CPU_FFI_COMMON_H_
 
 #include <algorithm>
-#include <atomic>
 #include <memory>
-#include <thread>
 
+#include "crew.h"
 #include "layout.h"
 #include "matmul.h"
 #include "xla/ffi/api/ffi.h"
@@ -18,8 +17,7 @@ namespace srigl {
 
 namespace ffi = xla::ffi;
 
-// Runs tasks on XLA's own thread pool. Nobody ever waits for a scheduled helper to *start*, only
-// for tasks that somebody is working on: the pool may be fully occupied by calls like this one.
+// Runs tasks on XLA's own thread pool, and on threads of it that still wait from an earlier call.
 class PoolExecutor : public Executor {
  public:
   explicit PoolExecutor(ffi::ThreadPool pool) : pool_(pool) {}
@@ -33,44 +31,15 @@ class PoolExecutor : public Executor {
       for (int64_t i = 0; i < num_tasks; ++i) task(context, i);
       return;
     }
-    // A helper may come when the call is over; then it finds no task, and touches nothing else.
-    auto job = std::make_shared<Job>();
-    job->num_tasks = num_tasks;
-    job->task = task;
-    job->context = context;
-    for (int64_t i = 0; i < helpers; ++i) {
-      pool_.Schedule([job] { job->Work(); });
+    const auto job = std::make_shared<Job>(num_tasks, task, context);
+    for (int64_t i = Crew::Get().Call(job, helpers); i < helpers; ++i) {
+      pool_.Schedule([job] { Crew::Get().Help(job); });
     }
     job->Work();
-    for (int spins = 0; job->done.load(std::memory_order_acquire) < num_tasks; ++spins) {
-      if (spins > 10000) {
-        std::this_thread::yield();
-      } else {
-#if defined(__x86_64__)
-        __builtin_ia32_pause();
-#endif
-      }
-    }
+    job->Wait();
   }
 
  private:
-  struct Job {
-    int64_t num_tasks;
-    void (*task)(const void*, int64_t);
-    const void* context;
-    std::atomic<int64_t> next{0};
-    std::atomic<int64_t> done{0};
-
-    void Work() {
-      for (;;) {
-        const int64_t i = next.fetch_add(1, std::memory_order_relaxed);
-        if (i >= num_tasks) return;
-        task(context, i);
-        done.fetch_add(1, std::memory_order_release);
-      }
-    }
-  };
-
   ffi::ThreadPool pool_;
 };
 
