@@ -244,9 +244,10 @@ inline void BroadcastFour(const Value* values, Vec* all) {
 }
 #endif
 
-// sums[row, lane] += the weights of one (block, panel) times the block's inputs.
+// sums[row, lane] += the weights of one (block, panel) times the block's inputs. Inlined, its loops
+// would share registers with whatever the caller does: GCC then spills sums and takes twice as long.
 template <int kVecs, typename Value>
-void MultiplyPanel(const TileView& view, int64_t block, int64_t panel, const float* tile,
+__attribute__((noinline)) void MultiplyPanel(const TileView& view, int64_t block, int64_t panel, const float* tile,
                    float* sums) {
   constexpr int kLanes = kVecs * kWidth;
   constexpr int kChains = kVecs >= 4 ? 1 : 4 / kVecs;  // independent sums hide the latency

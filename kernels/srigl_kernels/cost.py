@@ -45,15 +45,14 @@ class Rates(NamedTuple):
   spread: float = 0.0
 
 
-# 4 cores of an AMD EPYC (Zen 4), float32, whole jitted calls; other programs ran at the same time,
-# so that calls on an idle machine take about half as long.
+# 4 cores of an AMD EPYC (Zen 4) in a virtual machine, float32, whole jitted calls.
 SECONDS: dict[str, Rates] = {
-  "dense": Rates(3.94e-05, 9.71e-11, 1.06e-11, 8.57e-10, 0),
-  "structured": Rates(4.77e-05, 8.57e-11, 1.05e-11, 1.04e-09, 0),
-  "xla": Rates(6.4e-05, 1.03e-09, 2.57e-11, 1.59e-09, 3.35e-09),
-  "cpu avx512": Rates(1.7e-05, 6.88e-11, 1.42e-11, 4.4e-10, 0),
-  "cpu avx2": Rates(2.3e-05, 8.53e-11, 1.53e-11, 5.25e-10, 0),
-  "cpu generic": Rates(1.94e-05, 0, 3.26e-11, 9.51e-10, 0),
+  "dense": Rates(2.17e-05, 6.71e-11, 7.02e-12, 1.45e-09, 0),
+  "structured": Rates(2.11e-05, 8.69e-11, 5.79e-12, 1.82e-09, 0),
+  "xla": Rates(4.79e-05, 8.1e-10, 2.39e-11, 2.33e-09, 3.61e-09),
+  "cpu avx512": Rates(1.04e-05, 2.25e-11, 1.29e-11, 4.25e-10, 0),
+  "cpu avx2": Rates(1.34e-05, 2.99e-11, 1.26e-11, 4.65e-10, 0),
+  "cpu generic": Rates(1.12e-05, 0, 2.28e-11, 9.48e-10, 0),
 }
 """By backend; of the native kernels by their CPU target, too."""
 
