@@ -50,7 +50,7 @@ def define_flags() -> None:
   flags.DEFINE_bool("models", False, "Whole models instead of single layers.")
   flags.DEFINE_bool("fit", False, "Measure and print the constants of srigl_kernels.cost.")
   flags.DEFINE_string("out", None, "Folder for the results; a new one in runs/ by default.")
-  flags.DEFINE_bool("publish", False, f"A complete run, and {_PUBLISHED.name} for the README.")
+  flags.DEFINE_bool("publish", False, f"With the models, and {_PUBLISHED.name} for the README.")
   flags.DEFINE_integer("pin", 0, "(Used by the command itself.) Measure here, on so many cores.")
   flags.DEFINE_string("to", None, "(Used by the command itself.) JSON file for what is measured.")
 
@@ -95,11 +95,14 @@ def _main() -> None:
 def _check_options() -> None:
   """Finds what is wrong with the flags before anything is measured."""
   options = flags.FLAGS
-  chosen = [name for name in ("quick", "layer", "shape", "model", "sparsity", "batch", "method")
+  chosen = [name for name in ("layer", "shape", "model", "sparsity", "batch", "method")
             if options[name].value]  # fmt: skip
   if options.publish and (chosen or options.models or options.fit):
     given = [*chosen, *(name for name in ("models", "fit") if options[name].value)]
-    raise ValueError(f"--publish is a complete run: leave out --{', --'.join(given)}.")
+    raise ValueError(
+      f"--publish measures everything, or with --quick what has targets: leave out "
+      f"--{', --'.join(given)}."
+    )
   for threads in options.threads:
     _num_threads(threads)
   _layers()

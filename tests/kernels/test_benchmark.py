@@ -229,7 +229,7 @@ def test_the_command(tmp_path):
   "args, message",
   [
     (["--layer=vit"], "There is no layer 'vit'"),
-    (["--publish", "--quick"], "--publish is a complete run: leave out --quick."),
+    (["--publish", "--models"], "--publish measures everything, or .*: leave out --models."),
   ],
 )
 def test_bad_flags_are_told_before_anything_is_measured(args, message):
