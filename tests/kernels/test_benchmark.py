@@ -229,7 +229,10 @@ def test_the_command(tmp_path):
   "args, message",
   [
     (["--layer=vit"], "There is no layer 'vit'"),
-    (["--publish", "--models"], "--publish measures everything, or .*: leave out --models."),
+    (
+      ["--publish", "--models"],
+      "--publish measures everything, or with --quick what has targets: leave out --models.",
+    ),
   ],
 )
 def test_bad_flags_are_told_before_anything_is_measured(args, message):
