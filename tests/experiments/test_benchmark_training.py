@@ -85,11 +85,18 @@ def test_rows_know_their_targets():
   assert "MISSED" in timing.format_table([row._replace(at_most=1.9)])
 
 
-def test_the_command_runs(tmp_path):
+@pytest.mark.parametrize(
+  "sections, num_rows",
+  [
+    (["--only=vit"], 4),
+    pytest.param([], 12, marks=pytest.mark.slow),  # compiles for most of a minute
+  ],
+)
+def test_the_command_runs(tmp_path, sections, num_rows):
   out = tmp_path / "results.json"
   command = [sys.executable, "-m", "experiments.benchmark_training"]
   done = subprocess.run(
-    [*command, "--quick", "--repeats=1", f"--out={out}"],
+    [*command, "--quick", "--repeats=1", f"--out={out}", *sections],
     env=os.environ | {"XLA_FLAGS": "", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"},
     capture_output=True,
     text=True,
@@ -99,7 +106,7 @@ def test_the_command_runs(tmp_path):
   results = json.loads(out.read_text())
   assert results["environment"]["jax"] == jax.__version__
   assert "--quick" in results["command"]
-  assert len(results["rows"]) == 12
+  assert len(results["rows"]) == num_rows
   for row in results["rows"]:
     assert row["ratio"] > 0 and row["rounds"] == len(next(iter(row["seconds"].values())))
     assert row["name"] in done.stdout and row["is_met"] is None
