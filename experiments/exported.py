@@ -41,6 +41,11 @@ def load_exported(path: Path, *, backend: str = "auto") -> Exported:
     FileNotFoundError: if there is no such file.
     ValueError: if the file is damaged, or is not of `experiments.export`.
   """
+  if not path.is_file():
+    raise FileNotFoundError(
+      f"There is no file {path}: `python -m experiments.export --workdir=DIR --out={path}` writes "
+      "one from a trained run."
+    )
   layers, arrays, metadata = sx.load_condensed_file(path)
   try:
     settings = metadata["config"]["model"]

@@ -2,7 +2,8 @@
 
 Accuracy, size and latency by batch size, of the exported network, of the same with dense matrices
 of the active neurons only ("structured"), and of its dense twin. The twin is the trained network
-itself if `--workdir=DIR` names the run, else what the file's layers expand to.
+itself if `--workdir=DIR` names the run, and computes its batch norms, which are folded in the file;
+else it is what the file's layers expand to.
 """
 
 import shlex

@@ -10,7 +10,7 @@ from experiments.export import export
 from experiments.exported import load_exported
 from experiments.files import read_json
 from experiments.infer import infer, write_report
-from experiments.inference import accuracy, largest_difference, num_bytes, predict
+from experiments.inference import accuracy, largest_difference, predict
 from experiments.train import train
 from experiments.trained import load_trained
 from tests.experiments.tiny import quick_compiler, tiny_config
@@ -54,7 +54,8 @@ def test_an_exported_network_computes_the_same(exported_run):
   want, got = (predict(x.model, data) for x in (trained, exported))
   assert got.shape == (len(data.test_labels), data.num_classes)
   assert largest_difference(got, want) < 1e-5
-  assert num_bytes(load_exported(exported.path, backend="xla").model) > 0
+  portable = load_exported(exported.path, backend="xla").model
+  assert largest_difference(predict(portable, data), want) < 1e-5
 
 
 def test_it_says_where_it_comes_from(exported_run):
@@ -119,6 +120,11 @@ def test_what_cannot_be_condensed(tmp_path, changes, message):
   with pytest.raises(ValueError, match=message):
     export(load_trained(tmp_path), tmp_path / "model.safetensors")
   assert not (tmp_path / "model.safetensors").exists()
+
+
+def test_a_missing_file_says_how_to_make_one(tmp_path):
+  with pytest.raises(FileNotFoundError, match=r"no file .*experiments\.export --workdir"):
+    load_exported(tmp_path / "model.safetensors")
 
 
 def test_a_file_of_layers_alone_is_refused(tmp_path):
