@@ -208,10 +208,7 @@ def condensed_matmul(
   Raises:
     ValueError: if shapes, types or names are not as above, or the backend cannot run here.
   """
-  condensed = layer.condensed if isinstance(layer, Prepared) else layer
-  check_structure(condensed)
-  if activation not in ACTIVATIONS:
-    raise ValueError(f"`activation` must be one of {list(ACTIVATIONS)}, not {activation!r}.")
+  condensed = check_call(x, layer, activation)
   if isinstance(layer, Prepared) and layer.feature_group_count != 1:
     raise ValueError(
       f"The layer was prepared for a convolution of {layer.feature_group_count} groups: run it by "
@@ -222,8 +219,6 @@ def condensed_matmul(
       f"The last axis of `x` must be the layer's {condensed.in_features} inputs, but x has shape "
       f"{x.shape}."
     )
-  if x.dtype not in FLOATS:
-    raise ValueError(f"`x` must be float32 or bfloat16, not {x.dtype}.")
   if backend == "auto":
     backend, _ = choose_backend(layer, batch=math.prod(x.shape[:-1]))
   if isinstance(layer, Prepared) and backend in layer.layouts:
@@ -231,6 +226,23 @@ def condensed_matmul(
   else:
     layout = pack(backend, condensed)
   return _apply(x, condensed, layout, backend=backend, activation=activation)
+
+
+def check_call(x: Array, layer: Condensed | Prepared, activation: str | None) -> Condensed:
+  """The layer that a call is about; raises a ValueError for what no backend takes.
+
+  Args:
+    x: the input, of any shape.
+    layer: as it was given.
+    activation: a name in `ACTIVATIONS`, or None.
+  """
+  condensed = layer.condensed if isinstance(layer, Prepared) else layer
+  check_structure(condensed)
+  if activation not in ACTIVATIONS:
+    raise ValueError(f"`activation` must be one of {list(ACTIVATIONS)}, not {activation!r}.")
+  if x.dtype not in FLOATS:
+    raise ValueError(f"`x` must be float32 or bfloat16, not {x.dtype}.")
+  return condensed
 
 
 _BATCHES = tuple(2**i for i in range(12))  # what a layer is prepared for unless it is told

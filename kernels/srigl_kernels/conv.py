@@ -10,9 +10,9 @@ import jax.numpy as jnp
 from jax import Array
 
 from srigl_kernels import dense, patches
-from srigl_kernels.api import BACKENDS, choose_backend, condensed_matmul, pack
+from srigl_kernels.api import BACKENDS, check_call, choose_backend, condensed_matmul, pack
 from srigl_kernels.epilogue import ACTIVATIONS, finish, spread
-from srigl_kernels.format import FLOATS, Condensed, check_structure
+from srigl_kernels.format import Condensed
 from srigl_kernels.geometry import Geometry, Padding, resolve
 from srigl_kernels.prepared import Layout, Prepared
 from srigl_kernels.xla import densify
@@ -57,12 +57,7 @@ def condensed_conv(
   Raises:
     ValueError: if shapes, types or names are not as above, or the backend cannot run here.
   """
-  condensed = layer.condensed if isinstance(layer, Prepared) else layer
-  check_structure(condensed)
-  if activation not in ACTIVATIONS:
-    raise ValueError(f"`activation` must be one of {list(ACTIVATIONS)}, not {activation!r}.")
-  if x.dtype not in FLOATS:
-    raise ValueError(f"`x` must be float32 or bfloat16, not {x.dtype}.")
+  condensed = check_call(x, layer, activation)
   images, geometry = resolve(
     x,
     condensed,
