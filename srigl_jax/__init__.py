@@ -6,6 +6,7 @@ Shape letters in docstrings: `I` inputs of a neuron when dense, `N` neurons of a
 from srigl_jax.allocation import Allocation, allocate
 from srigl_jax.condense import condense, expand
 from srigl_jax.condense_model import condense_model
+from srigl_jax.evolution import LayerView, Topology, per_layer
 from srigl_jax.flops import layer_macs, relative_flops, total_macs, training_flops
 from srigl_jax.folding_report import FoldedLayer, FoldingReport, folding_report
 from srigl_jax.initializers import init_sparse_weights
@@ -20,9 +21,10 @@ from srigl_jax.serialize import (
   load_condensed_file,
   save_condensed,
 )
+from srigl_jax.state import SparseState, get_masks, get_state
 from srigl_jax.summary import LayerSummary, Summary, summarize, warn_if_over_ablated
 from srigl_jax.topology import rigl_update, set_update, srigl_update
-from srigl_jax.transform import SparseState, get_masks, get_state
+from srigl_jax.transform import sparse_training
 from srigl_kernels import (
   Condensed,
   Prepared,
@@ -41,9 +43,11 @@ __all__ = [
   "FoldingReport",
   "Layer",
   "LayerSummary",
+  "LayerView",
   "Prepared",
   "SparseState",
   "Summary",
+  "Topology",
   "all_but",
   "allocate",
   "apply_masks",
@@ -64,6 +68,7 @@ __all__ = [
   "load_condensed_file",
   "merge_condensed",
   "only",
+  "per_layer",
   "prepare",
   "relative_flops",
   "rigl",
@@ -71,6 +76,7 @@ __all__ = [
   "save_condensed",
   "set_",
   "set_update",
+  "sparse_training",
   "split_condensed",
   "srigl",
   "srigl_update",

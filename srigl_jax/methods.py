@@ -7,12 +7,14 @@ Each is a choice of what is pruned, what grows and which structure holds, handed
 from collections.abc import Mapping
 
 import optax
+from jax import Array
 
 from srigl_jax.allocation import Distribution
+from srigl_jax.evolution import DropFraction, LayerView, Topology, per_layer
 from srigl_jax.leaves import AxesRule, flax_axes
 from srigl_jax.rules import Rule, all_but
 from srigl_jax.topology import rigl_update, salient_threshold, set_update, srigl_update
-from srigl_jax.transform import DropFraction, Topology, sparse_training
+from srigl_jax.transform import sparse_training
 
 _NOT_THE_HEAD = all_but("head")
 
@@ -78,14 +80,13 @@ def srigl(
   """
   salient_threshold(gamma_sal, constant_fan_in=1, dense_fan_in=1, salient_base=salient_base)
 
-  def update(layer, weights, grads, mask, key, fraction):
-    del key
+  def update(layer: LayerView) -> Array:
     return srigl_update(
-      weights,
-      grads,
-      mask,
+      layer.weights,
+      layer.scores,
+      layer.mask,
       budget=layer.budget,
-      drop_fraction=fraction,
+      drop_fraction=layer.drop_fraction,
       gamma_sal=gamma_sal if layer.may_ablate else 0,
       salient_base=salient_base,
       axes=lambda *_: layer.axes,
@@ -93,7 +94,14 @@ def srigl(
 
   return sparse_training(
     inner,
-    Topology(update, update_every, update_until, drop_fraction, grad_accumulation_steps, ablate),
+    Topology(
+      per_layer(update),
+      update_every,
+      update_until,
+      drop_fraction,
+      grad_accumulation_steps,
+      ablate=ablate,
+    ),
     structure="constant_fan_in",
     sparsity=sparsity,
     distribution=distribution,
@@ -124,13 +132,18 @@ def rigl(
   Source: RigL (arXiv:1911.11134), as SRigL's authors run it as their baseline.
   """
 
-  def update(layer, weights, grads, mask, key, fraction):
-    del key
-    return rigl_update(weights, grads, mask, drop_fraction=fraction, axes=lambda *_: layer.axes)
+  def update(layer: LayerView) -> Array:
+    return rigl_update(
+      layer.weights,
+      layer.scores,
+      layer.mask,
+      drop_fraction=layer.drop_fraction,
+      axes=lambda *_: layer.axes,
+    )
 
   return sparse_training(
     inner,
-    Topology(update, update_every, update_until, drop_fraction, grad_accumulation_steps, False),
+    Topology(per_layer(update), update_every, update_until, drop_fraction, grad_accumulation_steps),
     structure="unstructured",
     sparsity=sparsity,
     distribution=distribution,
@@ -159,13 +172,18 @@ def set_(
   Source: Mocanu et al., 2018 (doi:10.1038/s41467-018-04316-3), on RigL's schedule.
   """
 
-  def update(layer, weights, grads, mask, key, fraction):
-    del grads
-    return set_update(weights, key, mask, drop_fraction=fraction, axes=lambda *_: layer.axes)
+  def update(layer: LayerView) -> Array:
+    return set_update(
+      layer.weights,
+      layer.key,
+      layer.mask,
+      drop_fraction=layer.drop_fraction,
+      axes=lambda *_: layer.axes,
+    )
 
   return sparse_training(
     inner,
-    Topology(update, update_every, update_until, drop_fraction, 1, False),
+    Topology(per_layer(update), update_every, update_until, drop_fraction),
     structure="unstructured",
     sparsity=sparsity,
     distribution=distribution,

@@ -35,7 +35,7 @@ def srigl_update(
   grads: Array,
   mask: Array,
   *,
-  budget: int,
+  budget: int | Array,
   drop_fraction: Fraction,
   gamma_sal: float = 0.3,
   salient_base: str = "constant_fan_in",
@@ -63,7 +63,8 @@ def srigl_update(
     weights: kernel of `N` neurons with `I` inputs each, any float dtype; taken as 0 off the mask.
     grads: dense gradient of the loss (or a mean of several), same shape.
     mask: bool, same shape, True where active.
-    budget: connections the layer may have, `N <= budget < I * N`; from `allocate`.
+    budget: connections the layer may have, `N <= budget < I * N`; from `allocate`. May be traced,
+      and is not checked then.
     drop_fraction: share of the active weights to prune, in [0, 1]. Python floats are counted in
       double, traced values exactly at their own precision.
     gamma_sal: the share of `salient_base` that must be salient in a neuron that stays, 0 for no
@@ -89,7 +90,7 @@ def srigl_update(
   layer = _check_layer(weights, grads, mask, axes)
   _check_fraction(drop_fraction)
   num_inputs, num_neurons = layer.dense_fan_in, layer.num_neurons
-  if not num_neurons <= budget < layer.size:
+  if not isinstance(budget, Array) and not num_neurons <= budget < layer.size:
     raise ValueError(
       f"budget is {budget}, but a layer of {num_neurons} neurons with {num_inputs} inputs each "
       f"needs {num_neurons} <= budget < {layer.size}: at least one connection for each neuron "
@@ -113,7 +114,7 @@ def srigl_update(
   num_kept = jnp.minimum(num_active - num_pruned, count(nonzero))
   num_pruned = num_active - num_kept
 
-  if required == 0:
+  if gamma_sal == 0:
     stays = jnp.ones((1, num_neurons), bool)
   else:
     salient = largest(magnitudes, num_kept) | largest(gradients, num_pruned)
@@ -133,13 +134,13 @@ def srigl_update(
 
 
 def salient_threshold(
-  gamma_sal: float, *, constant_fan_in: int, dense_fan_in: int, salient_base: str
-) -> int:
+  gamma_sal: float, *, constant_fan_in: int | Array, dense_fan_in: int, salient_base: str
+) -> int | Array:
   """Salient weights that a neuron needs in order not to be ablated, before the floor; 0: none.
 
   Args:
     gamma_sal: as for `srigl_update`.
-    constant_fan_in: fan-in of the layer's neurons when none is ablated.
+    constant_fan_in: fan-in of the layer's neurons when none is ablated; may be traced.
     dense_fan_in: fan-in of a dense neuron.
     salient_base: which of the two a `gamma_sal` below 1 is a share of.
 
@@ -158,6 +159,8 @@ def salient_threshold(
   if gamma_sal >= 1:
     return math.ceil(gamma_sal)
   base = constant_fan_in if salient_base == "constant_fan_in" else dense_fan_in
+  if isinstance(base, Array):
+    return jnp.maximum(1, truncated_product(base, fraction_digits(float(gamma_sal))))
   return max(1, math.trunc(float(gamma_sal) * base))
 
 

@@ -7,140 +7,99 @@ may scale or add to its updates.
 """
 
 import functools
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax import Array, lax
+from jax import Array
 
-from srigl_jax.allocation import allocate
-from srigl_jax.counts import ExactFraction, Fraction, fraction_digits
-from srigl_jax.leaves import Axes, AxesRule, leaf_dict, map_leaves
-from srigl_jax.masks import Masks, init_masks
+from srigl_jax.allocation import Allocation, allocate
+from srigl_jax.evolution import LayerPlan, Topology, check_topology, evolve
+from srigl_jax.leaves import AxesRule, flax_axes, leaf_dict, map_leaves
+from srigl_jax.masks import Masks, check_masks, init_masks
 from srigl_jax.moments import mask_moments
-from srigl_jax.rules import Rule, select
-from srigl_jax.schedule import (
-  accumulates_gradient,
-  cosine_drop_fraction,
-  is_update_step,
-  num_updates,
-)
-
-DropFraction = float | Callable[[Array], Array]
-
-
-class SparseState(NamedTuple):
-  """State of a sparse training transformation: arrays and the inner state only.
-
-  Attributes:
-    step: `[]` int32, optimizer steps done.
-    masks: `{path: bool array}`, True where a weight is active.
-    explored: `{path: bool array}`, True where a weight was ever active (for the ITOP rate).
-    key: `[2]` uint32, data of the random key that masks and random growth are drawn with.
-    grad_sum: `{path: float32 array}`, mean of the dense gradients of the current window, growing;
-      empty unless gradients of several steps are averaged.
-    inner_state: the wrapped optimizer's state. Moments of masked weights are 0, or what the
-      optimizer makes of weights, gradients and moments that are 0.
-  """
-
-  step: Array
-  masks: Masks
-  explored: Masks
-  key: Array
-  grad_sum: dict[str, Array]
-  inner_state: Any
-
-
-class SparseLayer(NamedTuple):
-  """What a topology update is told about one layer, apart from its arrays.
-
-  Attributes:
-    path: the leaf's path.
-    budget: connections that it may have.
-    may_ablate: whether neurons of it may be ablated.
-    axes: which axes of its kernel are neurons.
-  """
-
-  path: str
-  budget: int
-  may_ablate: bool
-  axes: Axes
-
-
-TopologyUpdate = Callable[[SparseLayer, Array, Array, Array, Array, Fraction], Array]
-
-
-class Topology(NamedTuple):
-  """How and when the topology changes.
-
-  Attributes:
-    update: one layer's update, (layer, weights, grads, mask, key, drop fraction) -> new mask.
-    update_every: ΔT, optimizer steps between updates.
-    update_until: T_end, the step at which updates end.
-    drop_fraction: the initial value of the cosine, or a function of the step.
-    grad_accumulation_steps: how many dense gradients a growth score averages.
-    ablate: which layers may lose neurons.
-  """
-
-  update: TopologyUpdate
-  update_every: int
-  update_until: int
-  drop_fraction: DropFraction
-  grad_accumulation_steps: int
-  ablate: Rule
+from srigl_jax.rules import find_layers, select
+from srigl_jax.schedule import num_updates
+from srigl_jax.state import SparseState
 
 
 def sparse_training(
   inner: optax.GradientTransformation,
   topology: Topology | None,
   *,
-  structure: str,
-  axes: AxesRule,
-  seed: int,
+  structure: str = "unstructured",
+  initial: Mapping[str, Array] | str = "random",
+  axes: AxesRule = flax_axes,
+  seed: int = 0,
   **how_sparse: Any,
 ) -> optax.GradientTransformationExtraArgs:
-  """Wraps an optimizer into sparse training.
+  """Wraps an optimizer into sparse training: what every method is made of.
 
   Args:
     inner: the optimizer.
     topology: how and when the topology changes; None: never.
-    structure: of the initial masks and the budgets; see `allocate`.
+    structure: of random masks and of the budgets; see `allocate`.
+    initial: the masks to start with: `"random"` at the budgets, `"dense"` (every layer that has a
+      budget starts with all of its weights), or masks by path, whose sizes then are the budgets.
     axes: which axes of a kernel are neurons.
     seed: of the initial masks and of random growth.
     **how_sparse: the other arguments of `allocate`.
+
+  Raises:
+    ValueError: if an argument is out of range; on `init` if the masks or the sparsity do not fit
+      the parameters.
   """
   inner = optax.with_extra_args_support(inner)
-  _check_topology(topology)
+  check_topology(topology)
+  if isinstance(initial, str) and initial not in ("random", "dense"):
+    raise ValueError(f"initial is {initial!r}; it must be 'random', 'dense' or masks by path.")
 
   @functools.lru_cache(maxsize=8)
   def plan(spec: tuple[tuple[str, tuple[int, ...], np.dtype], ...]):
     leaves = {path: jax.ShapeDtypeStruct(shape, dtype) for path, shape, dtype in spec}
-    allocation = allocate(leaves, structure=structure, axes=axes, **how_sparse)
+    if isinstance(initial, str):
+      allocation = allocate(leaves, structure=structure, axes=axes, **how_sparse)
+    else:
+      layers = find_layers(leaves, axes=axes)
+      sizes = {path: int(np.asarray(initial[path]).sum()) for path in layers if path in initial}
+      allocation = Allocation({p: n / layers[p].size for p, n in sizes.items()}, sizes, layers)
     ablatable = select(topology.ablate, allocation.layers, name="ablate") if topology else ()
-    layers = {
-      path: SparseLayer(path, budget, path in ablatable, allocation.layers[path].axes)
-      for path, budget in allocation.budgets.items()
+    plans = {
+      path: LayerPlan(allocation.layers[path].axes, path in ablatable)
+      for path in allocation.budgets
     }
-    return allocation, layers
+    return allocation, plans
 
   def plan_for(params):
     leaves = leaf_dict(params)
     return plan(tuple((path, leaf.shape, np.dtype(leaf.dtype)) for path, leaf in leaves.items()))
 
+  def initial_masks(key, params, allocation):
+    if not isinstance(initial, str):
+      check_masks(initial, params)
+      return {path: jnp.array(initial[path], bool) for path in allocation.budgets}
+    if initial == "dense":
+      return {path: jnp.ones(allocation.layers[path].shape, bool) for path in allocation.budgets}
+    return init_masks(key, allocation, structure)
+
   def init_fn(params):
     allocation, _ = plan_for(params)
     key = jax.random.key(seed)
-    masks = init_masks(key, allocation, structure)
-    averages = topology is not None and topology.grad_accumulation_steps > 1
+    masks = initial_masks(key, params, allocation)
+    averages = topology is not None and (
+      topology.grad_accumulation_steps > 1 or topology.grad_decay > 0
+    )
     return SparseState(
       step=jnp.zeros((), jnp.int32),
       masks=masks,
       explored=jax.tree.map(jnp.copy, masks),
+      budgets={p: jnp.asarray(budget, jnp.int32) for p, budget in allocation.budgets.items()},
       key=jax.random.key_data(key),
-      grad_sum={p: jnp.zeros(m.shape, jnp.float32) for p, m in masks.items() if averages},
+      grad_mean={p: jnp.zeros(m.shape, jnp.float32) for p, m in masks.items() if averages},
+      memory=(),
       inner_state=mask_moments(inner.init(params), params, masks),
     )
 
@@ -150,8 +109,8 @@ def sparse_training(
         "Sparse training needs the parameters: call update(grads, state, params), not "
         "update(grads, state)."
       )
-    _, layers = plan_for(params)
-    _check_same_layers(layers, state.masks)
+    _, plans = plan_for(params)
+    _check_same_layers(plans, state.masks)
     before = state.masks
 
     def inner_update(masks):
@@ -165,7 +124,7 @@ def sparse_training(
 
     new = state._replace(step=optax.safe_increment(state.step))
     if topology is not None and num_updates(topology.update_every, topology.update_until):
-      new = _evolve(topology, layers, new, _leaves_of(updates, before), moved)
+      new = evolve(topology, plans, new, _leaves_of(updates, before), moved)
     # What was just pruned is gone and what was just grown starts at 0 without moments, even if the
     # optimizer moves weights that have neither (noise, centralised or orthogonalised updates).
     # Masking what the optimizer is given, not the moments that it returns, keeps one pass over
@@ -183,141 +142,14 @@ def sparse_training(
   return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
 
-def _evolve(
-  topology: Topology,
-  layers: dict[str, SparseLayer],
-  state: SparseState,
-  grads: dict[str, Array],
-  moved: Callable[[], dict[str, Array]],
-) -> SparseState:
-  """Updates the topology if it is time.
-
-  Args:
-    topology: how and when.
-    layers: the sparse layers, in natural order.
-    state: the state, its step already counted up.
-    grads: dense gradients of the sparse leaves.
-    moved: computes the sparse leaves as the optimizer leaves them under the old masks. It does the
-      optimizer's work a second time, but only when the topology changes: were its results handed
-      in, they would have to be held for that case in every step, instead of fusing with the
-      masking.
-
-  Returns:
-    The state with new masks, explored weights and gradient sums; or as it was.
-  """
-  every, until = topology.update_every, topology.update_until
-  grad_sum = state.grad_sum
-  if grad_sum:
-    n = topology.grad_accumulation_steps
-    grad_sum = lax.cond(
-      accumulates_gradient(state.step - 1, every, until, n),
-      lambda: {p: total + grads[p].astype(jnp.float32) / n for p, total in grad_sum.items()},
-      lambda: state.grad_sum,
-    )
-
-  def change():
-    weights, scores = moved(), grad_sum or grads
-    key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
-    fraction = _drop_fraction(topology, state.step)
-    masks = {
-      path: topology.update(
-        layer, weights[path], scores[path], state.masks[path], jax.random.fold_in(key, i), fraction
-      )
-      for i, (path, layer) in enumerate(layers.items())
-    }
-    explored = {path: state.explored[path] | mask for path, mask in masks.items()}
-    return masks, explored, jax.tree.map(jnp.zeros_like, grad_sum)
-
-  def keep():
-    return state.masks, state.explored, grad_sum
-
-  masks, explored, grad_sum = lax.cond(is_update_step(state.step, every, until), change, keep)
-  return state._replace(masks=masks, explored=explored, grad_sum=grad_sum)
-
-
-def _drop_fraction(topology: Topology, step: Array) -> Fraction:
-  """Drop fraction of the update at a traced step; the cosine's are tabulated in double."""
-  given, every, until = topology.drop_fraction, topology.update_every, topology.update_until
-  if isinstance(given, Array):  # a traced hyperparameter
-    return given / 2 * (1 + jnp.cos(step * (jnp.pi / until)))
-  if callable(given):
-    return jnp.asarray(given(step), jnp.float32)
-  steps = every * np.arange(num_updates(every, until) + 1)
-  table = fraction_digits(np.asarray([cosine_drop_fraction(int(t), given, until) for t in steps]))
-  return ExactFraction(jnp.asarray(table)[step // every])
-
-
-def _check_topology(topology: Topology | None) -> None:
-  if topology is None:
-    return
-  counts = {
-    name: getattr(topology, name)
-    for name in ("update_every", "update_until", "grad_accumulation_steps")
-  }
-  for name, value in counts.items():
-    if not isinstance(value, int | np.integer) or value < (name != "update_until"):
-      raise ValueError(
-        f"{name} is {value}; it must be a Python int, 1 or more (update_until: 0 or more). Under "
-        f"optax.inject_hyperparams, list {name!r} in static_args."
-      )
-  if topology.grad_accumulation_steps > topology.update_every:
-    raise ValueError(
-      f"grad_accumulation_steps is {topology.grad_accumulation_steps}, more than update_every "
-      f"({topology.update_every}): an update can average only the gradients since the last one."
-    )
-  given = topology.drop_fraction
-  if not isinstance(given, Array) and not callable(given) and not 0 <= given <= 1:
-    raise ValueError(
-      f"drop_fraction is {given}; it must lie in [0, 1] (the papers use 0.3), or be a function of "
-      "the step."
-    )
-
-
-def _leaves_of(tree: Any, masks: Masks) -> dict[str, Array]:
+def _leaves_of(tree: Any, masks: Mapping[str, Any]) -> dict[str, Array]:
   leaves = leaf_dict(tree)
   return {path: leaves[path] for path in masks}
 
 
-def _check_same_layers(layers: dict[str, SparseLayer], masks: Masks) -> None:
-  if layers.keys() != masks.keys():
+def _check_same_layers(plans: Mapping[str, Any], masks: Masks) -> None:
+  if plans.keys() != masks.keys():
     raise ValueError(
       f"The state has masks for {sorted(masks)}, but these parameters call for "
-      f"{sorted(layers)}: `params` has changed since `init`, or the state is another model's."
+      f"{sorted(plans)}: `params` has changed since `init`, or the state is another model's."
     )
-
-
-def get_state(opt_state: Any) -> SparseState:
-  """Finds the `SparseState` in any nesting of optax states.
-
-  Raises:
-    ValueError: if there is none, or more than one.
-  """
-  is_state = lambda node: isinstance(node, SparseState)
-  found = [n for n in jax.tree.leaves(opt_state, is_leaf=is_state) if is_state(n)]
-  if len(found) != 1:
-    raise ValueError(
-      f"Found {len(found)} sparse training states in the optimizer state, need exactly one: "
-      + (
-        "wrap the optimizer with srigl(...), rigl(...), set_(...) or static_sparse(...) and pass "
-        "the state that its `init` or `update` returned."
-        if not found
-        else "pass the part of the state that belongs to one of the transformations."
-      )
-    )
-  # nnx.Optimizer holds its state in variables, one leaf each: hand out the arrays themselves.
-  state = found[0]
-  array = lambda node: jax.tree.leaves(node)[0]
-  arrays = lambda by_path: {path: array(node) for path, node in by_path.items()}
-  return SparseState(
-    step=array(state.step),
-    masks=arrays(state.masks),
-    explored=arrays(state.explored),
-    key=array(state.key),
-    grad_sum=arrays(state.grad_sum),
-    inner_state=state.inner_state,
-  )
-
-
-def get_masks(opt_state: Any) -> Masks:
-  """Finds the masks `{path: bool array}` in any nesting of optax states; see `get_state`."""
-  return get_state(opt_state).masks

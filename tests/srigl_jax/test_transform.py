@@ -167,25 +167,25 @@ def test_inner_optimizer_sees_masked_gradients_only():
 
 def test_gradients_of_the_last_window_only_are_averaged():
   training = Training(srigl(SGD, update_every=4, update_until=20, grad_accumulation_steps=2))
-  empty = lambda: not any(np.asarray(x).any() for x in training.state.grad_sum.values())
+  empty = lambda: not any(np.asarray(x).any() for x in training.state.grad_mean.values())
   # Steps 3 and 4 count toward the update after step 4, 7 and 8 toward the next.
   assert empty()
   first = leaf_dict(helpers.gradients(training.params, 2))  # that of step 3
   for _ in training.run(3):
     pass
-  for path, total in training.state.grad_sum.items():
+  for path, total in training.state.grad_mean.items():
     np.testing.assert_array_equal(total, first[path].astype(jnp.float32) / 2)
 
   training = Training(training.tx)
   assert [empty() for _ in training.run(8)] == [True, True, False, True, True, True, False, True]
-  assert not Training(srigl(SGD)).state.grad_sum
+  assert not Training(srigl(SGD)).state.grad_mean
 
 
 def test_a_window_as_long_as_the_interval_is_cleared():
   """Row 11: the authors' code never clears it."""
   training = Training(srigl(SGD, update_every=2, update_until=20, grad_accumulation_steps=2))
   for now in training.run(4):
-    summed = any(np.asarray(x).any() for x in now.state.grad_sum.values())
+    summed = any(np.asarray(x).any() for x in now.state.grad_mean.values())
     assert summed == (now.step % 2 == 1)
 
 

@@ -1,0 +1,77 @@
+"""The state of every sparse training method, and how to find it in any nesting of optax states."""
+
+from typing import Any, NamedTuple
+
+import jax
+from jax import Array
+
+from srigl_jax.masks import Masks
+
+
+class SparseState(NamedTuple):
+  """State of a sparse training transformation: arrays and nested states only.
+
+  All that tells one run from another of the same shape (seed, sparsity) is in here, so states can
+  be stacked and updated together under `jax.vmap`, `step` alone left as it is.
+
+  Attributes:
+    step: `[]` int32, optimizer steps done.
+    masks: `{path: bool array}`, True where a weight is active.
+    explored: `{path: bool array}`, True where a weight was ever active (for the ITOP rate).
+    budgets: `{path: [] int32}`, connections that each layer may have in the end.
+    key: `[2]` uint32, data of the random key that masks and random growth are drawn with.
+    grad_mean: `{path: float32 array}`, the mean of dense gradients that scores growth: of the
+      current window so far, or a decaying one; empty if the last gradient alone scores.
+    memory: what else a method remembers (dense weights behind a mask, weights to rewind to); `()`
+      for most.
+    inner_state: the wrapped optimizer's state. Moments of masked weights are 0, or what the
+      optimizer makes of weights, gradients and moments that are 0.
+  """
+
+  step: Array
+  masks: Masks
+  explored: Masks
+  budgets: dict[str, Array]
+  key: Array
+  grad_mean: dict[str, Array]
+  memory: Any
+  inner_state: Any
+
+
+def get_state(opt_state: Any) -> SparseState:
+  """Finds the `SparseState` in any nesting of optax states.
+
+  Raises:
+    ValueError: if there is none, or more than one.
+  """
+  is_state = lambda node: isinstance(node, SparseState)
+  found = [n for n in jax.tree.leaves(opt_state, is_leaf=is_state) if is_state(n)]
+  if len(found) != 1:
+    raise ValueError(
+      f"Found {len(found)} sparse training states in the optimizer state, need exactly one: "
+      + (
+        "wrap the optimizer with srigl(...), rigl(...), set_(...) or static_sparse(...) and pass "
+        "the state that its `init` or `update` returned."
+        if not found
+        else "pass the part of the state that belongs to one of the transformations."
+      )
+    )
+  # nnx.Optimizer holds its state in variables, one leaf each: hand out the arrays themselves.
+  state = found[0]
+  array = lambda node: jax.tree.leaves(node)[0]
+  arrays = lambda by_path: {path: array(node) for path, node in by_path.items()}
+  return SparseState(
+    step=array(state.step),
+    masks=arrays(state.masks),
+    explored=arrays(state.explored),
+    budgets=arrays(state.budgets),
+    key=array(state.key),
+    grad_mean=arrays(state.grad_mean),
+    memory=state.memory,
+    inner_state=state.inner_state,
+  )
+
+
+def get_masks(opt_state: Any) -> Masks:
+  """Finds the masks `{path: bool array}` in any nesting of optax states; see `get_state`."""
+  return get_state(opt_state).masks
