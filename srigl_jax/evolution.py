@@ -184,6 +184,7 @@ def _drop_fraction(topology: Topology, step: Array) -> Fraction:
 
 
 def check_topology(topology: Topology | None) -> None:
+  """Raises a ValueError that names the field if one is out of range."""
   if topology is None:
     return
   counts = {
