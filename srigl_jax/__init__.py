@@ -7,7 +7,13 @@ from srigl_jax.allocation import Allocation, allocate
 from srigl_jax.condense import condense, expand
 from srigl_jax.condense_model import condense_model
 from srigl_jax.evolution import LayerView, Topology, per_layer
-from srigl_jax.flops import layer_macs, relative_flops, total_macs, training_flops
+from srigl_jax.flops import (
+  layer_macs,
+  relative_flops,
+  sparsity_for_flops,
+  total_macs,
+  training_flops,
+)
 from srigl_jax.folding_report import FoldedLayer, FoldingReport, folding_report
 from srigl_jax.initializers import init_sparse_weights
 from srigl_jax.leaves import Axes, Layer, flax_axes
@@ -77,6 +83,7 @@ __all__ = [
   "set_",
   "set_update",
   "sparse_training",
+  "sparsity_for_flops",
   "split_condensed",
   "srigl",
   "srigl_update",

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax.extend.core import Jaxpr, JaxprEqn, Literal, jaxprs_in_params
 
+from srigl_jax.allocation import allocate
 from srigl_jax.leaves import PyTree, leaf_path
 
 # A traced value has an origin: the index of the parameter leaf that it is a version of, or
@@ -121,6 +122,57 @@ def training_flops(inference: float, *, update_every: int, convention: str = "sr
     raise ValueError(f"`inference` must be a fraction in 0..1, not {inference}.")
   update = sparse_passes[convention] * inference + 1
   return (3 * inference * update_every + update) / (update_every + 1) / 3
+
+
+def sparsity_for_flops(
+  params: PyTree,
+  macs: Mapping[str, int],
+  relative: float,
+  distribution: str = "erk",
+  **how_sparse: Any,
+) -> float:
+  """The sparsity at which a network costs a given share of its dense FLOPs.
+
+  Distributions spend the same number of weights differently: Erdős–Rényi-Kernel keeps more of
+  the layers that are computed at many positions. This makes them comparable at equal FLOPs.
+
+  Args:
+    params: parameter tree, of arrays or of `jax.ShapeDtypeStruct`.
+    macs: `{path: dense MACs}` of one example, from `layer_macs`.
+    relative: FLOPs of the sparse network over the dense one's, in (0, 1).
+    distribution: see `allocate`.
+    **how_sparse: further arguments of `allocate`, such as `sparse`.
+
+  Returns:
+    The sparsity, to four significant digits of the density.
+
+  Raises:
+    ValueError: if `relative` is out of range, or cannot be reached since layers that stay dense
+      cost more, or a layer's fan-in would be 0.
+  """
+  if not 0 < relative < 1:
+    raise ValueError(f"relative is {relative}; it must lie in (0, 1): 0.2 is a fifth of dense.")
+
+  def flops(density: float) -> float:
+    allocation = allocate(params, density=density, distribution=distribution, **how_sparse)
+    return relative_flops(macs, allocation.densities)
+
+  low, high = 0.0, 1.0  # densities; FLOPs grow with them
+  while high - low > 1e-4 * high:
+    middle = (low + high) / 2
+    try:
+      enough = flops(middle) >= relative
+    except ValueError:  # too few weights for a layer: what is sought must lie above
+      enough = False
+    low, high = (low, middle) if enough else (middle, high)
+  reached = flops(high)
+  if abs(reached - relative) > 0.01 * relative:
+    raise ValueError(
+      f"No sparsity brings this network to {relative:.4g} of its dense FLOPs with distribution "
+      f"{distribution!r}: the closest is {reached:.4g}, at a density of {high:.4g}. Ask for more "
+      "FLOPs, or let more layers be sparse (argument `sparse`)."
+    )
+  return 1 - high
 
 
 def _count(fn, params: PyTree, args: Sequence[Any]) -> tuple[list[str], Counter[int]]:

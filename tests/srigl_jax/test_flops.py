@@ -8,6 +8,7 @@ import pytest
 from flax import nnx
 from jax.experimental import pallas as pl
 
+import srigl_jax as sx
 from srigl_jax import flops
 
 
@@ -349,3 +350,28 @@ def test_published_training_flops():
 def test_training_flops_rejects(kwargs, message):
   with pytest.raises(ValueError, match=message):
     flops.training_flops(**{"inference": 0.4, "update_every": 100, **kwargs})
+
+
+@pytest.mark.parametrize("distribution", ["erk", "uniform"])
+@pytest.mark.parametrize("relative", [0.05, 0.2, 0.6])
+def test_sparsity_for_flops_costs_what_was_asked(distribution, relative):
+  params = {
+    "conv": {"kernel": jax.ShapeDtypeStruct((3, 3, 16, 32), jnp.float32)},
+    "head": {"kernel": jax.ShapeDtypeStruct((2048, 64), jnp.float32)},
+  }
+  macs = {"conv/kernel": 64 * 9 * 16 * 32, "head/kernel": 2048 * 64}
+  sparsity = sx.sparsity_for_flops(params, macs, relative, distribution)
+  densities = sx.allocate(params, sparsity, distribution).densities
+  assert sx.relative_flops(macs, densities) == pytest.approx(relative, rel=1e-3)
+
+
+def test_sparsity_for_flops_says_what_is_out_of_reach():
+  params = {
+    "conv": {"kernel": jax.ShapeDtypeStruct((3, 3, 16, 32), jnp.float32)},
+    "head": {"kernel": jax.ShapeDtypeStruct((256, 10), jnp.float32)},
+  }
+  macs = {"conv/kernel": 64 * 9 * 16 * 32, "head/kernel": 2560}
+  with pytest.raises(ValueError, match=r"No sparsity brings .* 0.005 .* Ask for more FLOPs"):
+    sx.sparsity_for_flops(params, macs, 0.005, sparse=sx.all_but("head"))
+  with pytest.raises(ValueError, match=r"relative is 1.5; it must lie in \(0, 1\)"):
+    sx.sparsity_for_flops(params, macs, 1.5)
