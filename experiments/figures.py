@@ -4,13 +4,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
-from matplotlib.axes import Axes
 from matplotlib.patches import Patch
+
+from experiments.drawing import finish as _finish
+from experiments.drawing import plt
+from experiments.drawing import save as _save
 
 Records = list[dict[str, Any]]
 
@@ -150,18 +149,3 @@ def latency(seconds: Mapping[int, Mapping[str, Sequence[float]]], path: Path) ->
   axes.set_xticks(sizes, [str(size) for size in sizes])
   _finish(axes, xlabel="images at a time", ylabel="milliseconds")
   _save(figure, path)
-
-
-def _finish(axes: Axes, *, xlabel: str = "", ylabel: str = "", legend: bool = True) -> None:
-  axes.set_xlabel(xlabel)
-  axes.set_ylabel(ylabel)
-  axes.grid(alpha=0.3)
-  axes.spines[["top", "right"]].set_visible(False)
-  if legend and axes.get_legend_handles_labels()[0]:
-    axes.legend(frameon=False, fontsize="small")
-
-
-def _save(figure: Any, path: Path) -> None:
-  path.parent.mkdir(parents=True, exist_ok=True)
-  figure.savefig(path, dpi=130)
-  plt.close(figure)
