@@ -223,7 +223,7 @@ def _cell(point: Point) -> str:
   return f"{form}: {simulated} ± {point.standard_error:.{digits}f} ({point.z_score:+.1f})"
 
 
-def summary(points: dict[str, list[Point]]) -> dict[str, float]:
+def agreement(points: dict[str, list[Point]]) -> dict[str, float]:
   """How well forms and simulations agree: number of points, largest and mean square z-score."""
   scores = np.array([p.z_score for of_panel in points.values() for p in of_panel])
   return {
@@ -233,33 +233,48 @@ def summary(points: dict[str, list[Point]]) -> dict[str, float]:
   }
 
 
+def write_results(study: Study, out: Path, figure: Path, *, command: str) -> dict[str, Any]:
+  """Runs a study and writes its results file and its figure.
+
+  Args:
+    study: what to compute.
+    out: the results file.
+    figure: the image.
+    command: that asked for it, for the record.
+
+  Returns:
+    What the file holds.
+  """
+  points = run_study(study)
+  output_norm_variance_figure(points, figure)
+  results = {
+    "command": command,
+    "environment": environment(),
+    "table": markdown_table(points),
+    "study": study._asdict(),
+    "agreement": agreement(points),
+    "points": {
+      panel: [p._asdict() | {"z_score": p.z_score} for p in of_panel]
+      for panel, of_panel in points.items()
+    },
+  }
+  write_json(out, results)
+  return results
+
+
 def main() -> int:
   """The command."""
-  study = QUICK if flags.FLAGS.quick else FULL
+  quick = flags.FLAGS.quick
   folder = Path("runs/theory_quick")
-  out = Path(flags.FLAGS.out or (folder / "theory.json" if flags.FLAGS.quick else _RESULTS))
-  figure = Path(flags.FLAGS.figure or (folder / "theory.png" if flags.FLAGS.quick else _FIGURE))
-  points = run_study(study)
-  table, agreement = markdown_table(points), summary(points)
-  output_norm_variance_figure(points, figure)
-  write_json(
-    out,
-    {
-      "command": " ".join(["python -m experiments.theory", *sys.argv[1:]]),
-      "environment": environment(),
-      "table": table,
-      "study": study._asdict(),
-      "agreement": agreement,
-      "points": {
-        panel: [p._asdict() | {"z_score": p.z_score} for p in of_panel]
-        for panel, of_panel in points.items()
-      },
-    },
-  )
-  print(table)
+  out = Path(flags.FLAGS.out or (folder / "theory.json" if quick else _RESULTS))
+  figure = Path(flags.FLAGS.figure or (folder / "theory.png" if quick else _FIGURE))
+  command = " ".join(["python -m experiments.theory", *sys.argv[1:]])
+  results = write_results(QUICK if quick else FULL, out, figure, command=command)
+  found = results["agreement"]
+  print(results["table"])
   print(
-    f"{agreement['num_points']} points, largest |z-score| {agreement['largest_z_score']:.2f}, "
-    f"mean square {agreement['mean_square_z_score']:.2f}; results in {out}, figure in {figure}"
+    f"{found['num_points']} points, largest |z-score| {found['largest_z_score']:.2f}, mean square "
+    f"{found['mean_square_z_score']:.2f}; results in {out}, figure in {figure}"
   )
   return 0
 
