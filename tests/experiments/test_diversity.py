@@ -189,6 +189,7 @@ def test_variants_can_be_chosen(sweep):
     load_sweep(sweep, variants=["rigl"])
 
 
+@pytest.mark.filterwarnings("ignore:.*found in sys.modules:RuntimeWarning")
 def test_the_command(sweep, tmp_path, monkeypatch, capsys):
   out, figure = tmp_path / "out.json", tmp_path / "out.png"
   arguments = [f"--workdir={sweep}", "--variants=srigl", "--layers=hidden/1", "--batch=13"]
