@@ -188,9 +188,9 @@ def diversity(
     path: of the image to write.
   """
   layers = list(num_features)
-  columns = max(2, len(similarities))
-  figure = plt.figure(figsize=(4.2 * columns, 8.5), layout="constrained")
-  above, below = figure.subfigures(2, 1)  # type: ignore[misc]
+  num_rows = max(1, -(-len(similarities) // 3))
+  figure = plt.figure(figsize=(12, 4 + 4 * num_rows), layout="constrained")
+  above, below = figure.subfigures(2, 1, height_ratios=(4, 4 * num_rows))  # type: ignore[misc]
   left, right = above.subplots(1, 2)
   for i, (name, by_layer) in enumerate(ranks.items()):
     shares = [tuple(np.array(by_layer[layer]) / num_features[layer]) for layer in layers]
@@ -202,7 +202,7 @@ def diversity(
     axes.set_xticks(range(len(layers)), layers, rotation=90, fontsize=7)
   finish(left, ylabel="effective rank (% of features)")
   finish(right, ylabel="CKA of the same layer")
-  row = below.subplots(1, columns, squeeze=False)[0]
+  row = below.subplots(num_rows, 3, squeeze=False).ravel()
   for axes in row[len(similarities) :]:
     axes.remove()
   for axes, (pair, matrix) in zip(row, similarities.items(), strict=False):
