@@ -15,7 +15,6 @@ from experiments.theory import (
   write_results,
 )
 from srigl_jax.theory import MASKS, output_norm_variance
-from tests.experiments.tiny import quick_compiler
 
 TINY = Study(
   width=(3,),
@@ -58,9 +57,14 @@ def test_norms_are_1_on_average_and_draws_repeat():
   assert (squared_norms(Case("constant_fan_in", 4, 2, 3), 4096, seed=1) != norms).any()
 
 
-def test_results_file_and_figure(tmp_path):
-  with quick_compiler():
-    results = write_results(TINY, tmp_path / "theory.json", tmp_path / "theory.png", command="this")
+def test_results_file_and_figure(tmp_path, monkeypatch):
+  """Of norms out of thin air: compiling every case's simulation would take most of a minute."""
+
+  def norms(case, num_samples, *, seed):
+    return np.random.default_rng(seed).gamma(9, 1 / 9, (num_samples, case.depth))
+
+  monkeypatch.setattr("experiments.theory.squared_norms", norms)
+  results = write_results(TINY, tmp_path / "theory.json", tmp_path / "theory.png", command="this")
   assert (tmp_path / "theory.png").read_bytes().startswith(b"\x89PNG")
   assert read_json(tmp_path / "theory.json") == json.loads(json.dumps(results))
   assert {name: len(points) for name, points in results["points"].items()} == {
