@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 from jax import Array
 
+from srigl_jax.blocks import check_structure, num_blocks
 from srigl_jax.leaves import AxesRule, Layer, check_paths, flax_axes
 from srigl_jax.rules import Rule, find_layers, select
 
@@ -32,11 +33,15 @@ class Allocation(NamedTuple):
     budgets: active connections that the layer may have, by path. Constant fan-in leaves up to
       `N - 1` of them unused.
     layers: every layer that counts, dense ones included, by path.
+    block_size: constant fan-in in every block of so many inputs; None: of a whole neuron.
+    group_size: consecutive neurons that share their inputs.
   """
 
   densities: dict[str, float]
   budgets: dict[str, int]
   layers: dict[str, Layer]
+  block_size: int | None = None
+  group_size: int = 1
 
 
 def allocate(
@@ -47,6 +52,8 @@ def allocate(
   density: float | None = None,
   fan_in: int | Mapping[str, int] | None = None,
   structure: str = "constant_fan_in",
+  block_size: int | None = None,
+  group_size: int = 1,
   sparse: Rule = True,
   axes: AxesRule = flax_axes,
 ) -> Allocation:
@@ -62,9 +69,13 @@ def allocate(
     density: `1 - sparsity`, in its place.
     fan_in: connections of each neuron, in place of `sparsity` and `distribution`: one number for
       all sparse layers (those with no more inputs than that are dense) or `{path: fan_in}`
-      (absent layers are dense).
+      (absent layers are dense). With `block_size`, connections in each block.
     structure: `"constant_fan_in"`, budget `trunc(I * N * (1 - S))`, or `"unstructured"`, budget
       `I * N - trunc(S * I * N)`, with S the layer's sparsity.
+    block_size: M, for a constant fan-in in every block of M consecutive inputs of a neuron (N:M
+      sparsity); it must divide the inputs of each sparse layer.
+    group_size: for a constant fan-in, how many consecutive neurons share their inputs. A layer
+      whose neurons are no multiple of it has groups of their largest common divisor.
     sparse: which layers may be sparse. The others stay dense and count toward the target, so
       that the sparse ones become sparser to pay for them.
     axes: which axes of a kernel are neurons.
@@ -80,6 +91,12 @@ def allocate(
   """
   if structure not in STRUCTURES:
     raise ValueError(f"structure is {structure!r}; it must be one of {STRUCTURES}.")
+  check_structure(block_size, group_size)
+  if structure != "constant_fan_in" and (block_size is not None or group_size != 1):
+    raise ValueError(
+      f"block_size ({block_size}) and group_size ({group_size}) need "
+      f"structure='constant_fan_in', not {structure!r}."
+    )
   layers = find_layers(params, sparse=sparse, axes=axes)
   allowed = select(sparse, layers, name="sparse")
   target = _target_density(sparsity, density)
@@ -89,7 +106,8 @@ def allocate(
         f"Both fan_in ({fan_in}) and a sparsity or density ({target}) or a distribution "
         f"({distribution}) are given; either decides how sparse the layers are. Leave one out."
       )
-    return _from_fan_ins(fan_in, layers, allowed)
+    found = _from_fan_ins(fan_in, layers, allowed, block_size)
+    return found._replace(block_size=block_size, group_size=group_size)
   if isinstance(distribution, str):
     sparsities = _from_target(distribution, target, layers, allowed)
     densities = {path: 1.0 - s for path, s in sparsities.items() if s > 0}
@@ -101,10 +119,10 @@ def allocate(
     densities = {path: d for path, d in densities.items() if path in allowed}
     sparsities = {path: 1.0 - d for path, d in densities.items()}
   budgets = {
-    path: _budget(layers[path], sparsities[path], density, structure)
+    path: _budget(layers[path], sparsities[path], density, structure, block_size)
     for path, density in densities.items()
   }
-  return Allocation(densities, budgets, layers)
+  return Allocation(densities, budgets, layers, block_size, group_size)
 
 
 def constant_fan_in(layer: Layer, sparsity: float) -> int:
@@ -115,16 +133,20 @@ def constant_fan_in(layer: Layer, sparsity: float) -> int:
   return math.trunc(layer.size * (1.0 - sparsity)) // layer.num_neurons
 
 
-def _budget(layer: Layer, sparsity: float, density: float, structure: str) -> int:
+def _budget(
+  layer: Layer, sparsity: float, density: float, structure: str, block_size: int | None
+) -> int:
   if structure == "constant_fan_in":
-    budget, least = math.trunc(layer.size * density), layer.num_neurons
+    budget = math.trunc(layer.size * density)
+    least = layer.num_neurons * num_blocks(layer, block_size)
   else:
     budget, least = layer.size - math.trunc(sparsity * layer.size), 1
   if budget < least:
     raise ValueError(
       f"Layer {layer.path!r} of shape {layer.shape} may keep {max(budget, 0)} of its {layer.size} "
       f"weights (density {density:.6g}), fewer than one for each of its {layer.num_neurons} "
-      "neurons: a fan-in of 0. Ways out: (1) lower the sparsity, or use distribution='erk', "
+      + ("neurons" if least <= layer.num_neurons else f"neurons' blocks of {block_size} inputs")
+      + ": a fan-in of 0. Ways out: (1) lower the sparsity, or use distribution='erk', "
       "which spares thin layers; (2) keep the layer dense with "
       f"sparse=all_but({_exactly(layer.path)!r}); "
       "(3) give fan-ins with fan_in=..., or densities with distribution={path: density}."
@@ -212,24 +234,28 @@ def _check_allowed(given: Iterable[str], allowed: Collection[str], *, name: str)
 
 
 def _from_fan_ins(
-  fan_in: int | Mapping[str, int], layers: Mapping[str, Layer], allowed: Collection[str]
+  fan_in: int | Mapping[str, int],
+  layers: Mapping[str, Layer],
+  allowed: Collection[str],
+  block_size: int | None,
 ) -> Allocation:
   if isinstance(fan_in, Mapping):
     check_paths(fan_in, layers, name="fan_in")
     _check_allowed(fan_in, allowed, name="fan_in")
   by_path = fan_in if isinstance(fan_in, Mapping) else dict.fromkeys(allowed, fan_in)
   fan_ins = {path: by_path[path] for path in layers if path in by_path}
+  size = {path: layers[path].dense_fan_in if block_size is None else block_size for path in fan_ins}
   for path, k in fan_ins.items():
-    most = layers[path].dense_fan_in
-    if not isinstance(k, numbers.Integral) or k < 1 or (isinstance(fan_in, Mapping) and k > most):
+    bounded = isinstance(fan_in, Mapping) or block_size is not None
+    if not isinstance(k, numbers.Integral) or k < 1 or (bounded and k > size[path]):
       raise ValueError(
-        f"fan_in of layer {path!r} is {k!r}; it must be a whole number from 1 to {most}, the "
-        "inputs of each of its neurons."
+        f"fan_in of layer {path!r} is {k!r}; it must be a whole number from 1 to {size[path]}, the "
+        f"inputs of each of its neurons{'' if block_size is None else ' in a block'}."
       )
-  sparse = {path: int(k) for path, k in fan_ins.items() if k < layers[path].dense_fan_in}
+  blocks = {p: num_blocks(layers[p], block_size) for p, k in fan_ins.items() if k < size[p]}
   return Allocation(
-    densities={path: k / layers[path].dense_fan_in for path, k in sparse.items()},
-    budgets={path: k * layers[path].num_neurons for path, k in sparse.items()},
+    densities={path: int(fan_ins[path]) / size[path] for path in blocks},
+    budgets={path: int(fan_ins[path]) * n * layers[path].num_neurons for path, n in blocks.items()},
     layers=dict(layers),
   )
 

@@ -93,5 +93,18 @@ def truncated_product(n: Array | int, digits: np.ndarray | Array) -> Array:
   return (whole + rounds_up).astype(jnp.int32)
 
 
+def share(n: Array | int, fraction: Fraction) -> Array:
+  """`trunc(n * fraction)`: how many a share of n is, counted as in IEEE double.
+
+  Args:
+    n: `[]` int32, not negative.
+    fraction: in [0, 1]; a Python float, or what a `LayerView` has.
+
+  Returns:
+    `[]` int32.
+  """
+  return truncated_product(n, fraction_digits(fraction))
+
+
 def _leading_ones(word: Array) -> Array:
   return lax.clz(~word).astype(jnp.int32)

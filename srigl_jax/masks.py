@@ -12,8 +12,9 @@ import jax.numpy as jnp
 from jax import Array
 
 from srigl_jax.allocation import Allocation
+from srigl_jax.blocks import largest_per_block, num_blocks, num_in_group
 from srigl_jax.leaves import Layer, check_paths, from_matrix, leaf_dict, map_leaves, to_matrix
-from srigl_jax.selection import largest, largest_per_column
+from srigl_jax.selection import largest
 
 Masks = dict[str, Array]
 
@@ -25,27 +26,40 @@ def init_masks(key: Array, allocation: Allocation, structure: str = "constant_fa
     key: jax random key.
     allocation: from `allocate`, with the same `structure`.
     structure: `"constant_fan_in"`: each neuron keeps `budget // N` inputs, drawn without
-      replacement; `"unstructured"`: `budget` positions, drawn over the whole layer.
+      replacement (in each block, and alike in a group, if the allocation has those);
+      `"unstructured"`: `budget` positions, drawn over the whole layer.
   """
   return {
     path: random_mask(
-      jax.random.fold_in(key, i), allocation.layers[path], budget, structure=structure
+      jax.random.fold_in(key, i),
+      allocation.layers[path],
+      budget,
+      structure=structure,
+      block_size=allocation.block_size,
+      group_size=allocation.group_size,
     )
     for i, (path, budget) in enumerate(allocation.budgets.items())
   }
 
 
 def random_mask(
-  key: Array, layer: Layer, budget: int, *, structure: str = "constant_fan_in"
+  key: Array,
+  layer: Layer,
+  budget: int,
+  *,
+  structure: str = "constant_fan_in",
+  block_size: int | None = None,
+  group_size: int = 1,
 ) -> Array:
   """A random mask of one layer, bool of the kernel's shape; see `init_masks`."""
-  scores = jax.random.bits(key, (layer.dense_fan_in, layer.num_neurons), jnp.uint32) >> 1
-  if structure == "constant_fan_in":
-    fan_in = jnp.full((layer.num_neurons,), budget // layer.num_neurons, jnp.int32)
-    mask = largest_per_column(scores, fan_in)
-  else:
-    mask = largest(scores, budget)
-  return from_matrix(mask, layer)
+  shape = (layer.dense_fan_in, layer.num_neurons)
+  if structure != "constant_fan_in":
+    return from_matrix(largest(jax.random.bits(key, shape, jnp.uint32) >> 1, budget), layer)
+  group = num_in_group(layer, group_size)
+  scores = jax.random.bits(key, (shape[0], shape[1] // group), jnp.uint32) >> 1
+  blocks = num_blocks(layer, block_size)
+  mask = largest_per_block(scores, budget // (shape[1] * blocks), shape[0] // blocks)
+  return from_matrix(jnp.repeat(mask, group, axis=1), layer)
 
 
 def apply_masks(params: Any, masks: Mapping[str, Array]) -> Any:

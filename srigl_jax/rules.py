@@ -30,6 +30,7 @@ class Selection(NamedTuple):
 
   patterns: tuple[str, ...]
   inverted: bool
+  inputs_multiple_of: int = 1
 
 
 Rule = bool | Selection | Callable[[str, tuple[int, ...]], bool]
@@ -45,9 +46,20 @@ def only(*patterns: str) -> Selection:
   return Selection(tuple(patterns), inverted=False)
 
 
-def all_but(*patterns: str) -> Selection:
-  """All layers except those that any of the patterns names; see `only`."""
-  return Selection(tuple(patterns), inverted=True)
+def all_but(*patterns: str, inputs_multiple_of: int = 1) -> Selection:
+  """All layers except those that any of the patterns names; see `only`.
+
+  Args:
+    *patterns: as for `only`; none excludes no layer.
+    inputs_multiple_of: also except layers whose neurons have another number of inputs, such as
+      the first convolution's 27: for a structure that holds in every block of inputs.
+
+  Raises:
+    ValueError: if `inputs_multiple_of` is less than 1.
+  """
+  if inputs_multiple_of < 1:
+    raise ValueError(f"inputs_multiple_of is {inputs_multiple_of}; it must be 1 or more.")
+  return Selection(tuple(patterns), inverted=True, inputs_multiple_of=inputs_multiple_of)
 
 
 def find_layers(
@@ -96,7 +108,8 @@ def select(rule: Rule, layers: Mapping[str, Layer], *, name: str) -> frozenset[s
     return frozenset(layers if rule else ())
   if isinstance(rule, Selection):
     named = frozenset().union(*(_matches(pattern, layers, name) for pattern in rule.patterns))
-    return frozenset(layers) - named if rule.inverted else named
+    chosen = frozenset(layers) - named if rule.inverted else named
+    return frozenset(p for p in chosen if not layers[p].dense_fan_in % rule.inputs_multiple_of)
   if callable(rule):
     return frozenset(path for path, layer in layers.items() if rule(path, layer.shape))
   raise ValueError(

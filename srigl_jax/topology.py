@@ -16,16 +16,17 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from srigl_jax.counts import ExactFraction, Fraction, fraction_digits, truncated_product
-from srigl_jax.leaves import AxesRule, Layer, flax_axes, from_matrix, make_layer, to_matrix
-from srigl_jax.selection import (
-  ALWAYS,
-  count,
-  count_per_column,
-  largest,
-  largest_per_column,
-  magnitude_key,
+from srigl_jax.blocks import (
+  check_structure,
+  count_per_block,
+  group_sums,
+  largest_per_block,
+  num_blocks,
+  num_in_group,
 )
+from srigl_jax.counts import ExactFraction, Fraction, share
+from srigl_jax.leaves import AxesRule, Layer, flax_axes, from_matrix, make_layer, to_matrix
+from srigl_jax.selection import ALWAYS, count, count_per_column, largest, magnitude_key
 
 SALIENT_BASES = ("constant_fan_in", "dense_fan_in")
 
@@ -39,6 +40,8 @@ def srigl_update(
   drop_fraction: Fraction,
   gamma_sal: float = 0.3,
   salient_base: str = "constant_fan_in",
+  block_size: int | None = None,
+  group_size: int = 1,
   axes: AxesRule = flax_axes,
 ) -> Array:
   """One SRigL update: prune by magnitude, ablate neurons, grow by gradient, fan-in constant.
@@ -59,23 +62,30 @@ def srigl_update(
   Ablation is decided afresh each time, so an ablated neuron whose gradients make it salient
   comes back.
 
+  With `block_size` M (N:M sparsity), points 2 to 4 hold for every block of M consecutive inputs
+  of a neuron in place of the neuron: `k = budget // (blocks of the neurons that stay)`. With
+  `group_size`, groups of consecutive neurons are what the above calls neurons, an input's
+  magnitude and gradient in a group being the sums over its neurons; they share one mask.
+
   Args:
     weights: kernel of `N` neurons with `I` inputs each, any float dtype; taken as 0 off the mask.
     grads: dense gradient of the loss (or a mean of several), same shape.
     mask: bool, same shape, True where active.
-    budget: connections the layer may have, `N <= budget < I * N`; from `allocate`. May be traced,
-      and is not checked then.
+    budget: connections the layer may have, at least one for each neuron (or block) and fewer
+      than `I * N`; from `allocate`. May be traced, and is not checked then.
     drop_fraction: share of the active weights to prune, in [0, 1]. Python floats are counted in
       double, traced values exactly at their own precision.
     gamma_sal: the share of `salient_base` that must be salient in a neuron that stays, 0 for no
       ablation; 1 and above is an absolute number of weights.
     salient_base: `"constant_fan_in"`, the fan-in of the layer with no neuron ablated, or
       `"dense_fan_in"`, I.
+    block_size: inputs of a block, a divisor of I; None: all of them, plain SRigL.
+    group_size: neurons of a group, or its largest common divisor with N; 1: plain SRigL.
     axes: which axes are neurons, for layouts other than Flax's.
 
   Returns:
-    bool, the new mask, same shape: each neuron has either k connections or none, and at least
-    `budget // I + 1` neurons stay. Ties: the larger key first, then the lower index of the
+    bool, the new mask, same shape: each neuron (block) has either k connections or none, and at
+    least `budget // I + 1` neurons stay. Ties: the larger key first, then the lower index of the
     `[I, N]` matrix, which for Flax kernels is the flat index of the kernel.
 
   Raises:
@@ -89,28 +99,33 @@ def srigl_update(
   """
   layer = _check_layer(weights, grads, mask, axes)
   _check_fraction(drop_fraction)
-  num_inputs, num_neurons = layer.dense_fan_in, layer.num_neurons
-  if not isinstance(budget, Array) and not num_neurons <= budget < layer.size:
+  check_structure(block_size, group_size)
+  num_inputs, blocks = layer.dense_fan_in, num_blocks(layer, block_size)
+  if not isinstance(budget, Array) and not layer.num_neurons * blocks <= budget < layer.size:
     raise ValueError(
-      f"budget is {budget}, but a layer of {num_neurons} neurons with {num_inputs} inputs each "
-      f"needs {num_neurons} <= budget < {layer.size}: at least one connection for each neuron "
-      "and fewer than a dense layer. Use the budget that `allocate` gives."
+      f"budget is {budget}, but a layer of {layer.num_neurons} neurons with {num_inputs} inputs "
+      f"each in {blocks} block(s) needs {layer.num_neurons * blocks} <= budget < {layer.size}: at "
+      "least one connection for each block and fewer than a dense layer. Use the budget that "
+      "`allocate` gives."
     )
+  group = num_in_group(layer, group_size)
+  num_neurons, budget = layer.num_neurons // group, budget // group
+  block_size = num_inputs // blocks
   required = salient_threshold(
     gamma_sal,
-    constant_fan_in=budget // num_neurons,
+    constant_fan_in=budget // (num_neurons * blocks) * blocks,
     dense_fan_in=num_inputs,
     salient_base=salient_base,
   )
 
   mask = to_matrix(mask, layer)
-  weights = jnp.where(mask, to_matrix(weights, layer), 0)
+  weights = group_sums(jnp.where(mask, to_matrix(weights, layer), 0), group)
   magnitudes = magnitude_key(weights)
-  gradients = magnitude_key(to_matrix(grads, layer))
+  gradients = magnitude_key(group_sums(to_matrix(grads, layer), group))
   nonzero = weights != 0
 
-  num_active = count(mask)
-  num_pruned = truncated_product(num_active, fraction_digits(drop_fraction))
+  num_active = count(mask.reshape(num_inputs, num_neurons, group).any(-1))
+  num_pruned = share(num_active, drop_fraction)
   num_kept = jnp.minimum(num_active - num_pruned, count(nonzero))
   num_pruned = num_active - num_kept
 
@@ -121,16 +136,17 @@ def srigl_update(
     num_salient = count_per_column(salient)
     floor = jnp.sort(num_salient[0], descending=True)[budget // num_inputs]
     stays = num_salient >= jnp.minimum(required, floor)
-  fan_in = budget // stays.sum(dtype=jnp.int32)
+  fan_in = budget // (stays.sum(dtype=jnp.int32) * blocks)
 
   kept = largest(jnp.where(nonzero & stays, magnitudes, 0), num_kept) & nonzero & stays
-  # One selection both trims the neurons that kept too many (by magnitude, among the kept) and
-  # fills the others (the kept first, then by gradient): no neuron needs both.
-  overfull = count_per_column(kept) > fan_in
+  # One selection both trims the blocks that kept too many (by magnitude, among the kept) and
+  # fills the others (the kept first, then by gradient): no block needs both.
+  overfull = count_per_block(kept, block_size) > fan_in
   keys = jnp.where(
     overfull, jnp.where(kept, magnitudes, 0), jnp.where(kept, jnp.uint32(ALWAYS), gradients)
   )
-  return from_matrix(largest_per_column(keys, jnp.where(stays, fan_in, 0)[0]), layer)
+  chosen = largest_per_block(keys, jnp.where(stays, fan_in, 0)[0], block_size)
+  return from_matrix(jnp.repeat(chosen, group, axis=1), layer)
 
 
 def salient_threshold(
@@ -160,7 +176,7 @@ def salient_threshold(
     return math.ceil(gamma_sal)
   base = constant_fan_in if salient_base == "constant_fan_in" else dense_fan_in
   if isinstance(base, Array):
-    return jnp.maximum(1, truncated_product(base, fraction_digits(float(gamma_sal))))
+    return jnp.maximum(1, share(base, float(gamma_sal)))
   return max(1, math.trunc(float(gamma_sal) * base))
 
 
@@ -198,7 +214,7 @@ def rigl_update(
   mask = to_matrix(mask, layer)
   magnitudes = magnitude_key(to_matrix(weights, layer))
   num_active = count(mask)
-  num_pruned = truncated_product(num_active, fraction_digits(drop_fraction))
+  num_pruned = share(num_active, drop_fraction)
   kept = largest(jnp.where(mask, magnitudes, 0), num_active - num_pruned)
   growth = jnp.where(kept, jnp.uint32(0), magnitude_key(to_matrix(grads, layer)))
   return from_matrix(kept | largest(growth, num_pruned), layer)
