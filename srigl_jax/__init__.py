@@ -6,6 +6,7 @@ Shape letters in docstrings: `I` inputs of a neuron when dense, `N` neurons of a
 from srigl_jax.allocation import Allocation, allocate
 from srigl_jax.condense import condense, expand
 from srigl_jax.condense_model import condense_model
+from srigl_jax.counts import share
 from srigl_jax.evolution import LayerView, Topology, per_layer
 from srigl_jax.flops import (
   layer_macs,
@@ -16,17 +17,26 @@ from srigl_jax.flops import (
 )
 from srigl_jax.folding_report import FoldedLayer, FoldingReport, folding_report
 from srigl_jax.initializers import init_sparse_weights
-from srigl_jax.leaves import Axes, Layer, flax_axes
+from srigl_jax.leaves import Axes, Layer, flax_axes, from_matrix, to_matrix
+from srigl_jax.lottery import Rounds, lottery_ticket
 from srigl_jax.masks import apply_masks, init_masks
-from srigl_jax.methods import rigl, set_, srigl, static_sparse
+from srigl_jax.methods import fixed_masks, nm_srigl, rigl, set_, srigl, static_sparse
 from srigl_jax.model_arrays import merge_condensed, split_condensed
+from srigl_jax.pruning import (
+  global_magnitude_masks,
+  gradual_magnitude_pruning,
+  one_shot_pruning,
+)
 from srigl_jax.rules import all_but, only
+from srigl_jax.selection import largest, largest_per_column, magnitude_key
 from srigl_jax.serialize import (
   CondensedFile,
   load_condensed,
   load_condensed_file,
   save_condensed,
 )
+from srigl_jax.snfs import snfs, snfs_update
+from srigl_jax.sr_ste import sr_ste
 from srigl_jax.state import SparseState, get_masks, get_state
 from srigl_jax.summary import LayerSummary, Summary, summarize, warn_if_over_ablated
 from srigl_jax.topology import rigl_update, set_update, srigl_update
@@ -51,6 +61,7 @@ __all__ = [
   "LayerSummary",
   "LayerView",
   "Prepared",
+  "Rounds",
   "SparseState",
   "Summary",
   "Topology",
@@ -63,16 +74,26 @@ __all__ = [
   "condensed_conv",
   "condensed_matmul",
   "expand",
+  "fixed_masks",
   "flax_axes",
   "folding_report",
+  "from_matrix",
   "get_masks",
   "get_state",
+  "global_magnitude_masks",
+  "gradual_magnitude_pruning",
   "init_masks",
   "init_sparse_weights",
+  "largest",
+  "largest_per_column",
   "layer_macs",
   "load_condensed",
   "load_condensed_file",
+  "lottery_ticket",
+  "magnitude_key",
   "merge_condensed",
+  "nm_srigl",
+  "one_shot_pruning",
   "only",
   "per_layer",
   "prepare",
@@ -82,13 +103,18 @@ __all__ = [
   "save_condensed",
   "set_",
   "set_update",
+  "share",
+  "snfs",
+  "snfs_update",
   "sparse_training",
   "sparsity_for_flops",
   "split_condensed",
+  "sr_ste",
   "srigl",
   "srigl_update",
   "static_sparse",
   "summarize",
+  "to_matrix",
   "total_macs",
   "training_flops",
   "warn_if_over_ablated",

@@ -24,6 +24,15 @@ def check_structure(block_size: int | None, group_size: int) -> None:
       )
 
 
+def check_n_of_m(n: int, m: int) -> None:
+  """Raises a ValueError unless n and m are whole numbers with `1 <= n <= m`."""
+  if not all(isinstance(x, numbers.Integral) for x in (n, m)) or not 1 <= n <= m:
+    raise ValueError(
+      f"n is {n!r} and m is {m!r}: n connections in each block of m inputs need whole numbers with "
+      "1 <= n <= m, such as 2 and 4."
+    )
+
+
 def num_blocks(layer: Layer, block_size: int | None) -> int:
   """Blocks that each neuron's inputs fall into; None: a single one.
 

@@ -13,7 +13,7 @@ import numpy as np
 from jax import Array, lax
 
 from srigl_jax.counts import ExactFraction, Fraction, fraction_digits
-from srigl_jax.leaves import Axes
+from srigl_jax.leaves import Axes, Layer, make_layer
 from srigl_jax.masks import Masks
 from srigl_jax.rules import Rule
 from srigl_jax.schedule import (
@@ -39,7 +39,7 @@ class LayerView(NamedTuple):
     scores: the dense gradient that scores growth, same shape.
     mask: the old mask, bool, same shape.
     key: a random key of this layer and update.
-    drop_fraction: share of the active weights to prune.
+    drop_fraction: share of the active weights to prune; for `share`.
     step: `[]` int32, optimizer steps done.
   """
 
@@ -53,6 +53,11 @@ class LayerView(NamedTuple):
   key: Array
   drop_fraction: Fraction
   step: Array
+
+  @property
+  def layer(self) -> Layer:
+    """Its neurons and inputs, for `to_matrix` and `from_matrix`."""
+    return make_layer(self.path, self.mask.shape, lambda *_: self.axes)
 
 
 TopologyUpdate = Callable[[dict[str, LayerView]], Masks]

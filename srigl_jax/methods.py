@@ -1,4 +1,4 @@
-"""The methods: `srigl`, `rigl`, `set_`, `static_sparse`.
+"""Methods with a mask of constant size: SRigL and its relatives, RigL, SET, static and given masks.
 
 Each is a choice of what is pruned, what grows and which structure holds, handed to the wrapper in
 `transform`: an optax transformation round an optimizer of the user's own.
@@ -10,6 +10,7 @@ import optax
 from jax import Array
 
 from srigl_jax.allocation import Distribution
+from srigl_jax.blocks import check_n_of_m
 from srigl_jax.evolution import DropFraction, LayerView, Topology, per_layer
 from srigl_jax.leaves import AxesRule, flax_axes
 from srigl_jax.rules import Rule, all_but
@@ -31,6 +32,8 @@ def srigl(
   drop_fraction: DropFraction = 0.3,
   gamma_sal: float = 0.3,
   salient_base: str = "constant_fan_in",
+  block_size: int | None = None,
+  group_size: int = 1,
   grad_accumulation_steps: int = 1,
   sparse: Rule = True,
   ablate: Rule = _NOT_THE_HEAD,
@@ -57,6 +60,10 @@ def srigl(
     gamma_sal: see `srigl_update`; 0 for no ablation. 0.3 suits convolutional networks, 0.95
       vision transformers (which are pruned in width far more).
     salient_base: see `srigl_update`.
+    block_size: M, for a constant fan-in in every block of M consecutive inputs; see `nm_srigl`.
+    group_size: consecutive neurons that share their inputs (and are ablated together), so that
+      their weights form dense blocks; layers whose neurons are no multiple of it have groups of
+      their largest common divisor.
     grad_accumulation_steps: how many of the last dense gradients before an update its growth
       score averages; 1 costs no memory.
     sparse: which layers may be sparse; see `rules`.
@@ -89,6 +96,8 @@ def srigl(
       drop_fraction=layer.drop_fraction,
       gamma_sal=gamma_sal if layer.may_ablate else 0,
       salient_base=salient_base,
+      block_size=block_size,
+      group_size=group_size,
       axes=lambda *_: layer.axes,
     )
 
@@ -103,11 +112,72 @@ def srigl(
       ablate=ablate,
     ),
     structure="constant_fan_in",
+    block_size=block_size,
+    group_size=group_size,
     sparsity=sparsity,
     distribution=distribution,
     density=density,
     fan_in=fan_in,
     sparse=sparse,
+    axes=axes,
+    seed=seed,
+  )
+
+
+def nm_srigl(
+  inner: optax.GradientTransformation,
+  n: int = 2,
+  m: int = 4,
+  *,
+  update_until: int,
+  update_every: int = 100,
+  drop_fraction: DropFraction = 0.3,
+  gamma_sal: float = 0.0,
+  grad_accumulation_steps: int = 1,
+  sparse: Rule = True,
+  ablate: Rule = _NOT_THE_HEAD,
+  axes: AxesRule = flax_axes,
+  seed: int = 0,
+) -> optax.GradientTransformationExtraArgs:
+  """SRigL with n connections in every block of m consecutive inputs of a neuron: 2:4, 4:8, 1:16.
+
+  Blocks are consecutive in the `[I, N]` view, for convolutions (window row, window column, input
+  channel). With m = I this is `srigl(fan_in=n)`. Arguments not listed: as for `srigl`.
+
+  Args:
+    inner: the optimizer to wrap.
+    n: connections in each block.
+    m: inputs of a block; must divide the inputs of each sparse layer.
+    update_until: see `srigl`.
+    update_every: see `srigl`.
+    drop_fraction: see `srigl`.
+    gamma_sal: 0 keeps n as it is. With ablation, the neurons that stay share the connections of
+      those that do not: `budget // (blocks of the neurons that stay)` in each block.
+    grad_accumulation_steps: see `srigl`.
+    sparse: which layers may be sparse; `all_but(inputs_multiple_of=m)` leaves out those that m
+      does not divide, such as a first convolution of 27 inputs.
+    ablate: see `srigl`.
+    axes: see `srigl`.
+    seed: of the initial masks.
+
+  Raises:
+    ValueError: if n is not in 1..m; on `init` if m does not divide a sparse layer's inputs.
+
+  Source: SRigL (arXiv:2305.02299), whose constant fan-in is the case m = I of N:M sparsity
+  (Mishra et al., arXiv:2104.08378).
+  """
+  check_n_of_m(n, m)
+  return srigl(
+    inner,
+    update_until=update_until,
+    fan_in=n,
+    block_size=m,
+    update_every=update_every,
+    drop_fraction=drop_fraction,
+    gamma_sal=gamma_sal,
+    grad_accumulation_steps=grad_accumulation_steps,
+    sparse=sparse,
+    ablate=ablate,
     axes=axes,
     seed=seed,
   )
@@ -202,6 +272,8 @@ def static_sparse(
   density: float | None = None,
   fan_in: int | Mapping[str, int] | None = None,
   structure: str = "unstructured",
+  block_size: int | None = None,
+  group_size: int = 1,
   sparse: Rule = True,
   axes: AxesRule = flax_axes,
   seed: int = 0,
@@ -215,6 +287,8 @@ def static_sparse(
     density: see `srigl`.
     fan_in: see `srigl`.
     structure: `"unstructured"` or `"constant_fan_in"`.
+    block_size: with the latter, as for `srigl`.
+    group_size: with the latter, as for `srigl`.
     sparse: see `srigl`.
     axes: see `srigl`.
     seed: of the masks.
@@ -223,6 +297,8 @@ def static_sparse(
     inner,
     None,
     structure=structure,
+    block_size=block_size,
+    group_size=group_size,
     sparsity=sparsity,
     distribution=distribution,
     density=density,
@@ -231,3 +307,27 @@ def static_sparse(
     axes=axes,
     seed=seed,
   )
+
+
+def fixed_masks(
+  inner: optax.GradientTransformation,
+  masks: Mapping[str, Array],
+  *,
+  axes: AxesRule = flax_axes,
+) -> optax.GradientTransformationExtraArgs:
+  """Given masks that never change: those of a trained network, on new weights.
+
+  Trained so, networks fall short of those that found the masks in training: the static mask
+  conundrum.
+
+  Args:
+    inner: the optimizer to wrap.
+    masks: bool arrays by path, as from `get_masks`; layers without one are dense.
+    axes: see `srigl`.
+
+  Raises:
+    ValueError: on `init` if a mask's path is no leaf's, or its shape is not the leaf's.
+
+  Source: Evci et al., The Difficulty of Training Sparse Neural Networks (arXiv:1906.10732).
+  """
+  return sparse_training(inner, None, initial=masks, axes=axes)

@@ -35,14 +35,14 @@ def magnitude_key(x: Array) -> Array:
 
 
 def largest(keys: Array, k: Array | int) -> Array:
-  """Marks the k largest keys of a whole matrix.
+  """Marks the k largest keys of a whole array.
 
   Args:
-    keys: `[I, N]` uint32, at most `2**31 - 1`.
-    k: `[]` int32, may be traced; taken as 0 below 0, and as `I * N` above.
+    keys: uint32 of any shape, at most `2**31 - 1`.
+    k: `[]` int32, may be traced; taken as 0 below 0, and as the number of keys above.
 
   Returns:
-    `[I, N]` bool with `min(k, I * N)` entries set. Ties: the lower flat index wins.
+    bool of that shape with k entries set, or all. Ties: the lower flat index wins.
   """
   k = jnp.maximum(jnp.asarray(k, jnp.int32), 0).reshape(1, 1, 1)
   return _largest(_tiles(keys), k, _WHOLE).reshape(-1)[: keys.size].reshape(keys.shape)

@@ -18,14 +18,15 @@ class SparseState(NamedTuple):
     step: `[]` int32, optimizer steps done.
     masks: `{path: bool array}`, True where a weight is active.
     explored: `{path: bool array}`, True where a weight was ever active (for the ITOP rate).
-    budgets: `{path: [] int32}`, connections that each layer may have in the end.
+    budgets: `{path: [] int32}`, connections that each layer may have in the end (all layers
+      together, for methods that move connections between them).
     key: `[2]` uint32, data of the random key that masks and random growth are drawn with.
     grad_mean: `{path: float32 array}`, the mean of dense gradients that scores growth: of the
       current window so far, or a decaying one; empty if the last gradient alone scores.
     memory: what else a method remembers (dense weights behind a mask, weights to rewind to); `()`
       for most.
     inner_state: the wrapped optimizer's state. Moments of masked weights are 0, or what the
-      optimizer makes of weights, gradients and moments that are 0.
+      optimizer makes of weights, gradients and moments that are 0; `sr_ste` alone has dense ones.
   """
 
   step: Array
@@ -50,7 +51,7 @@ def get_state(opt_state: Any) -> SparseState:
     raise ValueError(
       f"Found {len(found)} sparse training states in the optimizer state, need exactly one: "
       + (
-        "wrap the optimizer with srigl(...), rigl(...), set_(...) or static_sparse(...) and pass "
+        "wrap the optimizer with srigl(...), rigl(...) or another sparse method and pass "
         "the state that its `init` or `update` returned."
         if not found
         else "pass the part of the state that belongs to one of the transformations."

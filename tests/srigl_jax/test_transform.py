@@ -1,4 +1,6 @@
 import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,11 +17,88 @@ from tests.helpers import SCHEDULE, SGD, Training, changed, num_weights, rigl, s
 
 srigl_update = jax.jit(sx.srigl_update, static_argnames=("budget", "gamma_sal"))
 
+
+class Method(NamedTuple):
+  """A method and what its masks hold to: `check(masks, budgets, initial sizes)`."""
+
+  make: Callable[..., Any]
+  how_sparse: dict[str, Any]
+  check: Callable[..., None]
+  updates: list[int]
+  is_dense_at_first: bool = False
+
+
+def constant_fan_in(masks, budgets):
+  helpers.assert_constant_fan_in(masks, budgets, {"conv/kernel"})
+
+
+def each_budget(masks, budgets):
+  assert num_weights(masks) == budgets
+
+
+def all_budgets(masks, budgets):
+  assert sum(num_weights(masks).values()) == sum(budgets.values())
+
+
+def no_less(masks, budgets):
+  assert sum(num_weights(masks).values()) >= sum(budgets.values())
+
+
+UNSTRUCTURED = {"sparsity": 0.6, "structure": "unstructured"}
+UNIFORM = {**UNSTRUCTURED, "distribution": "uniform"}
 METHODS = {
-  "srigl": srigl,
-  "rigl": rigl,
-  "set_": functools.partial(sx.set_, sparsity=0.6, **SCHEDULE),
-  "static_sparse": functools.partial(sx.static_sparse, sparsity=0.6),
+  "srigl": Method(srigl, {"sparsity": 0.6}, constant_fan_in, [3, 6]),
+  "srigl_groups": Method(
+    functools.partial(srigl, group_size=4, drop_fraction=0.9),
+    {"sparsity": 0.6},
+    constant_fan_in,
+    [3, 6],
+  ),
+  "nm_srigl": Method(
+    functools.partial(sx.nm_srigl, n=2, m=4, drop_fraction=0.9, **SCHEDULE),
+    {"fan_in": 2, "block_size": 4},
+    constant_fan_in,
+    [3, 6],
+  ),
+  "rigl": Method(rigl, UNSTRUCTURED, each_budget, [3, 6]),
+  "set_": Method(
+    functools.partial(sx.set_, sparsity=0.6, **SCHEDULE), UNSTRUCTURED, each_budget, [3, 6]
+  ),
+  "snfs": Method(
+    functools.partial(sx.snfs, sparsity=0.6, **SCHEDULE), UNIFORM, all_budgets, [3, 6]
+  ),
+  "static_sparse": Method(
+    functools.partial(sx.static_sparse, sparsity=0.6), UNSTRUCTURED, each_budget, []
+  ),
+  "fixed_masks": Method(
+    lambda inner: sx.fixed_masks(inner, rigl(inner).init(helpers.params()).masks),
+    UNSTRUCTURED,
+    each_budget,
+    [],
+  ),
+  "gradual_magnitude_pruning": Method(
+    functools.partial(
+      sx.gradual_magnitude_pruning, sparsity=0.6, begin_step=1, end_step=7, update_every=2
+    ),
+    UNSTRUCTURED,
+    no_less,
+    [2, 4, 6],
+    is_dense_at_first=True,
+  ),
+  "one_shot_pruning": Method(
+    functools.partial(sx.one_shot_pruning, sparsity=0.6, prune_step=4),
+    UNSTRUCTURED,
+    no_less,
+    [4],
+    is_dense_at_first=True,
+  ),
+  "lottery_ticket": Method(
+    functools.partial(sx.lottery_ticket, sparsity=0.6, steps_per_round=4, rounds=2, rewind_step=2),
+    UNIFORM,
+    no_less,
+    [4, 6],
+    is_dense_at_first=True,
+  ),
 }
 OPTIMIZERS = {
   "sgd": optax.sgd(0.1),
@@ -37,24 +116,25 @@ NUM_MOMENTS = {
 
 # What differs between the unstructured methods is no business of the optimizer's.
 TABLE = [(method, optimizer) for method in ("srigl", "rigl") for optimizer in OPTIMIZERS]
-TABLE += [(method, optimizer) for method in ("set_", "static_sparse") for optimizer in ("adamw",)]
+TABLE += [(method, "adamw") for method in METHODS if method not in ("srigl", "rigl")]
 
 
 @pytest.mark.parametrize(("method", "optimizer"), TABLE)
 def test_invariants_hold_after_every_step(method, optimizer):
-  inner = OPTIMIZERS[optimizer]
-  training = Training(METHODS[method](inner))
-  structure = "constant_fan_in" if method == "srigl" else "unstructured"
-  budgets = sx.allocate(training.params, 0.6, structure=structure).budgets
+  inner, case = OPTIMIZERS[optimizer], METHODS[method]
+  training = Training(case.make(inner))
+  budgets = sx.allocate(training.params, **case.how_sparse).budgets
   assert set(training.masks) == set(budgets)
   initial, explored = training.masks, training.masks
   before = helpers.signature(training.state)
   assert all(isinstance(x, jax.Array) for x in jax.tree.leaves(training.state))
-  assert num_weights(initial) == {
-    path: budget // n * n if method == "srigl" else budget
+  sizes = {path: mask.size for path, mask in initial.items()}
+  used = {
+    path: budget // n * n if case.check is constant_fan_in else budget
     for path, budget in budgets.items()
-    for n in [training.masks[path].shape[-1]]
+    for n in [initial[path].shape[-1]]
   }
+  assert num_weights(initial) == (sizes if case.is_dense_at_first else used)
 
   updates = []
   for now in training.run(7):
@@ -69,10 +149,7 @@ def test_invariants_hold_after_every_step(method, optimizer):
     )
     # Adafactor factors the second moments of the head; all others are whole.
     assert checked >= NUM_MOMENTS[optimizer] * (len(budgets) - 1)
-    if method == "srigl":
-      helpers.assert_constant_fan_in(now.masks, budgets, {"conv/kernel"})
-    else:
-      assert num_weights(now.masks) == budgets
+    case.check(now.masks, budgets)
     if changed(initial, now.masks):
       updates.append(now.step)
       initial = now.masks
@@ -81,7 +158,9 @@ def test_invariants_hold_after_every_step(method, optimizer):
       np.testing.assert_array_equal(mask, explored[path])
     assert int(now.state.step) == now.step
   assert training.traces == 1
-  assert updates == ([] if method == "static_sparse" else [3, 6])
+  assert updates == case.updates
+  if case.is_dense_at_first:
+    all_budgets(training.masks, budgets)
 
 
 def test_srigl_ablates_here():
