@@ -8,11 +8,22 @@ from ml_collections import ConfigDict, config_dict
 
 METHODS = {
   "dense": {"name": "dense"},
+  "narrow": {"name": "narrow"},
   "static": {"name": "static"},
+  "static_fan_in": {"name": "static", "structure": "constant_fan_in"},
+  "fixed_masks": {"name": "fixed_masks"},
   "set": {"name": "set"},
   "rigl": {"name": "rigl"},
+  "snfs": {"name": "snfs", "distribution": "uniform"},
   "srigl_no_ablation": {"name": "srigl", "ablation": False},
   "srigl": {"name": "srigl"},
+  "srigl_shared": {"name": "srigl", "group_size": 16},
+  "nm_srigl": {"name": "nm_srigl", "ablation": False},
+  "sr_ste": {"name": "sr_ste"},
+  "gradual_pruning": {"name": "gradual_pruning"},
+  "one_shot": {"name": "one_shot"},
+  "one_shot_global": {"name": "one_shot", "ranking": "global", "distribution": "uniform"},
+  "lottery": {"name": "lottery"},
 }
 """What a config's argument chooses, `--config=configs/NAME.py:METHOD`: fields of `method`."""
 
@@ -37,20 +48,31 @@ def get_config(method: str = "srigl") -> ConfigDict:
         "kwargs": {},  # further arguments of the constructor
       },
       "method": {
-        "name": "srigl",  # dense, static, set, rigl or srigl
-        "sparsity": 0.9,  # of all layers together
+        "name": "srigl",  # a key of experiments.method.METHODS; docs/methods.md
+        "sparsity": 0.9,  # of all layers together; nm_srigl and sr_ste: see block_fan_in
         "distribution": "erk",  # erk or uniform
         "fan_in": config_dict.placeholder(int),  # of every neuron, in place of sparsity
         "dense": (),  # layers kept dense: presets or regular expressions, srigl_jax.rules
         "structure": "unstructured",  # of static's mask: unstructured or constant_fan_in
+        "group_size": 1,  # srigl, structured static: consecutive neurons that share their inputs
+        "block_fan_in": 2,  # nm_srigl, sr_ste: n connections ...
+        "block_size": 4,  # ... in every m inputs; layers that m does not divide stay dense
         "update_every_steps": 100,  # ΔT
         "update_until_fraction": 0.75,  # T_end as a share of all steps
         "drop_fraction": 0.3,  # initial, cosine to 0
         "grad_accumulation_steps": 1,  # gradients that a growth score averages
-        "ablation": True,  # srigl: whether neurons may be ablated at all
+        "grad_decay": 0.9,  # snfs: share of its mean gradient that a step keeps
+        "ablation": True,  # srigl, nm_srigl: whether neurons may be ablated at all
         "gamma_sal": 0.3,  # share of the fan-in that must be salient
         "salient_base": "constant_fan_in",  # or dense_fan_in
         "never_ablate": ("head",),  # presets or regular expressions
+        "ste_decay": 2e-4,  # sr_ste: of the weights that the mask hides
+        "prune_from_fraction": 0.1,  # gradual_pruning: from here to T_end, share of all steps
+        "prune_at_fraction": 0.5,  # one_shot: share of all steps
+        "ranking": "layer",  # one_shot: layer or global
+        "rounds": 5,  # lottery: prunings; total_epochs are those of all rounds together
+        "rewind_fraction": 0.05,  # lottery: of a round
+        "masks_from": "",  # fixed_masks: work directory of the run that found them
         "sparse_init": "he_normal",  # a scheme of init_sparse_weights; empty: the model's, masked
       },
       "optimizer": {

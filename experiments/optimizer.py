@@ -1,12 +1,10 @@
-"""From a config to an optax optimizer with sparse training round it."""
+"""From a config to an optax optimizer and its learning rate."""
 
 from collections.abc import Callable
-from typing import Any
 
 import optax
 from ml_collections import ConfigDict
 
-import srigl_jax as sx
 from experiments.registry import choose
 
 
@@ -72,53 +70,3 @@ def make_optimizer(config: ConfigDict, schedule: optax.Schedule) -> optax.Gradie
   if config.clip_norm:
     return optax.chain(optax.clip_by_global_norm(config.clip_norm), rule)
   return rule
-
-
-def make_method(
-  config: ConfigDict, inner: optax.GradientTransformation, *, total_steps: int, seed: int
-) -> optax.GradientTransformationExtraArgs:
-  """Wraps the inner optimizer in the config's method.
-
-  Args:
-    config: the `method` section.
-    inner: the optimizer.
-    total_steps: optimizer steps of the run.
-    seed: of masks and random growth.
-
-  Raises:
-    ValueError: if the method's name is unknown or a setting is out of range.
-  """
-  how_sparse: dict[str, Any] = {
-    "sparse": sx.all_but(*config.dense) if config.dense else True,
-    "seed": seed,
-  }
-  if config.fan_in is None:
-    how_sparse |= {"sparsity": config.sparsity, "distribution": config.distribution}
-  elif config.name in ("rigl", "set"):
-    raise ValueError(
-      f"config.method.fan_in is {config.fan_in}, but {config.name} is unstructured: its neurons "
-      "have no fan-in of their own. Use config.method.sparsity, or method srigl or static."
-    )
-  else:
-    how_sparse["fan_in"] = config.fan_in
-  when = {
-    "update_every": config.update_every_steps,
-    "update_until": int(config.update_until_fraction * total_steps),
-    "drop_fraction": config.drop_fraction,
-  }
-  by_gradient = {**when, "grad_accumulation_steps": config.grad_accumulation_steps}
-  methods: dict[str, Callable[[], optax.GradientTransformationExtraArgs]] = {
-    "dense": lambda: optax.with_extra_args_support(inner),
-    "static": lambda: sx.static_sparse(inner, structure=config.structure, **how_sparse),
-    "set": lambda: sx.set_(inner, **when, **how_sparse),
-    "rigl": lambda: sx.rigl(inner, **by_gradient, **how_sparse),
-    "srigl": lambda: sx.srigl(
-      inner,
-      gamma_sal=config.gamma_sal if config.ablation else 0,
-      salient_base=config.salient_base,
-      ablate=sx.all_but(*config.never_ablate),
-      **by_gradient,
-      **how_sparse,
-    ),
-  }
-  return choose(methods, config.name, "config.method.name")()

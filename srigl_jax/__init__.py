@@ -10,6 +10,7 @@ from srigl_jax.counts import share
 from srigl_jax.evolution import LayerView, Topology, per_layer
 from srigl_jax.flops import (
   layer_macs,
+  mean_flops,
   relative_flops,
   sparsity_for_flops,
   total_macs,
@@ -19,7 +20,7 @@ from srigl_jax.folding_report import FoldedLayer, FoldingReport, folding_report
 from srigl_jax.initializers import init_sparse_weights
 from srigl_jax.leaves import Axes, Layer, flax_axes, from_matrix, to_matrix
 from srigl_jax.lottery import Rounds, lottery_ticket
-from srigl_jax.masks import apply_masks, init_masks
+from srigl_jax.masks import Masks, apply_masks, init_masks
 from srigl_jax.methods import fixed_masks, nm_srigl, rigl, set_, srigl, static_sparse
 from srigl_jax.model_arrays import merge_condensed, split_condensed
 from srigl_jax.pruning import (
@@ -60,6 +61,7 @@ __all__ = [
   "Layer",
   "LayerSummary",
   "LayerView",
+  "Masks",
   "Prepared",
   "Rounds",
   "SparseState",
@@ -91,6 +93,7 @@ __all__ = [
   "load_condensed_file",
   "lottery_ticket",
   "magnitude_key",
+  "mean_flops",
   "merge_condensed",
   "nm_srigl",
   "one_shot_pruning",

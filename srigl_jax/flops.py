@@ -86,24 +86,35 @@ def relative_flops(macs: Mapping[str, int], densities: Mapping[str, float]) -> f
   return float(sum(densities.get(path, 1.0) * n for path, n in macs.items()) / total)
 
 
-def training_flops(inference: float, *, update_every: int, convention: str = "srigl") -> float:
+def training_flops(
+  inference: float, *, update_every: int | None = None, convention: str = "srigl"
+) -> float:
   """Training FLOPs per step of the sparse network as a fraction of dense training's.
 
   A step costs three forward passes (forward, and backward for activations and for weights),
-  sparse ones of `f_s` FLOPs against dense ones of `f_d`. One step in `update_every + 1` is a
-  topology update of cost `u`, which needs the dense gradient of the weights:
+  sparse ones of `f_s` FLOPs against dense ones of `f_d`. What more it costs depends on when the
+  method needs the dense gradient of the weights:
 
-      (3 f_s update_every + u) / (update_every + 1) / (3 f_d)
+  - `"static"`, never: `f_s / f_d`.
+  - `"srigl"` and `"rigl"`, in topology updates: one step in `update_every + 1` is one, of cost
+    `u = 4 f_s + f_d` or `u = 2 f_s + f_d`, so `(3 f_s update_every + u) / (update_every + 1) /
+    (3 f_d)`. Updates are assumed to go on to the end of training, though in practice they stop
+    earlier.
+  - `"every_step"`: `(2 f_s + f_d) / (3 f_d)`.
+  - `"straight_through"`: `(f_s + 2 f_d) / (3 f_d)`, only the forward pass being sparse: N:M masks
+    along a neuron's inputs are none along its outputs, so that hardware for them does not speed
+    up the backward pass.
 
-  Updates are assumed to go on to the end of training, though in practice they stop earlier.
+  For networks that start dense, see `mean_flops`.
 
   Args:
     inference: `f_s / f_d` in 0..1, as from `relative_flops`.
-    update_every: ΔT in optimizer steps (not micro-batches); at least 1.
-    convention: `"srigl"`, u = 4 f_s + f_d, or `"rigl"`, u = 2 f_s + f_d.
+    update_every: ΔT in optimizer steps (not micro-batches), at least 1; for `"srigl"` and
+      `"rigl"`.
+    convention: one of the above.
 
   Returns:
-    The fraction, a little above `inference`.
+    The fraction, between `inference` and 1.
 
   Raises:
     ValueError: if an argument is not one of those above.
@@ -114,12 +125,21 @@ def training_flops(inference: float, *, update_every: int, convention: str = "sr
   stands it would give .416. No ΔT suits `"rigl"` (39..63 at 80 % sparsity, 81..161 at 99 %).
   """
   sparse_passes = {"srigl": 4, "rigl": 2}
-  if convention not in sparse_passes:
-    raise ValueError(f"`convention` must be one of {list(sparse_passes)}, not {convention!r}.")
-  if update_every < 1:
-    raise ValueError(f"`update_every` must be at least 1 step, not {update_every}.")
+  always = {
+    "static": inference,
+    "every_step": (2 * inference + 1) / 3,
+    "straight_through": (inference + 2) / 3,
+  }
+  if convention not in sparse_passes.keys() | always.keys():
+    raise ValueError(
+      f"`convention` must be one of {[*sparse_passes, *always]}, not {convention!r}."
+    )
   if not 0 <= inference <= 1:
     raise ValueError(f"`inference` must be a fraction in 0..1, not {inference}.")
+  if convention in always:
+    return always[convention]
+  if update_every is None or update_every < 1:
+    raise ValueError(f"`update_every` must be at least 1 step, not {update_every}.")
   update = sparse_passes[convention] * inference + 1
   return (3 * inference * update_every + update) / (update_every + 1) / 3
 
@@ -173,6 +193,28 @@ def sparsity_for_flops(
       "FLOPs, or let more layers be sparse (argument `sparse`)."
     )
   return 1 - high
+
+
+def mean_flops(history: Mapping[int, float], total_steps: int) -> float:
+  """Mean FLOPs per step of a network whose sparsity changes: the `"static"` ones, over time.
+
+  Args:
+    history: `{step: fraction}`: what a step costs from that step on until the next one listed, as
+      from `relative_flops`; step 0 must be among them.
+    total_steps: of the run; at least 1.
+
+  Raises:
+    ValueError: if `history` does not begin at 0 or `total_steps` is less than 1.
+  """
+  steps = sorted(step for step in history if step < total_steps)
+  if total_steps < 1 or not steps or steps[0] != 0:
+    raise ValueError(
+      f"`history` must begin at step 0 and `total_steps` be 1 or more, not {sorted(history)} and "
+      f"{total_steps}."
+    )
+  ends = [*steps[1:], total_steps]
+  weighted = (history[step] * (end - step) for step, end in zip(steps, ends, strict=True))
+  return sum(weighted) / total_steps
 
 
 def _count(fn, params: PyTree, args: Sequence[Any]) -> tuple[list[str], Counter[int]]:

@@ -54,9 +54,9 @@ class Rounds(NamedTuple):
 
   def inner_step(self, step: int) -> int:
     """The inner optimizer's own count after `step` steps in all, which its schedule goes by."""
-    if step < self.length:
-      return step
-    return self.rewind_step + (step - self.length) % (self.length - self.rewind_step)
+    every = self.length - self.rewind_step
+    done = min(max(0, (step - self.length) // every + 1), self.num_prunings)
+    return step - done * every
 
 
 def lottery_ticket(

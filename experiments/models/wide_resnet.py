@@ -63,7 +63,7 @@ class WideResNet(nnx.Module):
   def __init__(
     self,
     depth: int = 22,
-    widen: int = 2,
+    widen: float = 2,
     *,
     num_classes: int,
     image_shape: tuple[int, int, int],
@@ -75,7 +75,7 @@ class WideResNet(nnx.Module):
 
     Args:
       depth: layers in all, shortcuts not counted; `6 * blocks_per_stage + 4`.
-      widen: factor on the 16, 32 and 64 neurons of the three stages.
+      widen: factor on the 16, 32 and 64 neurons of the three stages; `16 * widen` is rounded.
       num_classes: number of logits.
       image_shape: `(H, W, C)` of one input.
       rngs: source of the initial parameters.
@@ -93,7 +93,7 @@ class WideResNet(nnx.Module):
     self.stage_names = ("layer1", "layer2", "layer3")
     in_features = 16
     for i, name in enumerate(self.stage_names):
-      out_features = 16 * widen * 2**i
+      out_features = round(16 * widen) * 2**i
       blocks: nnx.List[PreActivationBlock] = nnx.List()
       for j in range(num_blocks):
         blocks.append(

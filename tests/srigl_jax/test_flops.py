@@ -315,6 +315,17 @@ def test_training_flops():
   # A dense network that "updates" costs as much as any other in RigL's convention only.
   assert flops.training_flops(1.0, update_every=9, convention="rigl") == 1.0
   assert flops.training_flops(1.0, update_every=9) > 1.0
+  always = {"static": 0.25, "every_step": 0.5, "straight_through": 0.75}
+  for convention, expected in always.items():
+    assert flops.training_flops(0.25, convention=convention) == expected
+
+
+def test_mean_flops():
+  """Dense for 6 of 10 steps, then half, then a tenth; what comes after the end does not count."""
+  assert flops.mean_flops({0: 1.0, 8: 0.1, 6: 0.5, 10: 0.0}, 10) == pytest.approx(0.72)
+  for history, steps in (({}, 10), ({1: 1.0}, 10), ({0: 1.0}, 0)):
+    with pytest.raises(ValueError, match="must begin at step 0"):
+      flops.mean_flops(history, steps)
 
 
 # Published for ResNet-50 with ERK at 75, 80, 90, 95 and 99 % sparsity: inference, training.
@@ -342,8 +353,9 @@ def test_published_training_flops():
 @pytest.mark.parametrize(
   ("kwargs", "message"),
   [
-    ({"convention": "sr"}, r"one of \['srigl', 'rigl'\], not 'sr'"),
+    ({"convention": "sr"}, r"one of \['srigl', 'rigl', 'static', .*\], not 'sr'"),
     ({"update_every": 0}, "at least 1 step, not 0"),
+    ({"update_every": None}, "at least 1 step, not None"),
     ({"inference": 41.5}, r"0\.\.1, not 41\.5"),
   ],
 )

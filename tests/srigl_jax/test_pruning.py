@@ -93,6 +93,7 @@ def test_rounds():
   assert list(rounds.pruning_steps) == [5, 8, 11]
   assert rounds.total_steps == 14
   assert [rounds.inner_step(t) for t in range(14)] == [0, 1, 2, 3, 4] + [2, 3, 4] * 3
+  assert [rounds.inner_step(t) for t in (14, 15)] == [5, 6]  # what is left over is trained on
   assert list(sx.Rounds(4, 1).pruning_steps) == [4]
 
 
