@@ -24,7 +24,8 @@ from experiments.checkpoint import Checkpoints
 from experiments.data import Dataset, batch_indices, load
 from experiments.files import read_json, write_json
 from experiments.interrupt import Interrupted, watch_signals
-from experiments.optimizer import learning_rate, make_method, make_optimizer
+from experiments.method import make_method
+from experiments.optimizer import learning_rate, make_optimizer
 from experiments.progress import progress
 from experiments.record import Recorder, environment, read_metrics
 from experiments.steps import (
