@@ -15,7 +15,8 @@ from configs import base
 from experiments import models
 from experiments import train as train_module
 from experiments.files import read_json
-from experiments.optimizer import make_method, make_optimizer
+from experiments.method import make_method
+from experiments.optimizer import make_optimizer
 from experiments.sweep import expand
 from experiments.train import train
 from tests.experiments.tiny import devices, quick_compiler
@@ -88,7 +89,7 @@ def test_a_config_has_the_fields_of_base_and_can_be_saved(name):
 
 @pytest.mark.parametrize("name", [name for name in RUNS if name != "base"])
 def test_an_unknown_method_is_refused(name):
-  with pytest.raises(ValueError, match=r"no method 'srgil' here: give one of dense, static, set"):
+  with pytest.raises(ValueError, match=r"no method 'srgil' here: give one of dense, narrow"):
     run_config(name, "srgil")
 
 

@@ -1,17 +1,14 @@
-"""Learning rates by hand, optimizers against the formulas of PyTorch, methods on their schedule."""
+"""Learning rates by hand, optimizers against the formulas of PyTorch."""
 
 import math
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
-import srigl_jax as sx
 from configs import base
-from experiments.optimizer import learning_rate, make_method, make_optimizer
-from tests.experiments.tiny import quick_compiler
+from experiments.optimizer import learning_rate, make_optimizer
 
 RNG = np.random.default_rng(0)
 START = RNG.normal(size=(4, 3))
@@ -20,12 +17,6 @@ GRADS = RNG.normal(size=(6, 4, 3))
 
 def optimizer_config(**changes):
   config = base.get_config().optimizer
-  config.update(changes)
-  return config
-
-
-def method_config(**changes):
-  config = base.get_config().method
   config.update(changes)
   return config
 
@@ -168,133 +159,6 @@ def test_clipping_bounds_the_norm_before_momentum():
   np.testing.assert_allclose(descend(config, grads=grads)[1], expected, rtol=1e-5, atol=1e-6)
 
 
-def test_clipping_sees_masked_gradients():
-  """A huge gradient of an absent weight does not shorten the step of the others."""
-  config = optimizer_config(clip_norm=1.0, weight_decay=0.0, learning_rate=1.0, momentum=0.0)
-  inner = make_optimizer(config, optax.constant_schedule(1.0))
-  tx = make_method(method_config(name="static", sparsity=0.5), inner, total_steps=10, seed=0)
-  params = {"kernel": jnp.ones((4, 4))}
-  state = tx.init(params)
-  mask = sx.get_masks(state)["kernel"]
-  grads = {"kernel": jnp.where(mask, 0.1, 1e6)}  # norm sqrt(8) / 10 < 1 where there are weights
-  updates, _ = tx.update(grads, state, sx.apply_masks(params, {"kernel": mask}))
-  np.testing.assert_allclose(updates["kernel"], jnp.where(mask, -0.1, 0.0), rtol=1e-6)
-
-
-# ---- methods -----------------------------------------------------------------------------------
-
-PARAMS = {
-  "hidden/0/kernel": jnp.asarray(RNG.normal(size=(12, 8)), jnp.float32),
-  "head/kernel": jnp.asarray(RNG.normal(size=(8, 4)), jnp.float32),
-  "head/bias": jnp.zeros(4),
-}
-
-
-def mask_history(num_steps=10, *, rate=0.1, seed=0, gradient_seed=1, **changes):
-  """The masks at the start and after each step under random gradients."""
-  defaults = {"sparsity": 0.5, "update_every_steps": 2, "drop_fraction": 0.9}
-  config = method_config(**defaults | changes)
-  tx = make_method(config, optax.sgd(rate), total_steps=num_steps, seed=seed)
-  state = tx.init(PARAMS)
-  params = sx.apply_masks(PARAMS, sx.get_masks(state))
-  history = [sx.get_masks(state)]
-  update = jax.jit(tx.update)
-  rng = np.random.default_rng(gradient_seed)
-  for _ in range(num_steps):
-    grads = {path: jnp.asarray(rng.normal(size=p.shape), p.dtype) for path, p in params.items()}
-    with quick_compiler():
-      updates, state = update(grads, state, params)
-    params = optax.apply_updates(params, updates)
-    history.append(sx.get_masks(state))
-  return [{path: np.asarray(mask) for path, mask in masks.items()} for masks in history]
-
-
-def changes(history):
-  """After which steps the hidden layer's mask was another."""
-  hidden = [masks["hidden/0/kernel"] for masks in history]
-  return [i for i in range(1, len(hidden)) if (hidden[i] != hidden[i - 1]).any()]
-
-
-@pytest.mark.parametrize("name", ["set", "rigl", "srigl"])
-def test_topology_changes_on_schedule(name):
-  assert changes(mask_history(name=name)) == [2, 4, 6]  # 8 is not before 0.75 × 10
-  assert changes(mask_history(name=name, update_until_fraction=0.5)) == [2, 4]
-  assert changes(mask_history(name=name, update_every_steps=3)) == [3, 6]
-
-
-@pytest.mark.parametrize("name", ["static", "set", "rigl", "srigl"])
-def test_the_seed_draws_the_first_masks(name):
-  one, two = (mask_history(num_steps=0, name=name, seed=seed)[0] for seed in (0, 1))
-  assert (one["hidden/0/kernel"] != two["hidden/0/kernel"]).any()
-
-
-@pytest.mark.parametrize("name", ["set", "rigl", "srigl"])
-def test_all_but_set_grow_by_gradient(name):
-  """With weights that stand still, another gradient grows other connections, or it does not."""
-  one, two = (
-    mask_history(num_steps=4, rate=0.0, name=name, gradient_seed=seed)[-1]["hidden/0/kernel"]
-    for seed in (1, 2)
-  )
-  assert (one != two).any() == (name != "set")
-
-
-def test_static_never_changes():
-  assert changes(mask_history(name="static")) == []
-
-
-def fan_ins(mask):
-  return set(mask.sum(0).tolist())
-
-
-def test_structures():
-  unstructured = mask_history(num_steps=1, name="static")[0]["hidden/0/kernel"]
-  assert len(fan_ins(unstructured)) > 1
-  structured = mask_history(num_steps=1, name="static", structure="constant_fan_in")[0]
-  assert len(fan_ins(structured["hidden/0/kernel"])) == 1
-  assert all(len(fan_ins(m)) == 1 for m in mask_history(name="srigl", ablation=False)[-1].values())
-
-
-@pytest.mark.parametrize("name", ["static", "srigl"])
-def test_fan_in_in_place_of_sparsity(name):
-  structure = {"structure": "constant_fan_in"} if name == "static" else {"ablation": False}
-  for masks in mask_history(name=name, fan_in=3, **structure):
-    assert fan_ins(masks["hidden/0/kernel"]) == fan_ins(masks["head/kernel"]) == {3}
-
-
-def test_ablation_spares_the_layers_named():
-  drastic = {"name": "srigl", "gamma_sal": 0.9}
-  assert 0 in fan_ins(mask_history(**drastic)[-1]["hidden/0/kernel"])
-  assert 0 not in fan_ins(mask_history(**drastic)[-1]["head/kernel"])
-  spared = mask_history(**drastic, never_ablate=("hidden", "head"))[-1]
-  assert 0 not in fan_ins(spared["hidden/0/kernel"])
-  off = mask_history(**drastic, ablation=False)[-1]
-  assert 0 not in fan_ins(off["hidden/0/kernel"])
-
-
-def test_dense_layers_have_no_mask():
-  assert mask_history(num_steps=1, dense=("head",))[0].keys() == {"hidden/0/kernel"}
-
-
-def test_distribution():
-  uniform = mask_history(num_steps=1, name="rigl", distribution="uniform")[0]
-  erk = mask_history(num_steps=1, name="rigl", distribution="erk")[0]
-  assert [m.mean() for m in uniform.values()] == [0.5, 0.5]
-  assert erk["head/kernel"].mean() > 0.5 > erk["hidden/0/kernel"].mean()
-
-
-def test_gradient_accumulation_averages_the_growth_score():
-  """Another score, another topology; SET takes no gradients and has no such setting."""
-  one = mask_history(name="rigl")[-1]["hidden/0/kernel"]
-  two = mask_history(name="rigl", grad_accumulation_steps=2)[-1]["hidden/0/kernel"]
-  assert (one != two).any()
-
-
-@pytest.mark.parametrize("name", ["rigl", "set"])
-def test_fan_in_needs_a_structured_method(name):
-  with pytest.raises(ValueError, match=rf"config\.method\.fan_in is 3, but {name} is unstruct"):
-    make_method(method_config(name=name, fan_in=3), optax.sgd(0.1), total_steps=10, seed=0)
-
-
 @pytest.mark.parametrize(
   "build, message",
   [
@@ -302,10 +166,6 @@ def test_fan_in_needs_a_structured_method(name):
     (
       lambda: make_optimizer(optimizer_config(name="sdg"), optax.constant_schedule(1.0)),
       r"config\.optimizer\.name is 'sdg'; it must be one of sgd, adam, .*'sgd'\?",
-    ),
-    (
-      lambda: make_method(method_config(name="srgil"), optax.sgd(1.0), total_steps=1, seed=0),
-      r"config\.method\.name is 'srgil'; it must be one of dense, static, .*'srigl'\?",
     ),
   ],
 )
