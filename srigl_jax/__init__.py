@@ -21,7 +21,7 @@ from srigl_jax.initializers import init_sparse_weights
 from srigl_jax.leaves import Axes, Layer, flax_axes, from_matrix, to_matrix
 from srigl_jax.lottery import Rounds, lottery_ticket
 from srigl_jax.masks import Masks, apply_masks, init_masks
-from srigl_jax.methods import fixed_masks, nm_srigl, rigl, set_, srigl, static_sparse
+from srigl_jax.methods import nm_srigl, rigl, set_, srigl
 from srigl_jax.model_arrays import merge_condensed, split_condensed
 from srigl_jax.pruning import (
   global_magnitude_masks,
@@ -39,6 +39,7 @@ from srigl_jax.serialize import (
 from srigl_jax.snfs import snfs, snfs_update
 from srigl_jax.sr_ste import sr_ste
 from srigl_jax.state import SparseState, get_masks, get_state
+from srigl_jax.static import fixed_masks, static_sparse
 from srigl_jax.summary import LayerSummary, Summary, summarize, warn_if_over_ablated
 from srigl_jax.topology import rigl_update, set_update, srigl_update
 from srigl_jax.transform import sparse_training

@@ -8,7 +8,6 @@ many of which lie exactly on a boundary (90 % of 1000 × 1000 is a fan-in of 99,
 import math
 import numbers
 import re
-import warnings
 from collections.abc import Callable, Collection, Iterable, Mapping
 from decimal import Decimal
 from typing import Any, NamedTuple
@@ -16,6 +15,7 @@ from typing import Any, NamedTuple
 from jax import Array
 
 from srigl_jax.blocks import check_structure, num_blocks
+from srigl_jax.distributions import DISTRIBUTIONS
 from srigl_jax.leaves import AxesRule, Layer, check_paths, flax_axes
 from srigl_jax.rules import Rule, find_layers, select
 
@@ -258,76 +258,3 @@ def _from_fan_ins(
     budgets={path: int(fan_ins[path]) * n * layers[path].num_neurons for path, n in blocks.items()},
     layers=dict(layers),
   )
-
-
-def erk(
-  layers: Mapping[str, Layer], density: float, dense: Collection[str] = ()
-) -> dict[str, float]:
-  """Erdős–Rényi-Kernel: a layer's density is proportional to `sum(dims) / prod(dims)`.
-
-  Where that exceeds 1, the layer is dense and the rest is divided anew, one layer a round.
-
-  Args:
-    layers: all layers that count, by path, in order (the first of several equals goes first).
-    density: share of weights to keep in all of them together, in (0, 1].
-    dense: paths of layers that stay dense from the start.
-
-  Returns:
-    `{path: sparsity}` for every layer, 0 where dense.
-
-  Source: RigL (arXiv:1911.11134), section 3, with power 1.
-  """
-  fixed = set(dense)
-  scale = {path: sum(layer.dims) / math.prod(layer.dims) for path, layer in layers.items()}
-  zeros = {path: math.trunc(layer.size * (1 - density)) for path, layer in layers.items()}
-  while len(fixed) < len(layers):
-    budget = 0
-    divisor = 0.0
-    for path, layer in layers.items():
-      if path in fixed:
-        budget -= zeros[path]
-      else:
-        budget += layer.size - zeros[path]
-        divisor += scale[path] * layer.size
-    epsilon = budget / divisor
-    densest = max((path for path in layers if path not in fixed), key=scale.__getitem__)
-    if scale[densest] * epsilon <= 1:
-      return {p: 0.0 if p in fixed else 1 - epsilon * scale[p] for p in layers}
-    fixed.add(densest)
-  return dict.fromkeys(layers, 0.0)
-
-
-def uniform(
-  layers: Mapping[str, Layer], density: float, dense: Collection[str] = ()
-) -> dict[str, float]:
-  """The same density in every layer that may be sparse, so that the whole has the target's.
-
-  Args:
-    layers: all layers that count, by path.
-    density: share of weights to keep in all of them together, in (0, 1].
-    dense: paths of layers that stay dense.
-
-  Returns:
-    `{path: sparsity}` for every layer, 0 where dense. If the dense layers alone exceed the
-    target, the others get the target's own density, with a warning.
-
-  Source: SRigL's authors' code, whose dense layers count toward the target.
-  """
-  total = sum(layer.size for layer in layers.values())
-  num_dense = sum(layers[path].size for path in dense)
-  num_sparse = total - num_dense
-  if not num_sparse:
-    return dict.fromkeys(layers, 0.0)
-  sparsity = 1 - ((total * density - num_dense) / num_sparse)
-  if sparsity > 1:
-    sparsity = 1 - density
-    warnings.warn(
-      f"The layers kept dense ({', '.join(dense)}) alone exceed a density of {density:.6g}: the "
-      "others get that density themselves, and the network as a whole ends at "
-      f"{(num_dense + num_sparse * density) / total:.6g}.",
-      stacklevel=2,
-    )
-  return {path: 0.0 if path in dense else sparsity for path in layers}
-
-
-DISTRIBUTIONS = {"erk": erk, "uniform": uniform}

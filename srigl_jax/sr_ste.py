@@ -63,7 +63,7 @@ def sr_ste(
       layer's inputs.
 
   Source: Zhou et al., Learning N:M Fine-grained Structured Sparse Neural Networks From Scratch
-  (arXiv:2102.04010), equation 9.
+  (arXiv:2102.04010), its SR-STE.
   """
   check_n_of_m(n, m)
   if not isinstance(decay, Array) and not decay >= 0:

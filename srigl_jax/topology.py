@@ -102,11 +102,12 @@ def srigl_update(
   check_structure(block_size, group_size)
   num_inputs, blocks = layer.dense_fan_in, num_blocks(layer, block_size)
   if not isinstance(budget, Array) and not layer.num_neurons * blocks <= budget < layer.size:
+    each, split = ("neuron", "") if blocks == 1 else ("block", f" in {blocks} blocks")
     raise ValueError(
       f"budget is {budget}, but a layer of {layer.num_neurons} neurons with {num_inputs} inputs "
-      f"each in {blocks} block(s) needs {layer.num_neurons * blocks} <= budget < {layer.size}: at "
-      "least one connection for each block and fewer than a dense layer. Use the budget that "
-      "`allocate` gives."
+      f"each{split} needs {layer.num_neurons * blocks} <= budget < {layer.size}: at least one "
+      f"connection for each {each} and fewer than a dense layer. Use the budget that `allocate` "
+      "gives."
     )
   group = num_in_group(layer, group_size)
   num_neurons, budget = layer.num_neurons // group, budget // group

@@ -9,7 +9,7 @@ import functools
 import jax
 import numpy as np
 
-from srigl_jax import allocation, counts, schedule, topology
+from srigl_jax import allocation, counts, distributions, schedule, topology
 from srigl_jax.leaves import Axes, make_layer
 
 drop_fraction = schedule.cosine_drop_fraction
@@ -50,7 +50,7 @@ def allocate(shapes, density, dist, linear, mha, options):
   dense |= {str(i) for i, flag in enumerate(mha) if flag and options["ignore_mha_layers"]}
   if options["keep_first_layer_dense"] and (dist != "uniform" or len(shapes) > 1):
     dense.add("0")
-  return list(allocation.DISTRIBUTIONS[dist](layers, density, dense).values())
+  return list(distributions.DISTRIBUTIONS[dist](layers, density, dense).values())
 
 
 def fan_in(shape, sparsity):

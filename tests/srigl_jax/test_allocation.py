@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import srigl_jax as sx
-from srigl_jax import allocation
+from srigl_jax import allocation, distributions
 from srigl_jax.leaves import make_layer
 
 
@@ -50,7 +50,7 @@ def test_erk_of_equal_layers_takes_one_a_round():
   layers["c"] = make_layer("c", (64, 64))
   # Density 0.1: scales 1, 1, 1/32. 3 and 3 and 3686 weights missing: 412 left, divisor 136,
   # epsilon 3.03, so a is dense; then 408 / 132 = 3.09, so b is; then 404 / 128 * 1/32.
-  assert allocation.erk(layers, 0.1) == {"a": 0.0, "b": 0.0, "c": 1 - (404 / 128) * (1 / 32)}
+  assert distributions.erk(layers, 0.1) == {"a": 0.0, "b": 0.0, "c": 1 - (404 / 128) * (1 / 32)}
 
 
 def test_erk_counts_the_window_of_a_convolution():
@@ -58,7 +58,7 @@ def test_erk_counts_the_window_of_a_convolution():
   shapes = {"conv/kernel": (3, 3, 4, 8), "head/kernel": (8, 4)}
   layers = {path: make_layer(path, shape) for path, shape in shapes.items()}
   epsilon = ((288 - 259) + (32 - 28)) / (18 + 12)
-  assert allocation.erk(layers, 0.1) == pytest.approx(
+  assert distributions.erk(layers, 0.1) == pytest.approx(
     {"conv/kernel": 1 - epsilon * 18 / 288, "head/kernel": 1 - epsilon * 12 / 32}
   )
 
