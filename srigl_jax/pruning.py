@@ -147,6 +147,8 @@ def global_magnitude_masks(weights: Masks, masks: Masks, num_kept: Array | int) 
   Returns:
     New masks with `num_kept` True in all. Ties: the earlier layer, then the lower flat index.
   """
+  if not masks:
+    return {}
   keys = [jnp.where(mask, magnitude_key(weights[p]), 0).ravel() for p, mask in masks.items()]
   chosen = largest(jnp.concatenate(keys)[:, None], num_kept)[:, 0]
   ends = np.cumsum([mask.size for mask in masks.values()])[:-1]

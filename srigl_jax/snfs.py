@@ -80,6 +80,8 @@ def snfs_update(layers: dict[str, LayerView]) -> Masks:
   Returns:
     New masks, as many True in all as before. Ties: the lower index stays or grows.
   """
+  if not layers:
+    return {}
   kept, pruned, means, room = {}, [], [], []
   for path, view in layers.items():
     mask = to_matrix(view.mask, view.layer)

@@ -18,7 +18,7 @@ from jax import Array
 
 from srigl_jax.allocation import Allocation, allocate
 from srigl_jax.evolution import LayerPlan, Topology, check_topology, evolve
-from srigl_jax.leaves import AxesRule, flax_axes, leaf_dict, map_leaves
+from srigl_jax.leaves import AxesRule, check_paths, flax_axes, leaf_dict, map_leaves
 from srigl_jax.masks import Masks, check_masks, init_masks
 from srigl_jax.moments import mask_moments
 from srigl_jax.rules import find_layers, select
@@ -56,6 +56,11 @@ def sparse_training(
   check_topology(topology)
   if isinstance(initial, str) and initial not in ("random", "dense"):
     raise ValueError(f"initial is {initial!r}; it must be 'random', 'dense' or masks by path.")
+  if not isinstance(initial, str) and how_sparse:
+    raise ValueError(
+      "initial gives masks, which say how sparse the layers are: leave out "
+      f"{', '.join(how_sparse)}."
+    )
 
   @functools.lru_cache(maxsize=8)
   def plan(spec: tuple[tuple[str, tuple[int, ...], np.dtype], ...]):
@@ -63,7 +68,8 @@ def sparse_training(
     if isinstance(initial, str):
       allocation = allocate(leaves, structure=structure, axes=axes, **how_sparse)
     else:
-      layers = find_layers(leaves, axes=axes)
+      layers = find_layers(leaves, sparse=lambda path, shape: path in initial, axes=axes)
+      check_paths(initial, layers, name="initial")
       sizes = {path: int(np.asarray(initial[path]).sum()) for path in layers if path in initial}
       allocation = Allocation({p: n / layers[p].size for p, n in sizes.items()}, sizes, layers)
     ablatable = select(topology.ablate, allocation.layers, name="ablate") if topology else ()

@@ -1,3 +1,5 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,7 +9,7 @@ import pytest
 import srigl_jax as sx
 from srigl_jax.leaves import Axes
 from tests import helpers
-from tests.helpers import SGD, Training, changed, num_weights, rigl, srigl
+from tests.helpers import SCHEDULE, SGD, Training, changed, num_weights, rigl, srigl
 
 
 def test_seed():
@@ -98,10 +100,48 @@ def test_fan_in_and_densities_by_path():
   )
 
 
-def test_nothing_is_sparse_at_sparsity_zero():
-  training = Training(srigl(SGD, sparsity=0.0))
+@pytest.mark.parametrize(
+  "make",
+  [
+    srigl,
+    functools.partial(sx.snfs, **SCHEDULE),
+    functools.partial(sx.one_shot_pruning, prune_step=2, ranking="global"),
+    functools.partial(sx.lottery_ticket, steps_per_round=2, rounds=1),
+  ],
+)
+def test_nothing_is_sparse_at_sparsity_zero(make):
+  training = Training(make(SGD, sparsity=0.0), {"w": jnp.ones((4, 4))})
   (*_, end) = training.run(3)
   assert end.masks == {}
+
+
+def test_masks_that_are_given():
+  params = helpers.params() | {"embedding": jnp.ones((5, 3))}
+  masks = {
+    "embedding": jnp.arange(15).reshape(5, 3) % 2 == 0,
+    "head/kernel": jnp.ones((8, 6), bool),
+  }
+  training = Training(sx.fixed_masks(SGD, masks), params)
+  for now in training.run(4):
+    assert not changed(now.masks, masks) and now.masks.keys() == masks.keys()
+  assert {p: int(n) for p, n in training.state.budgets.items()} == {
+    "embedding": 8, "head/kernel": 48
+  }  # fmt: skip
+  for bad, message in (
+    ({"head/kernal": masks["head/kernel"]}, "Did you mean 'head/kernel'"),
+    ({"head/kernel": masks["embedding"]}, "belong to another model"),
+    ({"head/bias": jnp.ones(6, bool)}, "initial names 'head/bias', which is no layer"),
+  ):
+    with pytest.raises(ValueError, match=message):
+      sx.fixed_masks(SGD, bad).init(params)
+  with pytest.raises(ValueError, match="leave out sparsity"):
+    sx.sparse_training(SGD, None, initial=masks, sparsity=0.5)
+
+
+def test_an_update_must_return_a_mask_for_each_layer():
+  topology = sx.Topology(lambda layers: {}, update_every=1, update_until=5)
+  with pytest.raises(ValueError, match=r"returned masks for \[\], but was given \['conv/kernel'"):
+    next(Training(sx.sparse_training(SGD, topology, sparsity=0.5)).run(1))
 
 
 @pytest.mark.parametrize("structure", ["unstructured", "constant_fan_in"])
