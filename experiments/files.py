@@ -22,3 +22,10 @@ def write_json(path: Path, value: Any) -> None:
 def read_json(path: Path) -> Any:
   """Reads a JSON file; None if there is none."""
   return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+
+def as_json(value: Any) -> Any:
+  """The value as it comes back from a JSON file."""
+  if isinstance(value, dict):
+    return {k: as_json(v) for k, v in value.items()}
+  return [as_json(v) for v in value] if isinstance(value, list | tuple) else value

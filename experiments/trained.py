@@ -11,7 +11,7 @@ import srigl_jax as sx
 from experiments import models
 from experiments.checkpoint import Checkpoints
 from experiments.files import read_json
-from experiments.train import Run, prepare
+from experiments.run import Run, prepare
 
 
 class Trained(NamedTuple):

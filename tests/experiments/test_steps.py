@@ -62,14 +62,14 @@ def train(num_devices, batches, *, max_steps, state=None, dataset=DATA, seed=0, 
       optax.with_extra_args_support(optax.sgd(RATE)),
       dataset,
       label_smoothing=smoothing,
-      seed=seed,
+      seeds=[seed],
       max_steps=max_steps,
     )
     state = replicate(init_state() if state is None else state)
     images, labels = replicate((dataset.train_images, dataset.train_labels))
     metrics = []
     for start in range(0, len(batches), max_steps):
-      state, new = train_fn(state, images, labels, batches[start : start + max_steps])
+      state, new = train_fn(state, images, labels, batches[None, start : start + max_steps])
       metrics.append(jax.device_get(new))
     return jax.device_get(state), metrics
 
@@ -110,15 +110,15 @@ def test_a_shorter_last_call_uses_the_same_program():
       return linear(*arguments, **kwargs)
 
     tx = optax.with_extra_args_support(optax.sgd(RATE))
-    train_fn = make_train_fn(counted, tx, DATA, label_smoothing=0.0, seed=0, max_steps=4)
+    train_fn = make_train_fn(counted, tx, DATA, label_smoothing=0.0, seeds=[0], max_steps=4)
     state = replicate(init_state())
     images, labels = replicate((DATA.train_images, DATA.train_labels))
     batches = data.batch_indices(0, 7, 8, 24, seed=0)
-    state, _ = train_fn(state, images, labels, batches[:4])
+    state, _ = train_fn(state, images, labels, batches[None, :4])
     traced = len(calls)
-    state, metrics = train_fn(state, images, labels, batches[4:])
+    state, metrics = train_fn(state, images, labels, batches[None, 4:])
     assert len(calls) == traced
-    assert (int(state.step), float(metrics.examples)) == (7, 24.0)
+    assert (int(state.step), float(metrics.examples[0])) == (7, 24.0)
 
 
 @pytest.mark.parametrize("max_steps", [1, 4])
@@ -134,9 +134,9 @@ def test_the_first_step_without_a_finite_loss_is_named(max_steps):
   )
   order = np.array([[0, 1], [2, 3], [4, 5], [6, 7]], np.int32)
   _, metrics = train(1, order, max_steps=max_steps, dataset=broken)
-  assert [int(m.bad_step) for m in metrics] == ([-1, -1, 3, 4] if max_steps == 1 else [3])
+  assert [int(m.bad_step[0]) for m in metrics] == ([-1, -1, 3, 4] if max_steps == 1 else [3])
   _, metrics = train(1, order[[0, 1, 3]], max_steps=max_steps, dataset=broken)
-  assert {int(m.bad_step) for m in metrics} == {-1}
+  assert {int(m.bad_step[0]) for m in metrics} == {-1}
 
 
 def noisy(shape=()):

@@ -11,7 +11,8 @@ from experiments import train as train_module
 from experiments.files import read_json
 from experiments.interrupt import Interrupted
 from experiments.record import read_metrics
-from experiments.train import prepare, train
+from experiments.run import prepare
+from experiments.train import train
 from tests.experiments.tiny import (
   STEPS_PER_EPOCH,
   TOTAL_STEPS,
@@ -307,7 +308,9 @@ def test_asked_to_stop_in_the_last_step_it_finishes(tmp_path):
 
 def test_killed_between_the_last_checkpoint_and_the_results(tmp_path, monkeypatch):
   with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-    patch.setattr(train_module, "_results", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    patch.setattr(
+      train_module, "results_of", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt)
+    )
     train(tiny_config(), tmp_path)
   before = losses(tmp_path)
   results = train(tiny_config(), tmp_path)

@@ -1,0 +1,124 @@
+"""What one run keeps as it goes: its records and checkpoints, in its work directory."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from experiments.checkpoint import Checkpoints
+from experiments.files import write_json
+from experiments.record import Recorder
+from experiments.run import Run
+from experiments.steps import Metrics, TrainState
+
+
+class Logbook:
+  """The records and checkpoints of a run.
+
+  Attributes:
+    run: the run.
+    workdir: its directory.
+    step: batches done when it was opened.
+    state: where it goes on from: the last checkpoint, or step 0.
+    error: why it can go on no more; None while it can.
+  """
+
+  def __init__(self, run: Run, workdir: Path):
+    """Opens the directory and reads the last checkpoint."""
+    self.run, self.workdir = run, workdir
+    self.error: Exception | None = None
+    write_json(workdir / "config.json", run.config.to_dict())
+    self._checkpoints = Checkpoints(workdir / "checkpoints", keep=run.config.train.keep_checkpoints)
+    self._recorder: Recorder | None = None
+    try:
+      restored = self._checkpoints.restore(run.init_state)
+    except BaseException:
+      self._checkpoints.close()
+      raise
+    self.state: TrainState = run.init_state if restored is None else restored
+    self.step = int(self.state.step)
+    self._summary, self._summary_step = run.summarize(self.state), self.step
+
+  def start(self) -> None:
+    """Opens the records, to go on from `state`."""
+    self._recorder = Recorder(self.workdir, step=self.step)
+    if self.step == 0:
+      self._recorder.write_topology(0, self._summary, last_update=0)
+
+  def needs_summary(self, step: int) -> bool:
+    """Whether the topology has been updated since it was last recorded."""
+    return self.run.last_update(step) > self._summary_step
+
+  def topology(self, step: int, state: TrainState) -> None:
+    """Records the topology as it is at `step`."""
+    self._summary, self._summary_step = self.run.summarize(state), step
+    self._records.write_topology(step, self._summary, last_update=self.run.last_update(step))
+    self.run.warn_early(self._summary, step)
+
+  def train(self, step: int, values: dict[str, float], seconds: float) -> dict[str, float | str]:
+    """Records training since the last record; returns what is worth showing.
+
+    Args:
+      step: batches done.
+      values: see `averages`.
+      seconds: that it took.
+    """
+    values = dict(values)
+    values |= {"images_per_s": values.pop("examples") / seconds, "seconds": seconds}
+    self._records.write("train", step, **values, learning_rate=self.run.learning_rate(step))
+    return {
+      "loss": values["loss"],
+      "accuracy": values["accuracy"],
+      "images/s": str(round(values["images_per_s"])),
+      "sparsity": f"{self._summary.sparsity:.2%}",
+      "neurons": f"{self._summary.active_neurons:.1%}",
+    }
+
+  def test(self, step: int, values: dict[str, float]) -> None:
+    """Records a test; see `averages`."""
+    self._records.write("test", step, loss=values["loss"], accuracy=values["accuracy"])
+
+  def save(self, step: int, state: TrainState, *, test_accuracy: float | None) -> None:
+    """Starts saving a checkpoint."""
+    self._checkpoints.save(step, state, test_accuracy=test_accuracy)
+
+  def wait(self) -> None:
+    """Waits until what was saved is on disk."""
+    self._checkpoints.wait()
+
+  def close(self) -> None:
+    """Waits for saves under way and closes the files."""
+    if self._recorder:
+      self._recorder.close()
+    self._checkpoints.close()
+
+  @property
+  def _records(self) -> Recorder:
+    assert self._recorder, "start() comes first"
+    return self._recorder
+
+
+def averages(window: Sequence[Metrics], index: int) -> dict[str, float]:
+  """Loss and accuracy of a run over some calls of the device, and the examples in them.
+
+  Args:
+    window: the metrics of each call.
+    index: of the run in its pack.
+
+  Raises:
+    FloatingPointError: if a loss in the window is not finite.
+  """
+  calls: list[Any] = [jax.tree.map(lambda x: x[index], m) for m in jax.device_get(list(window))]
+  if bad := [int(m.bad_step) for m in calls if m.bad_step >= 0]:
+    raise FloatingPointError(
+      f"The loss of step {bad[0]} is not finite: the run has diverged. The checkpoints from before "
+      "are kept. Lower config.optimizer.learning_rate, set config.optimizer.clip_norm or "
+      "config.optimizer.warmup_epochs, and start in another --workdir."
+    )
+  count = float(sum(m.examples for m in calls))
+  return {
+    "loss": float(sum(m.loss for m in calls)) / count,
+    "accuracy": float(sum(m.correct for m in calls)) / count,
+    "examples": count,
+  }

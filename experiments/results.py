@@ -1,0 +1,54 @@
+"""What a finished run has come to."""
+
+from pathlib import Path
+from typing import Any
+
+import srigl_jax as sx
+from experiments.files import as_json
+from experiments.record import environment, read_metrics
+from experiments.run import Run
+from experiments.steps import TrainState
+
+
+def results_of(run: Run, state: TrainState, workdir: Path, *, num_runs: int) -> dict[str, Any]:
+  """What `results.json` holds of a finished run.
+
+  Args:
+    run: the run.
+    state: its last.
+    workdir: that holds its records.
+    num_runs: runs that trained together with it, itself included; its time is its share.
+
+  Returns:
+    Plain values, as they come back from the file.
+  """
+  metrics = read_metrics(workdir)
+  summary = run.summarize(state)
+  tests = [record["accuracy"] for record in metrics["test"]]
+  inference = summary.inference_flops
+  method = run.config.method
+  training = inference
+  if inference is not None and method.name in (
+    "rigl",
+    "srigl",
+  ):  # those that need dense gradients now and then
+    training = sx.training_flops(inference, update_every=method.update_every_steps)
+  values = {
+    "name": run.config.name,
+    "method": method.name,
+    "seed": run.config.seed,
+    "steps": run.total_steps,
+    "test_accuracy": tests[-1],
+    "best_test_accuracy": max(tests),
+    "sparsity": summary.sparsity,
+    "active_neurons": summary.active_neurons,
+    "itop_rate": summary.itop_rate,
+    "inference_flops": inference,
+    "training_flops": training,
+    "packed_runs": num_runs,
+    "train_seconds": sum(record["seconds"] for record in metrics["train"]),
+    "layers": [layer._asdict() for layer in summary.layers],
+    "table": str(summary),
+    "environment": environment(),
+  }
+  return as_json(values)

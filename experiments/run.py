@@ -1,0 +1,206 @@
+"""A run: a config made concrete, and the checks that it must pass."""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from ml_collections import ConfigDict
+
+import srigl_jax as sx
+from experiments import models
+from experiments.data import Dataset, batch_indices, load
+from experiments.files import as_json, read_json
+from experiments.method import make_method
+from experiments.optimizer import learning_rate, make_optimizer
+from experiments.steps import TrainState, steps_per_dispatch
+
+_DYNAMIC = ("set", "rigl", "srigl")
+
+
+class Run(NamedTuple):
+  """A config made concrete.
+
+  Attributes:
+    config: the config.
+    data: the data set.
+    apply: the model, see `models.functional`.
+    tx: the optimizer, the method round it.
+    schedule: learning rate by optimizer step.
+    init_state: the state at step 0, weights masked.
+    macs: multiply-accumulates for one example of each dense layer.
+    steps_per_epoch: batches in an epoch.
+    total_steps: batches of the run.
+    max_steps: batches in one call of the device.
+  """
+
+  config: ConfigDict
+  data: Dataset
+  apply: models.Apply
+  tx: optax.GradientTransformationExtraArgs
+  schedule: optax.Schedule
+  init_state: TrainState
+  macs: dict[str, int]
+  steps_per_epoch: int
+  total_steps: int
+  max_steps: int
+
+  @property
+  def is_sparse(self) -> bool:
+    """Whether the method masks anything."""
+    return self.config.method.name != "dense"
+
+  def steps(self, epochs: float) -> int:
+    """Epochs as a number of steps, at least 1."""
+    return max(1, round(epochs * self.steps_per_epoch))
+
+  def batches(self, start: int, end: int) -> np.ndarray:
+    """Indices of the batches of steps `start` to `end`, `[end - start, batch]` int32."""
+    size, seed = self.config.data.batch_size, self.config.seed
+    return batch_indices(start, end - start, size, len(self.data.train_labels), seed)
+
+  def learning_rate(self, step: int) -> float:
+    """Learning rate after `step` batches."""
+    return float(self.schedule(step // self.config.optimizer.accumulation_steps))
+
+  def last_update(self, step: int) -> int:
+    """The step of the last topology update until `step`, 0 if there was none."""
+    method, batches = self.config.method, self.config.optimizer.accumulation_steps
+    if method.name not in _DYNAMIC:
+      return 0
+    until = int(method.update_until_fraction * (self.total_steps // batches))
+    done = min(step // batches, until - 1) // method.update_every_steps
+    return max(0, done) * method.update_every_steps * batches
+
+  def warn_early(self, summary: sx.Summary, step: int) -> None:
+    """Warns in the first updates if ablation takes away most of a layer."""
+    method = self.config.method
+    first = 5 * method.update_every_steps * self.config.optimizer.accumulation_steps
+    if method.name == "srigl" and method.ablation and step <= first:
+      sx.warn_if_over_ablated(summary, method.gamma_sal)
+
+  def summarize(self, state: TrainState) -> sx.Summary:
+    """Statistics of the network as it is."""
+    masks, explored = {}, {}
+    if self.is_sparse:
+      sparse = sx.get_state(state.opt_state)
+      masks, explored = sparse.masks, sparse.explored
+    return sx.summarize(state.params, masks, explored=explored, macs=self.macs)
+
+
+def prepare(config: ConfigDict, data: Dataset | None = None) -> Run:
+  """Loads the data, builds model and optimizer, and initialises the state.
+
+  Args:
+    config: see `configs/base.py`.
+    data: its data set, if that is loaded already.
+
+  Raises:
+    ValueError: if a setting is unknown, out of range, or does not fit the others.
+    FileNotFoundError: if the data set is not there.
+  """
+  _check_kind_and_numbers(config)
+  data = data or load(
+    config.data.name, data_dir=config.data.data_dir or None, **config.data.kwargs.to_dict()
+  )
+  batch_size, num_devices = config.data.batch_size, jax.local_device_count()
+  if batch_size % num_devices or not 0 < batch_size <= len(data.train_labels):
+    raise ValueError(
+      f"config.data.batch_size is {batch_size}; it must be a multiple of the number of devices "
+      f"({num_devices}) and at most the number of training examples ({len(data.train_labels)})."
+    )
+  steps_per_epoch = len(data.train_labels) // batch_size
+  total_steps = max(1, round(config.train.total_epochs * steps_per_epoch))
+  every = config.optimizer.accumulation_steps
+  optimizer_steps = total_steps // every
+
+  weights_key, sparse_key = jax.random.split(jax.random.key(config.seed))
+  apply, params, model_state = models.init(
+    config.model.name,
+    num_classes=data.num_classes,
+    image_shape=data.image_shape,
+    key=weights_key,
+    dtype=config.model.dtype,
+    **config.model.kwargs.to_dict(),
+  )
+  schedule = learning_rate(
+    config.optimizer, steps_per_epoch=steps_per_epoch / every, total_steps=optimizer_steps
+  )
+  tx = make_method(
+    config.method,
+    make_optimizer(config.optimizer, schedule),
+    total_steps=optimizer_steps,
+    seed=config.seed,
+  )
+  if every > 1:
+    tx = optax.with_extra_args_support(optax.MultiSteps(tx, every).gradient_transformation())
+  opt_state = tx.init(params)
+  if config.method.name != "dense":
+    masks = sx.get_masks(opt_state)
+    if config.method.sparse_init:
+      params = sx.init_sparse_weights(sparse_key, params, masks, config.method.sparse_init)
+    params = sx.apply_masks(params, masks)
+
+  image = jax.ShapeDtypeStruct((1, *data.image_shape), jnp.float32)
+  return Run(
+    config=config,
+    data=data,
+    apply=apply,
+    tx=tx,
+    schedule=schedule,
+    init_state=TrainState(jnp.zeros((), jnp.int32), params, model_state, opt_state),
+    macs=sx.layer_macs(lambda p, x: apply(p, model_state, x, train=False)[0], params, image),
+    steps_per_epoch=steps_per_epoch,
+    total_steps=total_steps,
+    max_steps=steps_per_dispatch(config.train.steps_per_dispatch, params),
+  )
+
+
+def _check_kind_and_numbers(config: ConfigDict) -> None:
+  """Refuses the config of a sweep, and numbers that cannot be meant."""
+  if "variants" in config:
+    raise ValueError("This config is a sweep's: use python -m experiments.sweep.")
+  counts = {
+    "config.optimizer.accumulation_steps": config.optimizer.accumulation_steps,
+    "config.train.log_every_steps": config.train.log_every_steps,
+    "config.train.eval_batch_size": config.train.eval_batch_size,
+    "config.train.keep_checkpoints": config.train.keep_checkpoints,
+  }
+  for name, value in counts.items():
+    if value < 1:
+      raise ValueError(f"{name} is {value}; it must be 1 or more.")
+  if not 0 <= config.seed < 2**32:
+    raise ValueError(f"config.seed is {config.seed}; it must lie in 0..2**32 - 1.")
+  if not config.train.total_epochs > 0:
+    raise ValueError(
+      f"config.train.total_epochs is {config.train.total_epochs}; it must be more than 0."
+    )
+
+
+def check_owner(workdir: Path, config: ConfigDict) -> None:
+  """Refuses a directory that belongs to another config.
+
+  Raises:
+    ValueError: naming the directory, and the settings in which the configs differ.
+  """
+  theirs = read_json(workdir / "config.json")
+  differing = _differences(theirs, as_json(config.to_dict())) if theirs else {}
+  differing.pop("data.data_dir", None)  # where the data lie does not change what is learnt
+  if differing:
+    listed = "; ".join(f"{k}: {a!r} there, {b!r} here" for k, (a, b) in differing.items())
+    raise ValueError(
+      f"{workdir} holds a run of another config ({listed}). Give this run a --workdir of its own, "
+      "or repeat the other one's config to resume it."
+    )
+
+
+def _differences(a: Any, b: Any, prefix: str = "") -> dict[str, tuple[Any, Any]]:
+  if not isinstance(a, dict) or not isinstance(b, dict):
+    return {} if a == b else {prefix: (a, b)}
+  found: dict[str, tuple[Any, Any]] = {}
+  for key in sorted(a.keys() | b.keys()):
+    path = f"{prefix}.{key}" if prefix else key
+    found |= _differences(a.get(key), b.get(key), path)
+  return found
