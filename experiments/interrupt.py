@@ -11,15 +11,24 @@ class Interrupted(Exception):
   """A run was asked to stop and has saved its state; `args[0]` is the signal's number."""
 
 
+_watching: Callable[[], int] | None = None
+
+
 @contextlib.contextmanager
 def watch_signals() -> Iterator[Callable[[], int]]:
   """Catches SIGINT and SIGTERM while the context lasts; a second one acts as usual.
 
+  Within another such context it is that one, whose signals count for both.
+
   Yields:
     A function that returns the number of the signal that came, 0 if none did.
   """
+  global _watching
   if threading.current_thread() is not threading.main_thread():
     yield lambda: 0
+    return
+  if _watching:
+    yield _watching
     return
   received = 0
   before: dict[int, Any] = {}
@@ -33,8 +42,10 @@ def watch_signals() -> Iterator[Callable[[], int]]:
 
   for number in (signal.SIGINT, signal.SIGTERM):
     before[number] = signal.signal(number, handle)
+  _watching = lambda: received
   try:
-    yield lambda: received
+    yield _watching
   finally:
+    _watching = None
     for each, handler in before.items():
       signal.signal(each, handler)

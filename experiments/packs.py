@@ -88,6 +88,27 @@ def group(runs: Mapping[str, ConfigDict], size: int) -> list[list[str]]:
   return sorted(packs, key=lambda names: order[names[0]])
 
 
+def choose_size(pack: str, config: ConfigDict) -> int:
+  """How many runs train together at most.
+
+  Args:
+    pack: "off", a number, or "auto": as `experiments.benchmark_packing` found it. On CPU none,
+      since processes with a core each are faster; on an accelerator networks without convolutions,
+      which XLA turns into grouped ones, its slowest kind.
+    config: of one of the runs.
+
+  Raises:
+    ValueError: if `pack` is none of these.
+  """
+  if pack == "off":
+    return 1
+  if pack == "auto":
+    return 1 if jax.default_backend() == "cpu" or config.model.name != "mlp" else 8
+  if not pack.isdecimal() or int(pack) < 1:
+    raise ValueError(f"--pack is {pack!r}; it must be auto, off, or a number of runs.")
+  return int(pack)
+
+
 def check(configs: Iterable[ConfigDict]) -> None:
   """Raises a ValueError if configs cannot be those of one pack."""
   if len({_kind(config) for config in configs}) > 1:

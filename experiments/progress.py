@@ -3,13 +3,13 @@
 import contextlib
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Protocol
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-_SECONDS_BETWEEN_LINES = 10.0
+SECONDS_BETWEEN_LINES = 10.0
 
 
 class Show(Protocol):
@@ -41,23 +41,26 @@ def progress(name: str, *, step: int, total_steps: int) -> Iterator[Show]:
   )
   with Progress(*columns, console=console) as bar:
     task = bar.add_task(name, total=total_steps, completed=step, values="")
-    yield lambda step, **values: bar.update(task, completed=step, values=_format(values))
+    yield lambda step, **values: bar.update(task, completed=step, values=format_values(values))
 
 
 def _lines(name: str, total_steps: int) -> Show:
-  last = -_SECONDS_BETWEEN_LINES
+  last = -SECONDS_BETWEEN_LINES
 
   def show(step: int, **values: float | str) -> None:
     nonlocal last
-    if step < total_steps and time.monotonic() - last < _SECONDS_BETWEEN_LINES:
+    if step < total_steps and time.monotonic() - last < SECONDS_BETWEEN_LINES:
       return
     last = time.monotonic()
-    print(f"{name}: step {step}/{total_steps}  {_format(values)}", file=sys.stderr, flush=True)
+    print(
+      f"{name}: step {step}/{total_steps}  {format_values(values)}", file=sys.stderr, flush=True
+    )
 
   return show
 
 
-def _format(values: dict[str, float | str]) -> str:
+def format_values(values: Mapping[str, float | str]) -> str:
+  """Values by name in a line; floats with four digits."""
   return "  ".join(
     f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in values.items()
   )

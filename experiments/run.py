@@ -186,7 +186,7 @@ def check_owner(workdir: Path, config: ConfigDict) -> None:
     ValueError: naming the directory, and the settings in which the configs differ.
   """
   theirs = read_json(workdir / "config.json")
-  differing = _differences(theirs, as_json(config.to_dict())) if theirs else {}
+  differing = differences(theirs, as_json(config.to_dict())) if theirs else {}
   differing.pop("data.data_dir", None)  # where the data lie does not change what is learnt
   if differing:
     listed = "; ".join(f"{k}: {a!r} there, {b!r} here" for k, (a, b) in differing.items())
@@ -196,11 +196,12 @@ def check_owner(workdir: Path, config: ConfigDict) -> None:
     )
 
 
-def _differences(a: Any, b: Any, prefix: str = "") -> dict[str, tuple[Any, Any]]:
+def differences(a: Any, b: Any, prefix: str = "") -> dict[str, tuple[Any, Any]]:
+  """Where two nested dicts differ: the two values by dotted path."""
   if not isinstance(a, dict) or not isinstance(b, dict):
     return {} if a == b else {prefix: (a, b)}
   found: dict[str, tuple[Any, Any]] = {}
   for key in sorted(a.keys() | b.keys()):
     path = f"{prefix}.{key}" if prefix else key
-    found |= _differences(a.get(key), b.get(key), path)
+    found |= differences(a.get(key), b.get(key), path)
   return found

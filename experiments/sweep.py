@@ -3,124 +3,151 @@
 `python -m experiments.sweep --config=configs/sweeps/NAME.py --workdir=DIR`
 
 Each variant with each seed is a run in `DIR/variant/seedN`. The same command goes on where it was
-stopped and skips what is finished; it ends with one table and one figure of all runs.
+stopped, skips what is finished, and leaves alone what has failed until `--retry` asks for it. It
+ends with one table and the figures of all runs.
 """
 
 import sys
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 
 from absl import flags
 from ml_collections import ConfigDict
 
-from experiments import cli
-from experiments.files import read_json, write_json
+from experiments import cli, estimate, packs, workers
+from experiments.failures import Failure, forget_failure, read_failure, write_failure
+from experiments.files import read_json
 from experiments.interrupt import Interrupted
 from experiments.report import write_sweep_report
-from experiments.train import check_owner, train
-
-
-def expand(sweep: ConfigDict) -> dict[str, ConfigDict]:
-  """The runs of a sweep: `{"variant/seedN": config}`.
-
-  Args:
-    sweep: `base` (a run's config), `variants` (pairs of a name and the differences,
-      `{section: {field: value}}`) and `seeds`.
-
-  Raises:
-    ValueError: if there is nothing to run, if two runs have one name, or if a variant sets a field
-      that the base has not.
-  """
-  if "variants" not in sweep:
-    raise ValueError("This config is a single run's: use python -m experiments.train.")
-  if not sweep.variants or not sweep.seeds:
-    raise ValueError(
-      f"The sweep {sweep.name!r} has {len(sweep.variants)} variants and {len(sweep.seeds)} seeds; "
-      "it needs one of each at least."
-    )
-  runs = {}
-  for variant, differences in sweep.variants:
-    for seed in sweep.seeds:
-      config = ConfigDict(sweep.base.to_dict()).lock()
-      try:
-        config.update(differences)
-      except (AttributeError, KeyError, TypeError) as error:
-        raise ValueError(
-          f"Variant {variant!r} of the sweep does not fit its base: {error}"
-        ) from error
-      config.seed = seed
-      config.name = f"{variant}, seed {seed}"
-      name = f"{variant}/seed{seed}"
-      if name in runs:
-        raise ValueError(f"The sweep {sweep.name!r} has two runs {name!r}: names must differ.")
-      runs[name] = config
-  return runs
+from experiments.run import check_owner
+from experiments.sweep_progress import SweepProgress
+from experiments.sweeps import expand, write_record
 
 
 def run_sweep(
-  sweep: ConfigDict, workdir: Path, *, command: str = ""
-) -> tuple[Path, str, list[str]]:
+  sweep: ConfigDict,
+  workdir: Path,
+  *,
+  command: str = "",
+  jobs: int = 1,
+  pack: str = "off",
+  retry: bool = False,
+) -> tuple[Path, str, dict[str, str]]:
   """Trains what is not finished, and reports.
 
   Args:
-    sweep: see `expand`.
+    sweep: see `sweeps.variants_of`.
     workdir: directory of this sweep and no other.
     command: that started it, for the record.
+    jobs: processes that train at a time; 0: what suits the device.
+    pack: runs of one shape that train together, "off" or a number; "auto": what suits the device.
+    retry: also train the runs that have failed before. Those that were killed are always tried
+      again.
 
   Returns:
-    The report's path, its table, and the names of runs that failed (the others go on).
+    The report's path, its table, and why runs failed, by name (the others went on).
 
   Raises:
     ValueError: if the sweep is not usable, `workdir` holds runs of another one under the same
       names, or no run could be finished.
-    Interrupted: if a run was asked to stop.
+    Interrupted: if it was asked to stop; what was training is saved.
   """
   runs = expand(sweep)
   for name, config in runs.items():
     check_owner(workdir / name, config)
-  write_json(
-    workdir / "sweep.json",
-    {
-      "name": sweep.name,
-      "variants": [name for name, _ in sweep.variants],
-      "seeds": list(sweep.seeds),
-      "command": command,
-    },
-  )
-  failed = []
-  for i, (name, config) in enumerate(runs.items(), start=1):
-    done = read_json(workdir / name / "results.json") is not None
-    print(f"[{i}/{len(runs)}] {name}{': already finished' if done else ''}", flush=True)
-    try:
-      train(config, workdir / name)
-    except (ValueError, FileNotFoundError, FloatingPointError) as error:
-      failed.append(name)
-      warnings.warn(f"Run {name} failed: {error}", stacklevel=1)
+  size = packs.choose_size(pack, next(iter(runs.values())))
+  write_record(sweep, workdir, command)
+  finished = {name for name in runs if _is_finished(workdir / name)}
+  failures = {
+    name: failure
+    for name in runs
+    if name not in finished
+    and (failure := read_failure(workdir / name))
+    and not (retry or failure.killed)
+  }
+  for i, name in enumerate(runs, start=1):
+    if name in finished:
+      print(f"[{i}/{len(runs)}] {name}: already finished", flush=True)
+    elif name in failures:
+      said = f"failed before ({failures[name].error}); --retry tries it again"
+      print(f"[{i}/{len(runs)}] {name}: {said}", flush=True)
+  # A finished run goes too if only its report is missing: that is all that will be made then.
+  todo = {
+    name: config
+    for name, config in runs.items()
+    if name not in failures and not (workdir / name / "report.md").exists()
+  }
+  for name in todo:
+    forget_failure(workdir / name)
+  groups = packs.group(todo, size)
+  jobs = workers.choose_jobs(jobs, len(groups)) if groups else 1
+
+  with SweepProgress(len(runs), len(runs) - len(todo) - len(failures), len(failures)) as shown:
+    watcher = _Recording(shown, {workdir / name: config for name, config in todo.items()})
+    tasks = [{workdir / name: todo[name] for name in names} for names in groups]
+    if jobs == 1:
+      workers.train_here(tasks, watcher)
+    else:
+      workers.train_in_processes(tasks, watcher, jobs=jobs, cache_dir=workdir / ".compiled")
+  failures |= {str(path.relative_to(workdir)): f for path, f in watcher.failures.items()}
   path, table = write_sweep_report(workdir)
-  return path, table, failed
+  return path, table, {name: failure.error for name, failure in failures.items()}
+
+
+def _is_finished(workdir: Path) -> bool:
+  return read_json(workdir / "results.json") is not None
+
+
+class _Recording:
+  """Passes on what the workers do, and writes failures down."""
+
+  def __init__(self, shown: SweepProgress, configs: Mapping[Path, ConfigDict]):
+    self.started, self.at, self.warned = shown.started, shown.at, shown.warned
+    self.failures: dict[Path, Failure] = {}
+    self._shown, self._configs = shown, configs
+
+  def ended(self, worker, outcomes):
+    for workdir, outcome in outcomes.items():
+      if isinstance(outcome, Failure):
+        self.failures[workdir] = outcome
+        write_failure(workdir, outcome, self._configs[workdir])
+    self._shown.ended(worker, outcomes)
 
 
 def main() -> int:
   """The command."""
-  workdir = Path(flags.FLAGS.workdir)
+  values, sweep = flags.FLAGS, _CONFIG.value
+  workdir = Path(values.workdir)
   cli.use_compile_cache(workdir / ".compiled")
+  print(estimate.of_sweep(sweep, workdir, jobs=values.jobs, pack=values.pack), flush=True)
+  if values.dry_run:
+    return 0
   try:
     path, table, failed = run_sweep(
-      _CONFIG.value,
+      sweep,
       workdir,
       command=" ".join(["python -m experiments.sweep", *sys.argv[1:]]),
+      jobs=values.jobs,
+      pack=values.pack,
+      retry=values.retry,
     )
   except Interrupted as stop:
-    number, step = stop.args
-    print(f"Stopped and saved at step {step} of this run. The same command goes on from there.")
-    return 128 + number
-  print(f"\n{table}\n\nfigure: {workdir / 'figures' / 'comparison.png'}\nreport: {path}")
+    print("Stopped; what was training is saved. The same command goes on from there.")
+    return 128 + stop.args[0]
+  print(f"\n{table}\n\nreport: {path}, figures: {workdir / 'figures'}")
+  for name, error in failed.items():
+    warnings.warn(f"Run {name} failed: {error}", stacklevel=1)
   if failed:
-    print(f"{len(failed)} runs failed: {', '.join(failed)}")
+    print(f"{len(failed)} runs failed: {', '.join(failed)}. --retry tries them again.")
   return 1 if failed else 0
 
 
 if __name__ == "__main__":
   _CONFIG = cli.define_config()
   flags.DEFINE_string("workdir", None, "Directory of the sweep.", required=True)
+  flags.DEFINE_integer("jobs", 1, "Processes that train at a time; 0: what suits the device.")
+  flags.DEFINE_string("pack", "auto", "Runs that train together under vmap: auto, off or a number.")
+  flags.DEFINE_bool("retry", False, "Train the runs that have failed before, too.")
+  flags.DEFINE_bool("dry_run", False, "Say what it would cost, and do nothing.")
   cli.run(main)

@@ -17,7 +17,7 @@ from experiments import train as train_module
 from experiments.files import read_json
 from experiments.method import make_method
 from experiments.optimizer import make_optimizer
-from experiments.sweep import expand
+from experiments.sweeps import expand
 from experiments.train import train
 from tests.experiments.tiny import devices, quick_compiler
 

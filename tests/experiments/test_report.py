@@ -12,6 +12,7 @@ from experiments import figures
 from experiments.files import write_json
 from experiments.record import read_metrics
 from experiments.report import mean_and_interval, write_run_report, write_sweep_report
+from experiments.study import collect, results_file
 
 PNG = b"\x89PNG\r\n"
 
@@ -129,6 +130,9 @@ def test_figures_draw_the_records(finished_run, tmp_path, monkeypatch):
 # ---- sweeps ------------------------------------------------------------------------------------
 
 
+CONFIG = {"method": {"sparsity": 0.9}}
+
+
 def write_run(directory, *, accuracy, **changes):
   """What a sweep's report reads of a finished run."""
   results = {
@@ -142,14 +146,22 @@ def write_run(directory, *, accuracy, **changes):
     "environment": {"python": "3.11"},
   }
   write_json(directory / "results.json", results | changes)
+  write_json(directory / "config.json", CONFIG)
   test = {"kind": "test", "step": 8, "accuracy": accuracy, "loss": 0.5}
   (directory / "metrics.jsonl").write_text(json.dumps(test) + "\n")
 
 
-def write_sweep(directory, variants, seeds):
+def write_sweep(directory, variants, seeds, study="methods", axes=None):
+  axes = axes or {}
+  entry = lambda v: {"seeds": seeds, "config": CONFIG, "axes": {"method": v} | axes.get(v, {})}
   write_json(
     directory / "sweep.json",
-    {"name": "A comparison", "variants": variants, "seeds": seeds, "command": "python -m x"},
+    {
+      "name": "A comparison",
+      "study": study,
+      "variants": {v: entry(v) for v in variants},
+      "command": "python -m x",
+    },
   )
 
 
@@ -197,6 +209,52 @@ def test_a_sweeps_report_has_its_own_runs_only(tmp_path):
   assert rows_of(table).keys() == {"a"}
   assert rows_of(table)["a"]["seeds"] == "2"
   assert "not finished" not in path.read_text()
+
+
+def test_methods_against_sparsity(tmp_path):
+  """What has no sparsity comes first; a place without a run stays empty."""
+  axes = {
+    "dense": {},
+    "rigl90": {"method": "RigL", "sparsity": 0.9},
+    "rigl95": {"method": "RigL", "sparsity": 0.95},
+    "srigl95": {"method": "SRigL", "sparsity": 0.95},
+  }
+  write_sweep(tmp_path, list(axes), [0, 1], study="sparsity", axes=axes)
+  for i, variant in enumerate(axes):
+    write_run(tmp_path / variant / "seed0", accuracy=0.1 * i)
+  write_run(tmp_path / "rigl90" / "seed1", accuracy=0.12)
+  path, printed = write_sweep_report(tmp_path)
+  table = printed.split("\n\n")[1]
+  assert table in path.read_text()
+  assert rows_of(table) == {
+    "dense": {"none": "0.00", "0.9": "", "0.95": ""},
+    "RigL": {"none": "", "0.9": "11.00 ± 12.71", "0.95": "20.00"},
+    "SRigL": {"none": "", "0.9": "", "0.95": "30.00"},
+  }
+
+
+def test_results_file_of_a_study(tmp_path):
+  write_sweep(tmp_path, ["a", "b"], [0, 1])
+  layers = [{"path": "x/kernel", "density": 0.5, "active_neurons": 3, "num_neurons": 4}]
+  write_run(tmp_path / "a" / "seed0", accuracy=0.5, layers=layers, train_seconds=7.0)
+  elsewhere = {"python": "3.12"}
+  write_run(tmp_path / "a" / "seed1", accuracy=0.6, environment=elsewhere)
+  values = results_file(collect(tmp_path), "the table")
+  assert json.loads(json.dumps(values)) == values
+  assert (values["command"], values["table"]) == ("python -m x", "the table")
+  assert values["environment"] == {"python": "3.11"} and values["missing_runs"] == 2
+  assert values["variants"].keys() == {"a"}
+  first, second = values["variants"]["a"]["runs"]
+  assert values["variants"]["a"]["config"] == CONFIG
+  assert (first["seed"], first["test_accuracy"], first["train_seconds"]) == (0, 0.5, 7.0)
+  assert first["layers"] == {"x/kernel": {"density": 0.5, "active_neurons": 0.75}}
+  assert "environment" not in first and second["environment"] == elsewhere
+
+
+def test_a_record_of_an_older_version(tmp_path):
+  write_json(tmp_path / "sweep.json", {"name": "old", "variants": ["a"], "seeds": [0]})
+  with pytest.raises(ValueError, match=r"of an older version: run the sweep's command again"):
+    write_sweep_report(tmp_path)
 
 
 def test_no_finished_run_to_compare(tmp_path):

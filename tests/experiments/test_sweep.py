@@ -6,10 +6,12 @@ import signal
 import pytest
 from ml_collections import ConfigDict
 
-from experiments import sweep as sweep_module
+from experiments import workers
 from experiments.files import read_json, write_json
 from experiments.interrupt import Interrupted
-from experiments.sweep import expand, run_sweep
+from experiments.report import write_sweep_report
+from experiments.sweep import run_sweep
+from experiments.sweeps import expand
 from tests.experiments.tiny import interrupted_at, tiny_config
 
 pytestmark = pytest.mark.usefixtures("one_device")
@@ -23,24 +25,35 @@ def tiny_sweep(variants=None, seeds=(0, 1), **changes):
 
 
 class FakeTraining:
-  """In place of `train`: writes results down and keeps account; may be told to fail."""
+  """In place of `train_pack`: writes results down and keeps account; may be told to fail."""
 
   def __init__(self, failures=None):
     self.trained = []
     self.failures = dict(failures or {})
 
-  def __call__(self, config, workdir):
+  def __call__(self, pack, *, show_progress):
+    outcomes = {}
+    for workdir, config in pack.items():
+      with show_progress(config.name, step=0, total_steps=1) as show:
+        show(1, loss=0.5)
+      outcomes[workdir] = self.train(workdir, config)
+    return outcomes
+
+  def train(self, workdir, config):
     name = "/".join(workdir.parts[-2:])
-    if results := read_json(workdir / "results.json"):
-      return results
     self.trained.append(name)
-    if error := self.failures.get(name):
+    write_json(workdir / "config.json", config.to_dict())
+    error = self.failures.get(name)
+    if isinstance(error, Interrupted):
       raise error
+    if error:
+      return error
     numbers = ("test_accuracy", "best_test_accuracy", "sparsity", "active_neurons", "itop_rate")
     results = dict.fromkeys([*numbers, "inference_flops", "training_flops"], 0.5)
     write_json(workdir / "results.json", results)
     test = {"kind": "test", "step": 1, "accuracy": 0.5, "loss": 1.0}
     (workdir / "metrics.jsonl").write_text(json.dumps(test) + "\n")
+    (workdir / "report.md").write_text("")
     return results
 
 
@@ -50,7 +63,7 @@ def training(monkeypatch):
 
   def put(failures=None):
     fake = FakeTraining(failures)
-    monkeypatch.setattr(sweep_module, "train", fake)
+    monkeypatch.setattr(workers, "train_pack", fake)
     return fake
 
   return put
@@ -75,6 +88,11 @@ def test_expand_gives_each_run_its_differences():
       same.update({"name": "tiny", "seed": 0})
       same.method.update({"name": "srigl", "sparsity": 0.5})
     assert same.to_dict() == base
+
+
+def test_a_variant_may_have_seeds_of_its_own():
+  variants = (("a", {}), ("b", {}, {"seeds": (5,), "axes": {"sparsity": 0.5}}))
+  assert list(expand(tiny_sweep(variants))) == ["a/seed0", "a/seed1", "b/seed5"]
 
 
 def test_expanding_leaves_the_base_alone():
@@ -102,6 +120,9 @@ def test_expanding_leaves_the_base_alone():
     ),
     (tiny_sweep(variants=(("a", {}), ("a", {}))), r"two runs 'a/seed0': names must differ"),
     (tiny_sweep(seeds=(0, 0)), r"two runs 'dense/seed0': names must differ"),
+    (tiny_sweep(variants=(("a", {}, {"seed": 3}),)), r"Variant 'a' of the sweep has seed; besides"),
+    (tiny_sweep(study="gama"), r"sweep\.study is 'gama'; it must be one of methods, sparsity"),
+    (tiny_sweep(study="gamma"), r"no variant says where it stands: .*'gamma_sal': number"),
     (tiny_config(), r"single run's: use python -m experiments\.train"),
   ],
 )
@@ -116,16 +137,22 @@ def test_expand_rejects(sweep, message):
 def test_every_run_has_its_directory_and_the_sweep_a_report(tmp_path, training, capsys):
   fake = training()
   path, table, failed = run_sweep(tiny_sweep(), tmp_path, command="the command")
-  assert fake.trained == ALL and failed == []
+  assert fake.trained == ALL and failed == {}
   assert path == tmp_path / "report.md" and table in path.read_text()
   assert (tmp_path / "figures" / "comparison.png").exists()
-  assert read_json(tmp_path / "sweep.json") == {
-    "name": "A sweep",
-    "variants": ["dense", "sparse"],
-    "seeds": [0, 1],
-    "command": "the command",
-  }
-  assert "[3/4] sparse/seed0\n" in capsys.readouterr().out
+  record = read_json(tmp_path / "sweep.json")
+  assert (record["name"], record["study"], record["command"]) == (
+    "A sweep",
+    "methods",
+    "the command",
+  )
+  assert list(record["variants"]) == ["dense", "sparse"]
+  assert record["variants"]["sparse"]["seeds"] == [0, 1]
+  assert record["variants"]["sparse"]["axes"] == {"method": "sparse"}
+  assert record["variants"]["sparse"]["config"]["method"]["sparsity"] == 0.6
+  out, err = capsys.readouterr()
+  assert "sparse/seed0: test accuracy 50.00%  [3 done, 0 failed, 1 left]\n" in out
+  assert "sparse, seed 0: step 1/1  loss 0.5" in err
 
 
 def test_what_is_finished_is_skipped(tmp_path, training, capsys):
@@ -138,22 +165,48 @@ def test_what_is_finished_is_skipped(tmp_path, training, capsys):
   assert "50.00 ± 0.00" in table
 
 
-@pytest.mark.parametrize(
-  "error",
-  [ValueError("no good"), FloatingPointError("no good"), FileNotFoundError("no good")],
-  ids=lambda error: type(error).__name__,
-)
-def test_a_failing_run_does_not_stop_the_others(tmp_path, training, error):
-  fake = training({"dense/seed1": error})
-  with pytest.warns(UserWarning, match="Run dense/seed1 failed: no good"):
-    path, _, failed = run_sweep(tiny_sweep(), tmp_path)
+def test_a_failing_run_does_not_stop_the_others(tmp_path, training, capsys):
+  """It is written down, left alone the next time, and tried again when asked for."""
+  fake = training({"dense/seed1": KeyError("no good")})
+  path, _, failed = run_sweep(tiny_sweep(), tmp_path)
   assert fake.trained == ALL
-  assert failed == ["dense/seed1"]
+  assert failed == {"dense/seed1": "KeyError: 'no good'"}
   assert "1 runs are not finished." in path.read_text()
-  # The next time it is tried again, alone.
+  assert "dense/seed1 failed: KeyError" in path.read_text()
+  assert "dense/seed1: FAILED: KeyError: 'no good'" in capsys.readouterr().out
+  written = read_json(tmp_path / "dense" / "seed1" / "failed.json")
+  assert written["error"] == "KeyError: 'no good'" and not written["killed"]
+  assert written["config"]["seed"] == 1 and "UTC" in written["time"]
+
   fake = training()
-  assert run_sweep(tiny_sweep(), tmp_path)[2] == []
+  assert run_sweep(tiny_sweep(), tmp_path)[2] == failed
+  assert fake.trained == []
+  assert "dense/seed1: failed before (KeyError" in capsys.readouterr().out
+  assert run_sweep(tiny_sweep(), tmp_path, retry=True)[2] == {}
   assert fake.trained == ["dense/seed1"]
+  assert not (tmp_path / "dense" / "seed1" / "failed.json").exists()
+
+
+def test_a_failure_has_its_traceback(tmp_path):
+  sweep = tiny_sweep(variants=(("hopeless", {"data": {"batch_size": 1000}}),), seeds=(0,))
+  with pytest.raises(ValueError, match=r"No run in .* hopeless/seed0: ValueError: .*batch_size"):
+    run_sweep(sweep, tmp_path)
+  written = read_json(tmp_path / "hopeless" / "seed0" / "failed.json")
+  assert "run.py" in written["traceback"] and "batch_size" in written["traceback"]
+
+
+def test_packs_are_of_runs_that_differ_in_seed_and_sparsity(tmp_path, training, monkeypatch):
+  fake, packs = training(), []
+  spy = lambda pack, **kwargs: packs.append(len(pack)) or fake(pack, **kwargs)
+  monkeypatch.setattr(workers, "train_pack", spy)
+  run_sweep(tiny_sweep(), tmp_path, pack="8")
+  assert packs == [2, 2]
+
+
+@pytest.mark.parametrize("pack", ["on", "0", "-1"])
+def test_a_pack_must_be_a_number_of_runs(tmp_path, pack):
+  with pytest.raises(ValueError, match=f"--pack is '{pack}'; it must be auto, off, or a number"):
+    run_sweep(tiny_sweep(), tmp_path, pack=pack)
 
 
 def test_a_directory_of_another_sweep_is_refused(tmp_path, training):
@@ -169,9 +222,34 @@ def test_a_directory_of_another_sweep_is_refused(tmp_path, training):
   assert fake.trained == [] and read_json(tmp_path / "sweep.json") == {"name": "theirs"}
 
 
+def test_a_smaller_sweep_keeps_the_record_of_the_larger_one(tmp_path, training):
+  training()
+  run_sweep(tiny_sweep(), tmp_path)
+  larger = read_json(tmp_path / "sweep.json")
+  run_sweep(tiny_sweep(seeds=(0,)), tmp_path)
+  assert read_json(tmp_path / "sweep.1.json") == larger
+  assert read_json(tmp_path / "sweep.json")["variants"]["dense"]["seeds"] == [0]
+  run_sweep(tiny_sweep(seeds=(0, 1, 2)), tmp_path)  # that has all of it
+  assert not (tmp_path / "sweep.2.json").exists()
+
+
+def test_results_of_another_config_do_not_enter_the_table(tmp_path, training):
+  """A directory that was there when the sweep was another one."""
+  training()
+  run_sweep(tiny_sweep(), tmp_path)
+  directory = tmp_path / "sparse" / "seed0"
+  config = read_json(directory / "config.json")
+  config["method"]["sparsity"] = 0.7
+  write_json(directory / "config.json", config)
+  path, table = write_sweep_report(tmp_path)
+  (row,) = (line for line in table.splitlines() if "sparse " in line and "variant" not in line)
+  assert row.split("|")[2].strip() == "1"
+  assert "1 runs are not finished." in path.read_text()
+
+
 def test_when_all_fail_there_is_nothing_to_report(tmp_path, training):
   training({name: ValueError("no good") for name in ALL})
-  with pytest.warns(UserWarning), pytest.raises(ValueError, match=r"No run in .* is finished"):
+  with pytest.raises(ValueError, match=r"No run in .* is finished.*sparse/seed1: ValueError: no g"):
     run_sweep(tiny_sweep(), tmp_path)
 
 
@@ -197,9 +275,8 @@ def test_a_real_sweep_stopped_and_restarted(tmp_path):
   assert (tmp_path / "sparse" / "seed0" / "results.json").exists()
   assert not (tmp_path / "sparse" / "seed1" / "results.json").exists()
   first = (tmp_path / "sparse" / "seed0" / "results.json").stat().st_mtime_ns
-  with pytest.warns(UserWarning, match=r"Run hopeless/seed[01] failed: .*batch_size"):
-    path, table, failed = run_sweep(sweep, tmp_path)
-  assert failed == ["hopeless/seed0", "hopeless/seed1"]
+  path, table, failed = run_sweep(sweep, tmp_path)
+  assert list(failed) == ["hopeless/seed0", "hopeless/seed1"]
   assert (tmp_path / "sparse" / "seed0" / "results.json").stat().st_mtime_ns == first
   accuracies = [
     read_json(tmp_path / "sparse" / f"seed{seed}" / "results.json")["test_accuracy"]
