@@ -31,17 +31,23 @@ class Rate(NamedTuple):
   is_of_a_worker: bool
 
 
-def of_sweep(sweep: ConfigDict, workdir: Path, *, jobs: int, pack: str) -> str:
+def of_sweep(sweep: ConfigDict, workdir: Path, *, jobs: int, pack: str, calibrate: bool) -> str:
   """The number of runs, steps and images of a sweep that are not finished, and their time.
 
   The rate is that of its finished runs; else what the sweep's config says, `images_per_s` with its
-  `images_per_s_source` (for a machine that is not this one); else a short calibration.
+  `images_per_s_source` (for a machine that need not be this one); else that of a calibration.
 
   Args:
     sweep: see `sweeps.variants_of`.
     workdir: of the sweep.
     jobs: see `sweep.run_sweep`.
     pack: see `sweep.run_sweep`.
+    calibrate: whether to train for a few seconds if there is no other figure; else no time is
+      given then.
+
+  Raises:
+    ValueError: if the sweep is not usable.
+    FileNotFoundError: if its data are not there.
   """
   runs = expand(sweep)
   left = {n: c for n, c in runs.items() if not (workdir / n / "results.json").exists()}
@@ -60,19 +66,22 @@ def of_sweep(sweep: ConfigDict, workdir: Path, *, jobs: int, pack: str) -> str:
     each = max(1, round(config.train.total_epochs * (len(data[key].train_labels) // size)))
     steps += each
     images += each * size
-  rate = _rate(sweep, runs, workdir, next(iter(data.values())))
+  said = f"{said}; left: {steps:,} steps, {images:,} images."
+  rate = _known_rate(sweep, runs, workdir)
+  if rate is None:
+    if not calibrate:
+      return said
+    measured = _calibrate(next(iter(left.values())), next(iter(data.values())))
+    rate = Rate(measured, "measured just now", False)
   num_packs = len(packs.group(left, packs.choose_size(pack, next(iter(left.values())))))
   num_workers = workers.choose_jobs(jobs, num_packs) if rate.is_of_a_worker else 1
   seconds = images / rate.images_per_s
   time_left = _duration(seconds / num_workers)
   each = "" if num_workers == 1 else f" with {num_workers} workers, if none slows the others"
-  return (
-    f"{said}; left: {steps:,} steps, {images:,} images. At {rate.images_per_s:,.0f} images/s "
-    f"({rate.source}) that is {time_left}{each}."
-  )
+  return f"{said} At {rate.images_per_s:,.0f} images/s ({rate.source}) that is {time_left}{each}."
 
 
-def _rate(sweep: ConfigDict, runs: dict[str, ConfigDict], workdir: Path, data: Dataset) -> Rate:
+def _known_rate(sweep: ConfigDict, runs: dict[str, ConfigDict], workdir: Path) -> Rate | None:
   images, seconds = 0.0, 0.0
   for name, config in runs.items():
     if results := read_json(workdir / name / "results.json"):
@@ -82,7 +91,7 @@ def _rate(sweep: ConfigDict, runs: dict[str, ConfigDict], workdir: Path, data: D
     return Rate(images / seconds, "that of the finished runs", True)
   if given := sweep.get("images_per_s"):
     return Rate(given, sweep.get("images_per_s_source", "as the config says"), False)
-  return Rate(_calibrate(next(iter(runs.values())), data), "measured just now", False)
+  return None
 
 
 def _calibrate(config: ConfigDict, data: Dataset) -> float:

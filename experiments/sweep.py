@@ -8,7 +8,6 @@ ends with one table and the figures of all runs.
 """
 
 import sys
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -120,7 +119,8 @@ def main() -> int:
   values, sweep = flags.FLAGS, _CONFIG.value
   workdir = Path(values.workdir)
   cli.use_compile_cache(workdir / ".compiled")
-  print(estimate.of_sweep(sweep, workdir, jobs=values.jobs, pack=values.pack), flush=True)
+  how = {"jobs": values.jobs, "pack": values.pack}
+  print(estimate.of_sweep(sweep, workdir, **how, calibrate=values.dry_run), flush=True)
   if values.dry_run:
     return 0
   try:
@@ -128,16 +128,13 @@ def main() -> int:
       sweep,
       workdir,
       command=" ".join(["python -m experiments.sweep", *sys.argv[1:]]),
-      jobs=values.jobs,
-      pack=values.pack,
+      **how,
       retry=values.retry,
     )
   except Interrupted as stop:
     print("Stopped; what was training is saved. The same command goes on from there.")
     return 128 + stop.args[0]
   print(f"\n{table}\n\nreport: {path}, figures: {workdir / 'figures'}")
-  for name, error in failed.items():
-    warnings.warn(f"Run {name} failed: {error}", stacklevel=1)
   if failed:
     print(f"{len(failed)} runs failed: {', '.join(failed)}. --retry tries them again.")
   return 1 if failed else 0

@@ -129,7 +129,8 @@ class _Worker:
 def _start(index: int, jobs: int, cores: list[int], cache_dir: Path) -> _Worker:
   context = multiprocessing.get_context("spawn")
   ours, theirs = context.Pipe()
-  process = context.Process(target=_work, args=(theirs, jobs, cores, cache_dir), daemon=True)
+  arguments = (theirs, jobs, cores, cache_dir)
+  process = context.Process(target=_work, args=arguments, name=f"worker {index}", daemon=True)
   process.start()
   theirs.close()  # so that its end is noticed
   return _Worker(index, process, ours)

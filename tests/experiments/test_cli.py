@@ -154,9 +154,14 @@ def test_train_then_report(command, config, tmp_path):
 def test_sweep_then_report(command, tmp_path):
   path, workdir = tmp_path / "two.py", tmp_path / "sweep"
   path.write_text(SWEEP)
-  with pytest.warns(UserWarning, match=r"Run bad/seed0 failed: config\.data\.batch_size is 4096"):
-    code, output, _ = command("sweep", f"--config={path}", f"--workdir={workdir}")
+  code, output, _ = command("sweep", f"--config={path}", f"--workdir={workdir}", "--dry_run")
+  assert code == 0 and not (workdir / "good").exists()
+  assert re.search(
+    r"2 runs, 0 of them finished; left: 13 steps, [\d,]+ images\. At [\d,]+ im", output
+  )
+  code, output, _ = command("sweep", f"--config={path}", f"--workdir={workdir}")
   assert code == 1
+  assert "bad/seed0: FAILED: ValueError: config.data.batch_size is 4096" in output
   assert "1 runs failed: bad/seed0" in output
   table = re.search(r"(?m)^\|.*\|$(\n\|.*\|$)+", output)[0]
   assert table.splitlines()[-1].startswith("| good ")
