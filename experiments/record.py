@@ -57,6 +57,8 @@ class Recorder:
       "active_neurons": summary.active_neurons,
       "itop_rate": summary.itop_rate,
     }
+    if summary.inference_flops is not None:
+      total["inference_flops"] = summary.inference_flops
     self._write_line(
       {"kind": "topology", "step": step, "last_update": last_update, **total, "layers": layers}
     )

@@ -3,7 +3,6 @@
 from pathlib import Path
 from typing import Any
 
-import srigl_jax as sx
 from experiments.files import as_json
 from experiments.record import environment, read_metrics
 from experiments.run import Run
@@ -27,12 +26,14 @@ def results_of(run: Run, state: TrainState, workdir: Path, *, num_runs: int) -> 
   tests = [record["accuracy"] for record in metrics["test"]]
   inference = summary.inference_flops
   method = run.config.method
-  training = inference
-  if inference is not None and method.name in (
-    "rigl",
-    "srigl",
-  ):  # those that need dense gradients now and then
-    training = sx.training_flops(inference, update_every=method.update_every_steps)
+  training = None
+  if inference is not None:
+    batches = run.config.optimizer.accumulation_steps
+    training = run.plan.training_flops(
+      inference,
+      update_every=method.update_every_steps,
+      history={r["last_update"] // batches: r["inference_flops"] for r in metrics["topology"]},
+    )
   values = {
     "name": run.config.name,
     "method": method.name,

@@ -13,11 +13,10 @@ import srigl_jax as sx
 from experiments import models
 from experiments.data import Dataset, batch_indices, load
 from experiments.files import as_json, read_json
-from experiments.method import make_method
+from experiments.method import Plan, make_method, plan_method
+from experiments.models.narrow import narrow
 from experiments.optimizer import learning_rate, make_optimizer
 from experiments.steps import TrainState, steps_per_dispatch
-
-_DYNAMIC = ("set", "rigl", "srigl")
 
 
 class Run(NamedTuple):
@@ -26,6 +25,8 @@ class Run(NamedTuple):
   Attributes:
     config: the config.
     data: the data set.
+    plan: of its method.
+    model_kwargs: arguments of the model, which a narrow one's differ in from the config's.
     apply: the model, see `models.functional`.
     tx: the optimizer, the method round it.
     schedule: learning rate by optimizer step.
@@ -38,6 +39,8 @@ class Run(NamedTuple):
 
   config: ConfigDict
   data: Dataset
+  plan: Plan
+  model_kwargs: dict[str, Any]
   apply: models.Apply
   tx: optax.GradientTransformationExtraArgs
   schedule: optax.Schedule
@@ -50,7 +53,7 @@ class Run(NamedTuple):
   @property
   def is_sparse(self) -> bool:
     """Whether the method masks anything."""
-    return self.config.method.name != "dense"
+    return self.plan.method.has_masks
 
   def steps(self, epochs: float) -> int:
     """Epochs as a number of steps, at least 1."""
@@ -63,22 +66,19 @@ class Run(NamedTuple):
 
   def learning_rate(self, step: int) -> float:
     """Learning rate after `step` batches."""
-    return float(self.schedule(step // self.config.optimizer.accumulation_steps))
+    done = step // self.config.optimizer.accumulation_steps
+    return float(self.schedule(self.plan.schedule_step(done)))
 
   def last_update(self, step: int) -> int:
     """The step of the last topology update until `step`, 0 if there was none."""
-    method, batches = self.config.method, self.config.optimizer.accumulation_steps
-    if method.name not in _DYNAMIC:
-      return 0
-    until = int(method.update_until_fraction * (self.total_steps // batches))
-    done = min(step // batches, until - 1) // method.update_every_steps
-    return max(0, done) * method.update_every_steps * batches
+    batches = self.config.optimizer.accumulation_steps
+    return self.plan.last_update(step // batches) * batches
 
   def warn_early(self, summary: sx.Summary, step: int) -> None:
     """Warns in the first updates if ablation takes away most of a layer."""
     method = self.config.method
     first = 5 * method.update_every_steps * self.config.optimizer.accumulation_steps
-    if method.name == "srigl" and method.ablation and step <= first:
+    if method.name in ("srigl", "nm_srigl") and method.ablation and step <= first:
       sx.warn_if_over_ablated(summary, method.gamma_sal)
 
   def summarize(self, state: TrainState) -> sx.Summary:
@@ -114,8 +114,17 @@ def prepare(config: ConfigDict, data: Dataset | None = None) -> Run:
   steps_per_epoch = len(data.train_labels) // batch_size
   total_steps = max(1, round(config.train.total_epochs * steps_per_epoch))
   every = config.optimizer.accumulation_steps
-  optimizer_steps = total_steps // every
+  plan = plan_method(config.method, total_steps=total_steps // every)
 
+  kwargs = config.model.kwargs.to_dict()
+  if config.method.name == "narrow":
+    kwargs = narrow(
+      config.model.name,
+      1 - config.method.sparsity,
+      num_classes=data.num_classes,
+      image_shape=data.image_shape,
+      **kwargs,
+    )
   weights_key, sparse_key = jax.random.split(jax.random.key(config.seed))
   apply, params, model_state = models.init(
     config.model.name,
@@ -123,23 +132,23 @@ def prepare(config: ConfigDict, data: Dataset | None = None) -> Run:
     image_shape=data.image_shape,
     key=weights_key,
     dtype=config.model.dtype,
-    **config.model.kwargs.to_dict(),
+    **kwargs,
   )
   schedule = learning_rate(
-    config.optimizer, steps_per_epoch=steps_per_epoch / every, total_steps=optimizer_steps
+    config.optimizer, steps_per_epoch=steps_per_epoch / every, total_steps=plan.schedule_steps
   )
   tx = make_method(
     config.method,
     make_optimizer(config.optimizer, schedule),
-    total_steps=optimizer_steps,
+    total_steps=plan.total_steps,
     seed=config.seed,
   )
   if every > 1:
     tx = optax.with_extra_args_support(optax.MultiSteps(tx, every).gradient_transformation())
   opt_state = tx.init(params)
-  if config.method.name != "dense":
+  if plan.method.has_masks:
     masks = sx.get_masks(opt_state)
-    if config.method.sparse_init:
+    if config.method.sparse_init and plan.method.draws_weights:
       params = sx.init_sparse_weights(sparse_key, params, masks, config.method.sparse_init)
     params = sx.apply_masks(params, masks)
 
@@ -147,6 +156,8 @@ def prepare(config: ConfigDict, data: Dataset | None = None) -> Run:
   return Run(
     config=config,
     data=data,
+    plan=plan,
+    model_kwargs=kwargs,
     apply=apply,
     tx=tx,
     schedule=schedule,

@@ -64,7 +64,7 @@ def load_trained(workdir: Path, *, which: str = "last", data_dir: str = "") -> T
     image_shape=run.data.image_shape,
     dtype=config.model.dtype,
     rngs=nnx.Rngs(0),
-    **config.model.kwargs.to_dict(),
+    **run.model_kwargs,
   )
   model = models.with_arrays(model, state.params | state.model_state)
   masks = sx.get_masks(state.opt_state) if run.is_sparse else {}
