@@ -63,9 +63,9 @@ def of_sweep(sweep: ConfigDict, workdir: Path, *, jobs: int, pack: str, calibrat
         config.data.name, data_dir=config.data.data_dir or None, **config.data.kwargs.to_dict()
       )
     size = config.data.batch_size
-    each = max(1, round(config.train.total_epochs * (len(data[key].train_labels) // size)))
-    steps += each
-    images += each * size
+    of_run = max(1, round(config.train.total_epochs * (len(data[key].train_labels) // size)))
+    steps += of_run
+    images += of_run * size
   said = f"{said}; left: {steps:,} steps, {images:,} images."
   rate = _known_rate(sweep, runs, workdir)
   if rate is None:
@@ -77,8 +77,10 @@ def of_sweep(sweep: ConfigDict, workdir: Path, *, jobs: int, pack: str, calibrat
   num_workers = workers.choose_jobs(jobs, num_packs) if rate.is_of_a_worker else 1
   seconds = images / rate.images_per_s
   time_left = _duration(seconds / num_workers)
-  each = "" if num_workers == 1 else f" with {num_workers} workers, if none slows the others"
-  return f"{said} At {rate.images_per_s:,.0f} images/s ({rate.source}) that is {time_left}{each}."
+  sharing = "" if num_workers == 1 else f" with {num_workers} workers, if none slows the others"
+  return (
+    f"{said} At {rate.images_per_s:,.0f} images/s ({rate.source}) that is {time_left}{sharing}."
+  )
 
 
 def _known_rate(sweep: ConfigDict, runs: dict[str, ConfigDict], workdir: Path) -> Rate | None:

@@ -8,7 +8,7 @@ from typing import Any
 
 from absl import flags
 
-from experiments import cli, figures, study_tables
+from experiments import cli, figures, study_figures, study_tables
 from experiments import study as study_module
 from experiments.files import read_json, write_json, write_text
 from experiments.record import read_metrics
@@ -86,6 +86,8 @@ def write_sweep_report(workdir: Path) -> tuple[Path, str]:
   for name, error in study.failed.items():
     parts += [f"- {name} failed: {error}"]
   parts += [""] if study.failed else []
+  if study_figures.study_figure(study, workdir / "figures" / "study.png"):
+    parts += [f"![{study.name}](figures/study.png)", ""]
   parts += ["![Test accuracy by variant](figures/comparison.png)", ""]
   path = workdir / "report.md"
   write_text(path, "\n".join(parts))

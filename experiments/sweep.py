@@ -72,17 +72,14 @@ def run_sweep(
       said = f"failed before ({failures[name].error}); --retry tries it again"
       print(f"[{i}/{len(runs)}] {name}: {said}", flush=True)
   # A finished run goes too if only its report is missing: that is all that will be made then.
-  todo = {
-    name: config
-    for name, config in runs.items()
-    if name not in failures and not (workdir / name / "report.md").exists()
-  }
+  complete = {name for name in finished if (workdir / name / "report.md").exists()}
+  todo = {name: c for name, c in runs.items() if name not in failures and name not in complete}
   for name in todo:
     forget_failure(workdir / name)
   groups = packs.group(todo, size)
   jobs = workers.choose_jobs(jobs, len(groups)) if groups else 1
 
-  with SweepProgress(len(runs), len(runs) - len(todo) - len(failures), len(failures)) as shown:
+  with SweepProgress(len(runs), len(complete), len(failures)) as shown:
     watcher = _Recording(shown, {workdir / name: config for name, config in todo.items()})
     tasks = [{workdir / name: todo[name] for name in names} for names in groups]
     if jobs == 1:

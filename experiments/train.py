@@ -78,7 +78,9 @@ def train_pack(
       try:
         check_owner(workdir, config)
         if results := read_json(workdir / "results.json"):
-          outcomes[workdir] = _reported(workdir, results)
+          if not (workdir / "report.md").exists():  # it is written last
+            report.write_run_report(workdir)
+          outcomes[workdir] = results
           continue
         run = prepare(config, data) if data else prepare(config)
         data = run.data
@@ -106,16 +108,10 @@ def _finish(log: Logbook, state: TrainState, index: int, num_runs: int) -> Outco
     own = packs.unstack(state, index, num_runs)
     results = results_of(log.run, own, log.workdir, num_runs=num_runs)
     write_json(log.workdir / "results.json", results)
-    return _reported(log.workdir, results)
+    report.write_run_report(log.workdir)
+    return results
   except Exception as error:
     return error
-
-
-def _reported(workdir: Path, results: dict[str, Any]) -> dict[str, Any]:
-  """The results; the report is written last, so it may be all that is missing."""
-  if not (workdir / "report.md").exists():
-    report.write_run_report(workdir)
-  return results
 
 
 def _loop(logs: Sequence[Logbook], show_progress: ShowProgress) -> TrainState:

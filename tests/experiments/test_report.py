@@ -8,7 +8,7 @@ import shutil
 import numpy as np
 import pytest
 
-from experiments import figures
+from experiments import figures, figures_studies
 from experiments.files import write_json
 from experiments.record import read_metrics
 from experiments.report import mean_and_interval, write_run_report, write_sweep_report
@@ -130,7 +130,7 @@ def test_figures_draw_the_records(finished_run, tmp_path, monkeypatch):
 # ---- sweeps ------------------------------------------------------------------------------------
 
 
-CONFIG = {"method": {"sparsity": 0.9}}
+CONFIG = {"method": {"name": "dense", "sparsity": 0.9}}
 
 
 def write_run(directory, *, accuracy, **changes):
@@ -231,6 +231,31 @@ def test_methods_against_sparsity(tmp_path):
     "RigL": {"none": "", "0.9": "11.00 ± 12.71", "0.95": "20.00"},
     "SRigL": {"none": "", "0.9": "", "0.95": "30.00"},
   }
+
+
+@pytest.mark.parametrize("study, axis", [("gamma", "gamma_sal"), ("length", "length")])
+def test_figure_of_a_study(tmp_path, study, axis):
+  axes = {"a": {"method": "SRigL", axis: 0.5}, "b": {"method": "SRigL", axis: 1.0}}
+  write_sweep(tmp_path, list(axes), [0, 1], study=study, axes=axes)
+  for variant in axes:
+    for seed in (0, 1):
+      write_run(tmp_path / variant / f"seed{seed}", accuracy=0.5 + seed / 10)
+  path, _ = write_sweep_report(tmp_path)
+  assert images_of(path) == ["figures/study.png", "figures/comparison.png"]
+
+
+def test_figure_of_neurons(tmp_path, monkeypatch):
+  drawn = {}
+  draw = lambda methods, path, title: drawn.update(methods)
+  monkeypatch.setattr(figures_studies, "active_neurons", draw)
+  monkeypatch.setattr(figures, "comparison", lambda *_: None)
+  axes = {"a": {"method": "RigL", "sparsity": 0.9}, "b": {"method": "RigL", "sparsity": 0.95}}
+  write_sweep(tmp_path, list(axes), [0], study="neurons", axes=axes)
+  for variant, active in (("a", 3), ("b", 1)):
+    layer = {"path": "x/kernel", "density": 0.5, "active_neurons": active, "num_neurons": 4}
+    write_run(tmp_path / variant / "seed0", accuracy=0.5, layers=[layer])
+  write_sweep_report(tmp_path)
+  assert drawn == {"RigL": {0.9: {"x/kernel": 0.75}, 0.95: {"x/kernel": 0.25}}}
 
 
 def test_results_file_of_a_study(tmp_path):

@@ -165,6 +165,15 @@ def test_what_is_finished_is_skipped(tmp_path, training, capsys):
   assert "50.00 ± 0.00" in table
 
 
+def test_a_report_of_a_run_does_not_make_it_finished(tmp_path, training):
+  """One may look at a run before it is."""
+  (tmp_path / "dense" / "seed0").mkdir(parents=True)
+  (tmp_path / "dense" / "seed0" / "report.md").write_text("Not finished")
+  fake = training()
+  run_sweep(tiny_sweep(), tmp_path)
+  assert fake.trained == ALL
+
+
 def test_a_failing_run_does_not_stop_the_others(tmp_path, training, capsys):
   """It is written down, left alone the next time, and tried again when asked for."""
   fake = training({"dense/seed1": KeyError("no good")})
