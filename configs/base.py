@@ -4,6 +4,8 @@ Fields with a unit end in it. `train.total_epochs` and the like are turned into 
 set is known.
 """
 
+from collections.abc import Iterable
+
 from ml_collections import ConfigDict, config_dict
 
 METHODS = {
@@ -26,6 +28,31 @@ METHODS = {
   "lottery": {"name": "lottery"},
 }
 """What a config's argument chooses, `--config=configs/NAME.py:METHOD`: fields of `method`."""
+
+
+def read_argument(argument: str, **kinds: Iterable[str]) -> dict[str, str]:
+  """What a config's argument chooses, `--config=configs/NAME.py:WORD-WORD`.
+
+  Args:
+    argument: words joined by hyphens, in any order.
+    **kinds: the words there are, by what they choose.
+
+  Returns:
+    The words that were given, by what they choose.
+
+  Raises:
+    ValueError: if a word is unknown, or two of them choose the same thing.
+  """
+  chosen: dict[str, str] = {}
+  for word in argument.split("-"):
+    kind = next((kind for kind, words in kinds.items() if word in words), None)
+    if kind is None:
+      listed = "; ".join(", ".join(words) for words in kinds.values())
+      raise ValueError(f"There is no {' or '.join(kinds)} {word!r} here: give one of {listed}.")
+    if kind in chosen:
+      raise ValueError(f"{argument!r} chooses two {kind}s, {chosen[kind]} and {word}: drop one.")
+    chosen[kind] = word
+  return chosen
 
 
 def get_config(method: str = "srigl") -> ConfigDict:
@@ -80,12 +107,19 @@ def get_config(method: str = "srigl") -> ConfigDict:
         "learning_rate": 0.1,
         "momentum": 0.9,  # sgd and rmsprop
         "nesterov": True,  # sgd
+        "betas": (0.9, 0.999),  # adam and adamw
+        "rms_decay": 0.9,  # rmsprop: of the average square
+        "rms_eps": 0.0316,  # rmsprop: added to its root
         "weight_decay": 5e-4,  # L2 in the gradient; decoupled for adamw and lion
         "clip_norm": 0.0,  # of the masked gradients; 0: no clipping
         "accumulation_steps": 1,  # batches whose gradients make one optimizer step
         "schedule": "cosine",  # constant, cosine or step
+        "once_per_epoch": False,  # the rate changes only between epochs, as the authors' does
         "warmup_epochs": 0.0,
+        "warmup_init": 0.0,  # the rate that the warm-up starts at
+        "cosine_epochs": 0.0,  # cosine: until it is 0; 0: to the end of the run
         "decay_epochs": 77.0,  # step: how often to decay
+        "milestones_epochs": (),  # step: when to decay instead, from the start of the run
         "decay_factor": 0.2,  # step: by how much
       },
       "train": {

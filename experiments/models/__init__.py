@@ -22,7 +22,10 @@ from experiments.models.functional import (
   with_arrays,
 )
 from experiments.models.mlp import MLP
+from experiments.models.mobilenet_v3 import MobileNetV3, mobilenet_v3_large, mobilenet_v3_small
+from experiments.models.resnet import ResNet, resnet50
 from experiments.models.resnet_cifar import ResNetCifar, resnet18
+from experiments.models.vit import VisionTransformer, vit_b16
 from experiments.models.wide_resnet import WideResNet, wide_resnet22_2
 from experiments.registry import check_arguments, choose
 
@@ -32,13 +35,20 @@ __all__ = [
   "Apply",
   "ConvNet",
   "FunctionalModel",
+  "MobileNetV3",
+  "ResNet",
   "ResNetCifar",
+  "VisionTransformer",
   "WideResNet",
   "build",
   "functional",
   "init",
   "init_functional",
+  "mobilenet_v3_large",
+  "mobilenet_v3_small",
   "resnet18",
+  "resnet50",
+  "vit_b16",
   "wide_resnet22_2",
   "with_arrays",
 ]
@@ -46,7 +56,11 @@ __all__ = [
 MODELS: dict[str, Callable[..., nnx.Module]] = {
   "convnet": ConvNet,
   "mlp": MLP,
+  "mobilenet_v3_large": mobilenet_v3_large,
+  "mobilenet_v3_small": mobilenet_v3_small,
   "resnet18": resnet18,
+  "resnet50": resnet50,
+  "vit_b16": vit_b16,
   "wide_resnet22_2": wide_resnet22_2,
 }
 

@@ -19,13 +19,15 @@ def conv(
   size: int,
   *,
   stride: int = 1,
+  groups: int = 1,
+  use_bias: bool = False,
   dtype: DTypeLike,
   rngs: nnx.Rngs,
 ) -> nnx.Conv:
-  """Builds a square convolution without bias, kernel `[size, size, in, out]`, He-normal fan-out.
+  """Builds a square convolution, kernel `[size, size, in / groups, out]`, He-normal by fan-out.
 
   The padding is `size // 2` on all sides, as in PyTorch. Flax's "SAME" pads a strided
-  convolution on one side only.
+  convolution on one side only. A bias starts at 0.
   """
   return nnx.Conv(
     in_features,
@@ -33,7 +35,8 @@ def conv(
     (size, size),
     strides=stride,
     padding=((size // 2, size // 2),) * 2,
-    use_bias=False,
+    feature_group_count=groups,
+    use_bias=use_bias,
     kernel_init=_he_normal_fan_out,
     dtype=dtype,
     param_dtype=jnp.float32,
@@ -41,13 +44,17 @@ def conv(
   )
 
 
-def batch_norm(num_features: int, *, rngs: nnx.Rngs) -> nnx.BatchNorm:
-  """Builds a batch normalisation that keeps 0.9 of its running statistics per step.
+def batch_norm(
+  num_features: int, *, momentum: float = 0.9, epsilon: float = 1e-5, rngs: nnx.Rngs
+) -> nnx.BatchNorm:
+  """Builds a batch normalisation that keeps `momentum` of its running statistics per step.
 
-  This is PyTorch's momentum of 0.1, up to the running variance: PyTorch averages the unbiased
+  0.9 is PyTorch's momentum of 0.1, up to the running variance: PyTorch averages the unbiased
   estimate, Flax the biased one.
   """
-  return nnx.BatchNorm(num_features, momentum=0.9, epsilon=1e-5, dtype=jnp.float32, rngs=rngs)
+  return nnx.BatchNorm(
+    num_features, momentum=momentum, epsilon=epsilon, dtype=jnp.float32, rngs=rngs
+  )
 
 
 def normalize(norm: nnx.BatchNorm, x: jax.Array, *, train: bool) -> jax.Array:
@@ -56,6 +63,23 @@ def normalize(norm: nnx.BatchNorm, x: jax.Array, *, train: bool) -> jax.Array:
   In bfloat16 the running statistics themselves would be rounded in evaluation.
   """
   return norm(x, use_running_average=not train).astype(x.dtype)
+
+
+def run_block(block: nnx.Module, x: jax.Array, *, train: bool, remat: bool) -> jax.Array:
+  """Computes `block(x, train=train)`.
+
+  Args:
+    block: a part of a model.
+    x: its input.
+    train: whether to train.
+    remat: whether the backward pass computes the inside of the block once more instead of holding
+      it: a third more work, for memory that no longer grows with what is in a block.
+  """
+
+  def call(block, x):
+    return block(x, train=train)
+
+  return nnx.remat(call)(block, x) if remat else call(block, x)
 
 
 def head(in_features: int, num_classes: int, *, dtype: DTypeLike, rngs: nnx.Rngs) -> nnx.Linear:

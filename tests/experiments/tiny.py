@@ -13,6 +13,8 @@ import pytest
 from ml_collections import ConfigDict
 
 from configs import base
+from experiments import models
+from experiments.models import FunctionalModel
 
 STEPS_PER_EPOCH = 4
 TOTAL_STEPS = 12
@@ -42,6 +44,18 @@ def tiny_config(changes: Mapping[str, Any] | None = None) -> ConfigDict:
   config.lock()
   config.update_from_flattened_dict(changes or {})
   return config
+
+
+def abstract_model(name: str, **kwargs: Any) -> FunctionalModel:
+  """A model as `models.init` gives it, with the shapes of its arrays in their place."""
+  kept = []
+
+  def build(key):
+    kept.append(models.init(name, key=key, **kwargs))
+    return kept[0].params, kept[0].model_state
+
+  params, model_state = jax.eval_shape(build, jax.random.key(0))
+  return FunctionalModel(kept[0].apply, params, model_state)
 
 
 @contextlib.contextmanager
