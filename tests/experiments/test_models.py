@@ -16,11 +16,15 @@ IMAGE_SHAPE = (8, 8, 3)
 TINY = {
   "convnet": {"widths": (4, 6)},
   "mlp": {"hidden": (12, 7)},
+  "mobilenet_v3_large": {"blocks": ((5, 40, 16, True, True, 1),), "hidden": 12},
+  "mobilenet_v3_small": {"blocks": ((3, 16, 24, False, False, 2),), "hidden": 8},
   "resnet18": {"stage_sizes": (1, 2), "width": 4},
+  "resnet50": {"stage_sizes": (1,), "width": 4},
+  "vit_b16": {"patch_size": 4, "depth": 1, "width": 12, "num_heads": 3, "mlp_width": 20},
   "wide_resnet22_2": {"depth": 10, "widen": 1},
 }
-# The MLP has no batch statistics.
-NORMALIZED = sorted(set(TINY) - {"mlp"})
+# These have no batch statistics.
+NORMALIZED = sorted(set(TINY) - {"mlp", "vit_b16"})
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -44,7 +48,10 @@ def tiny(name, dtype=jnp.float32, **kwargs):
     **TINY[name],
     **kwargs,
   )
-  return model._replace(apply=jax.jit(model.apply, static_argnames="train"))
+  # A head that starts at 0, as that of a vision transformer, shows nothing of what is below it.
+  head = jax.random.normal(jax.random.key(2), model.params["head/kernel"].shape) / 4
+  params = model.params | ({} if model.params["head/kernel"].any() else {"head/kernel": head})
+  return model._replace(apply=jax.jit(model.apply, static_argnames="train"), params=params)
 
 
 def images(batch_size=6, shape=IMAGE_SHAPE):
