@@ -1,11 +1,15 @@
 """Vision transformers (Dosovitskiy et al., arXiv:2010.11929) as torchvision builds ViT-B/16.
 
-Query, key and value are three kernels here and one of three times as many neurons in PyTorch, where
-the authors of SRigL prune it as one layer. A uniform distribution gives both the same fan-in; an
-Erdős–Rényi-Kernel one makes three square kernels denser than the one wide kernel, and each of the
-three has a saliency ranking of its own. `srigl(sparse=all_but("attention"))` leaves all
-projections of attention dense (`config.method.dense = ("attention",)`),
-`all_but("query", "key", "value")` those that the authors can leave dense.
+Query, key and value are three kernels here. In PyTorch they are one of three times as many neurons,
+which the authors of SRigL prune as one layer: their 50 layers are 74 here. A uniform distribution
+gives both the same fan-ins. Erdős–Rényi-Kernel gives the three more than the one (at 90 %: 102
+inputs, not 76) and the rest less, and each of the three ranks its own weights for saliency.
+
+`srigl(sparse=all_but("attention"))`, in a config `config.method.dense = ("attention",)`, leaves all
+projections of attention dense; `all_but("query", "key", "value")` those that the authors' code can
+leave dense. They count toward the target all the same. Where they alone exceed it (q, k and v do
+above 75 % sparsity), a uniform distribution gives the other layers the target itself, with a
+warning, and Erdős–Rényi-Kernel is refused.
 """
 
 import functools
