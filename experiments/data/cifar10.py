@@ -5,15 +5,13 @@ The images are decoded once, into a cache that later runs read in a fraction of 
 
 import functools
 import logging
-import os
-import re
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.data import array_cache
+from experiments.data import array_cache, tfds_folder
 from experiments.data.augment import draw_crop_flip, gather_crop_flip
 from experiments.data.dataset import Dataset, scale
 
@@ -25,14 +23,6 @@ _DECODE_CHUNK = 500
 # Mean and standard deviation of the training images in [0, 1], by channel.
 _MEAN = np.array([0.4914, 0.4822, 0.4465], np.float32).reshape(1, 1, 1, 3)
 _STD = np.array([0.2470, 0.2435, 0.2616], np.float32).reshape(1, 1, 1, 3)
-
-_HOW_TO_GET = """\
-Name the folder that holds cifar10/ by --config.data.data_dir=DIR or TFDS_DATA_DIR=DIR.
-To prepare it, use an environment of its own: preparing needs TensorFlow, reading does not.
-  python -m venv tfds-env
-  tfds-env/bin/pip install tensorflow tensorflow-datasets array_record importlib_resources
-  tfds-env/bin/python -c "import tensorflow_datasets as tfds; tfds.builder('cifar10', \
-data_dir='DIR', file_format='array_record').download_and_prepare()\""""
 
 _logger = logging.getLogger(__name__)
 
@@ -57,7 +47,7 @@ def load_cifar10(
     FileNotFoundError: if the data set is not in the folder.
     ValueError: if it is there in a format that only TensorFlow reads.
   """
-  source = _find(_data_dir(data_dir))
+  source = tfds_folder.find(tfds_folder.data_folder(data_dir), "cifar10", "CIFAR-10")
   digest = array_cache.fingerprint(path for path in source.iterdir() if path.is_file())
   folder = Path(cache_dir) if cache_dir is not None else array_cache.default_cache_dir()
   arrays = array_cache.cached(
@@ -73,40 +63,13 @@ def load_cifar10(
   )
 
 
-def _data_dir(data_dir: str | None) -> Path:
-  """Chooses the folder: the argument, else the environment, else the home directory."""
-  return Path(data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
-
-
-def _find(data_dir: Path) -> Path:
-  """Finds the newest version of the data set; an unfinished one has another kind of name."""
-  versions = [
-    info.parent
-    for info in data_dir.glob("cifar10/*.*.*/dataset_info.json")
-    if re.fullmatch(r"\d+\.\d+\.\d+", info.parent.name)
-  ]
-  if not versions:
-    raise FileNotFoundError(
-      f"no CIFAR-10 in {data_dir}: there is no cifar10/VERSION/dataset_info.json.\n{_HOW_TO_GET}"
-    )
-  return max(versions, key=lambda path: [int(part) for part in path.name.split(".")])
-
-
 def _decode(source: Path) -> array_cache.Arrays:
   """Decodes all images of both splits, some 200 microseconds each."""
   # Imported here: nobody pays for it who has the images in the cache.
   import rich.console
   import rich.progress
-  import tensorflow_datasets as tfds
 
-  builder = tfds.builder_from_directory(source)
-  try:
-    sources = {split: builder.as_data_source(split) for split in _SPLITS}
-  except NotImplementedError as error:
-    raise ValueError(
-      f"{source} is in a format that only TensorFlow reads; it has to be array_record.\n"
-      f"{_HOW_TO_GET}"
-    ) from error
+  _, sources = tfds_folder.open_splits(source, "cifar10", dict.fromkeys(_SPLITS))
   total = sum(len(examples) for examples in sources.values())
   _logger.info("decoding %d CIFAR-10 images, once", total)
   arrays: array_cache.Arrays = {}

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from experiments import data
-from experiments.data import array_cache, augment, cifar10, dataset
+from experiments.data import array_cache, augment, cifar10, dataset, tfds_folder
 
 
 def draw_images(num_images, height=32, width=32, channels=3, seed=0):
@@ -399,7 +399,7 @@ def test_cifar10_takes_the_newest_finished_version(small_cifar10, tmp_path):
   _, train, test = small_cifar10
   for version in ("3.0.2", "3.0.10", "9.9.9.incompleteABC"):
     write_cifar10(tmp_path / "cifar10" / version, train, test)
-  assert cifar10._find(tmp_path).name == "3.0.10"
+  assert tfds_folder.find(tmp_path, "cifar10", "CIFAR-10").name == "3.0.10"
 
 
 @pytest.mark.parametrize("normalize", [False, True])

@@ -1,0 +1,138 @@
+"""Doing the next items' work while the present one is used, in a bounded background thread."""
+
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, Generic, NamedTuple, TypeVar
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+T = TypeVar("T")
+U = TypeVar("U")
+
+_POLL_SECONDS = 0.1
+_STOP_SECONDS = 60.0
+
+
+class _End(NamedTuple):
+  """The last thing that the thread hands over: what went wrong, if anything did."""
+
+  error: BaseException | None
+
+
+class Prefetch(Generic[T, U]):
+  """An iterator that is ahead of its user by some items.
+
+  To be used in a `with` statement, or closed: the thread and what it iterates over (a generator,
+  say, with processes behind it) are then stopped. Errors of the thread are raised where the item
+  would have come.
+
+  Attributes:
+    waited_seconds: how long the user has waited for items, all together.
+  """
+
+  def __init__(
+    self, items: Iterator[T], transfer_fn: Callable[[T], U] = lambda item: item, *, size: int = 2
+  ):
+    """Starts the thread.
+
+    Args:
+      items: is iterated over, and closed if it can be, in the thread.
+      transfer_fn: what to do with an item in the thread.
+      size: finished items that may wait, at least 1; one more is being worked on.
+
+    Raises:
+      ValueError: if `size` is less than 1.
+    """
+    if size < 1:
+      raise ValueError(f"size is {size}; it must be 1 or more.")
+    self.waited_seconds = 0.0
+    self._items, self._transfer_fn = items, transfer_fn
+    self._ready: queue.Queue[U | _End] = queue.Queue(size)
+    self._stop = threading.Event()
+    self._end: _End | None = None
+    self._thread = threading.Thread(target=self._work, name="prefetch", daemon=True)
+    self._thread.start()
+
+  def __iter__(self) -> "Prefetch[T, U]":
+    return self
+
+  def __next__(self) -> U:
+    if self._end is None:
+      start = time.perf_counter()
+      item = self._ready.get()
+      self.waited_seconds += time.perf_counter() - start
+      if not isinstance(item, _End):
+        return item
+      self._end = item
+    if self._end.error is not None:
+      raise self._end.error
+    raise StopIteration
+
+  def __enter__(self) -> "Prefetch[T, U]":
+    return self
+
+  def __exit__(self, *error: Any) -> None:
+    self.close()
+
+  def close(self) -> None:
+    """Stops the thread and closes what it iterates over; there are no more items then."""
+    self._stop.set()
+    # A thread that hangs in a read that never ends is left behind; it ends with the process.
+    self._thread.join(_STOP_SECONDS)
+    self._end = self._end or _End(None)
+
+  def _work(self) -> None:
+    """Hands over all items, and at last how it ended."""
+    error: BaseException | None = None
+    try:
+      try:
+        for item in self._items:
+          if not self._hand_over(self._transfer_fn(item)):
+            break
+      finally:
+        if hasattr(self._items, "close"):
+          self._items.close()
+    except BaseException as raised:
+      error = raised
+    self._hand_over(_End(error))
+
+  def _hand_over(self, item: U | _End) -> bool:
+    """Waits until there is room; False if nobody wants the item any more."""
+    while not self._stop.is_set():
+      try:
+        self._ready.put(item, timeout=_POLL_SECONDS)
+      except queue.Full:
+        continue
+      return True
+    return False
+
+
+def put_on_devices(batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
+  """Divides a batch among the local devices, evenly and in order.
+
+  Args:
+    batch: arrays `[B, ...]` by name, `B` a multiple of the number of local devices `D`.
+
+  Returns:
+    Arrays `[D, B / D, ...]` by name, each device holding its part: what `jax.pmap` takes as a
+    batch without moving it.
+
+  Raises:
+    ValueError: if `B` cannot be divided.
+  """
+  devices = jax.local_devices()
+  sharding = NamedSharding(Mesh(np.asarray(devices), ("devices",)), PartitionSpec("devices"))
+
+  def put(name, array):
+    if array.shape[0] % len(devices):
+      raise ValueError(
+        f"{name!r} has {array.shape[0]} examples in this process, which {len(devices)} devices "
+        "cannot share: give a batch size that is a multiple of the number of all devices."
+      )
+    return jax.device_put(array.reshape(len(devices), -1, *array.shape[1:]), sharding)
+
+  return {name: put(name, array) for name, array in batch.items()}
