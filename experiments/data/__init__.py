@@ -7,28 +7,42 @@ from experiments.data.batch_order import batch_indices, epoch_order
 from experiments.data.cifar10 import load_cifar10
 from experiments.data.dataset import Dataset
 from experiments.data.digits import load_digits
+from experiments.data.feed import Feed, make_feed
+from experiments.data.imagenet import load_imagenet2012, load_synthetic_imagenet
+from experiments.data.prefetch import Prefetch, put_on_devices
+from experiments.data.stream import ImageStream, Share
 from experiments.data.synthetic import load_synthetic
 from experiments.registry import check_arguments, choose
 
 __all__ = [
   "DATASETS",
   "Dataset",
+  "Feed",
+  "ImageStream",
+  "Prefetch",
+  "Share",
   "batch_indices",
   "epoch_order",
   "load",
   "load_cifar10",
   "load_digits",
+  "load_imagenet2012",
   "load_synthetic",
+  "load_synthetic_imagenet",
+  "make_feed",
+  "put_on_devices",
 ]
 
-DATASETS: dict[str, Callable[..., Dataset]] = {
+DATASETS: dict[str, Callable[..., Dataset | ImageStream]] = {
   "cifar10": load_cifar10,
   "digits": load_digits,
+  "imagenet2012": load_imagenet2012,
   "synthetic": load_synthetic,
+  "synthetic_imagenet": load_synthetic_imagenet,
 }
 
 
-def load(name: str, *, data_dir: str | None = None, **kwargs: Any) -> Dataset:
+def load(name: str, *, data_dir: str | None = None, **kwargs: Any) -> Any:
   """Loads a data set by name.
 
   Args:
@@ -37,8 +51,12 @@ def load(name: str, *, data_dir: str | None = None, **kwargs: Any) -> Dataset:
       environment variable `TFDS_DATA_DIR`, else `~/tensorflow_datasets`.
     **kwargs: further arguments of the loader.
 
+  Returns:
+    A `Dataset` held in memory, or an `ImageStream` that is read as it is needed; `make_feed` makes
+    them alike.
+
   Raises:
-    ValueError: if the name is unknown.
+    ValueError: if the name or an argument is unknown, or an argument is out of range.
     FileNotFoundError: if the data set is not in the folder.
   """
   loader = choose(DATASETS, name, "data set name")

@@ -40,6 +40,16 @@ class Dataset:
   augment_fn: Augment
 
   @property
+  def num_train(self) -> int:
+    """Number of training images."""
+    return len(self.train_labels)
+
+  @property
+  def num_test(self) -> int:
+    """Number of test images."""
+    return len(self.test_labels)
+
+  @property
   def image_shape(self) -> tuple[int, int, int]:
     """`(H, W, C)` of one image."""
     height, width, channels = self.train_images.shape[1:]

@@ -11,7 +11,6 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 T = TypeVar("T")
-U = TypeVar("U")
 
 _POLL_SECONDS = 0.1
 _STOP_SECONDS = 60.0
@@ -23,7 +22,11 @@ class _End(NamedTuple):
   error: BaseException | None
 
 
-class Prefetch(Generic[T, U]):
+def _as_it_is(item: Any) -> Any:
+  return item
+
+
+class Prefetch(Generic[T]):
   """An iterator that is ahead of its user by some items.
 
   To be used in a `with` statement, or closed: the thread and what it iterates over (a generator,
@@ -35,7 +38,7 @@ class Prefetch(Generic[T, U]):
   """
 
   def __init__(
-    self, items: Iterator[T], transfer_fn: Callable[[T], U] = lambda item: item, *, size: int = 2
+    self, items: Iterator[Any], transfer_fn: Callable[[Any], T] = _as_it_is, *, size: int = 2
   ):
     """Starts the thread.
 
@@ -51,16 +54,16 @@ class Prefetch(Generic[T, U]):
       raise ValueError(f"size is {size}; it must be 1 or more.")
     self.waited_seconds = 0.0
     self._items, self._transfer_fn = items, transfer_fn
-    self._ready: queue.Queue[U | _End] = queue.Queue(size)
+    self._ready: queue.Queue[T | _End] = queue.Queue(size)
     self._stop = threading.Event()
     self._end: _End | None = None
     self._thread = threading.Thread(target=self._work, name="prefetch", daemon=True)
     self._thread.start()
 
-  def __iter__(self) -> "Prefetch[T, U]":
+  def __iter__(self) -> "Prefetch[T]":
     return self
 
-  def __next__(self) -> U:
+  def __next__(self) -> T:
     if self._end is None:
       start = time.perf_counter()
       item = self._ready.get()
@@ -72,7 +75,7 @@ class Prefetch(Generic[T, U]):
       raise self._end.error
     raise StopIteration
 
-  def __enter__(self) -> "Prefetch[T, U]":
+  def __enter__(self) -> "Prefetch[T]":
     return self
 
   def __exit__(self, *error: Any) -> None:
@@ -100,7 +103,7 @@ class Prefetch(Generic[T, U]):
       error = raised
     self._hand_over(_End(error))
 
-  def _hand_over(self, item: U | _End) -> bool:
+  def _hand_over(self, item: T | _End) -> bool:
     """Waits until there is room; False if nobody wants the item any more."""
     while not self._stop.is_set():
       try:

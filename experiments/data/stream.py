@@ -11,11 +11,13 @@ that what is under way fits into memory, large enough that its way between proce
 import contextlib
 import dataclasses
 import functools
+import itertools
 import multiprocessing
 import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
+from multiprocessing import resource_tracker
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -149,7 +151,7 @@ class ImageStream:
     Raises:
       ValueError: if an argument is out of range.
     """
-    batch_indices(start, max(0, stop - start) and 1, batch_size, self.num_train, seed)  # checks
+    batch_indices(start, min(1, stop - start), batch_size, self.num_train, seed)  # checks them
     order = _TrainingOrder(self.num_train, batch_size, seed)
     return self._batches(self.train, order, range(start, stop), batch_size, share)
 
@@ -170,8 +172,7 @@ class ImageStream:
     """
     order = _TestOrder(self.num_test, batch_size)
     steps = range(-(-self.num_test // max(1, batch_size)))
-    for batch in self._batches(self.test, order, steps, batch_size, share):
-      yield batch
+    return self._batches(self.test, order, steps, batch_size, share)
 
   def _batches(self, split, order, steps, batch_size, share) -> Iterator[Batch]:
     places = (share or Share.of_this_process()).of_batch(batch_size)
@@ -248,14 +249,18 @@ class _Pieces:
     for i, record in enumerate(records):
       if record != _PADDING:
         images[i], labels[i] = self.split.load(int(record), self.order.draw(step, int(record)))
-    loaded = {"image": images, "label": labels}
-    return loaded | {"valid": records != _PADDING} if isinstance(self.order, _TestOrder) else loaded
+    loaded: Batch = {"image": images, "label": labels}
+    if isinstance(self.order, _TestOrder):
+      loaded["valid"] = records != _PADDING
+    return loaded
 
 
 def _assemble(pieces: _Pieces, num_workers: int) -> Iterator[Batch]:
   """Puts the pieces of each batch together, in order."""
   with contextlib.ExitStack() as stack:
-    loaded = iter(pieces) if num_workers == 0 else stack.enter_context(_workers(pieces, num_workers))
+    loaded = (
+      iter(pieces) if num_workers == 0 else stack.enter_context(_workers(pieces, num_workers))
+    )
     for _ in pieces.steps:
       parts = [next(loaded) for _ in range(pieces.per_batch)]
       yield {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
@@ -277,11 +282,15 @@ def _workers(pieces: _Pieces, num_workers: int) -> Iterator[Iterator[Batch]]:
       worker_init_fn=_end_with_parent,
     )
   )
-  iterator = iter(dataset)
+  with _signals_kept_from_children():
+    iterator = iter(dataset)
+    try:
+      first = next(iterator)  # its threads, which start the processes, are there by now
+    except BaseException:
+      iterator.close()
+      raise
   try:
-    with _signals_kept_from_children():
-      iterator.start_prefetch()
-    yield iterator
+    yield itertools.chain([first], iterator)
   finally:
     iterator.close()
 
@@ -293,6 +302,7 @@ def _signals_kept_from_children() -> Iterator[None]:
   Terminals and schedulers send these to all processes at once. The training loop still wants a
   batch or two before it stops, and it stops the workers itself.
   """
+  resource_tracker.ensure_running()  # it would unblock them if it had to be started later
   ours = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
   try:
     yield

@@ -1,0 +1,134 @@
+"""One view of all data sets for the training loop: images in memory and images that are streamed.
+
+A step gets a batch, which comes from the host, and what lies on the devices all the time; from
+these it makes the inputs and targets of the network. For images in memory a batch is indices, for
+streamed ones it is the images themselves.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from experiments.data.batch_order import batch_indices
+from experiments.data.dataset import Dataset
+from experiments.data.stream import Batch, ImageStream, Share
+
+Array = jax.Array
+
+
+class Feed(NamedTuple):
+  """What to train and to test on. `B` is the part of a batch that a process or a device has.
+
+  Attributes:
+    resident: arrays that every device needs, once.
+    train_batches: `(start, stop) -> iterator`, this process's part of the batches of steps `start`
+      to `stop - 1`: arrays `[B, ...]` by name, of the same shapes in every step.
+    test_batches: `() -> iterator`, this process's part of batches that have every test image once;
+      as many of the same shapes in every process.
+    train_inputs: `(key, device_key, resident, batch) -> (inputs, targets)`, `[B, H, W, C]` and
+      `[B, num_classes]` float32. `key` is the step's, the same on all devices; `device_key`
+      differs from device to device.
+    test_inputs: `(resident, batch) -> (inputs, labels, valid)`, `[B, H, W, C]` float32, `[B]` int32
+      and `[B]` bool, False for what only fills up the last batch. Both functions can be jitted.
+    is_stream: whether batches take long to come, and bytes to pass: to be fetched ahead, and one
+      at a time.
+  """
+
+  resident: Any
+  train_batches: Callable[[int, int], Iterator[Batch]]
+  test_batches: Callable[[], Iterator[Batch]]
+  train_inputs: Callable[[Array, Array, Any, dict[str, Array]], tuple[Array, Array]]
+  test_inputs: Callable[[Any, dict[str, Array]], tuple[Array, Array, Array]]
+  is_stream: bool
+
+
+def make_feed(
+  data: Dataset | ImageStream,
+  *,
+  batch_size: int,
+  eval_batch_size: int,
+  seed: int,
+  share: Share | None = None,
+) -> Feed:
+  """Makes the feed of a data set.
+
+  Args:
+    data: the data set.
+    batch_size: images of a training step, in all processes together.
+    eval_batch_size: images of a test batch, in all processes together.
+    seed: of the order and of augmentation.
+    share: this process's part. Default: that of this JAX process.
+
+  Raises:
+    ValueError: if a batch cannot be divided among the processes.
+  """
+  share = share or Share.of_this_process()
+  sizes = share.of_batch(batch_size), share.of_batch(eval_batch_size)
+  if isinstance(data, ImageStream):
+    return _stream_feed(data, batch_size, eval_batch_size, seed, share)
+  return _memory_feed(data, batch_size, eval_batch_size, seed, *sizes)
+
+
+def _stream_feed(
+  data: ImageStream, batch_size: int, eval_batch_size: int, seed: int, share: Share
+) -> Feed:
+  """Batches are images."""
+
+  def train_inputs(key, device_key, resident, batch):
+    del device_key, resident
+    return data.augment_fn(key, batch["image"], batch["label"])
+
+  def test_inputs(resident, batch):
+    del resident
+    return data.preprocess_fn(batch["image"]), batch["label"], batch["valid"]
+
+  return Feed(
+    resident=(),
+    train_batches=lambda start, stop: data.train_batches(
+      start, stop, batch_size=batch_size, seed=seed, share=share
+    ),
+    test_batches=lambda: data.test_batches(batch_size=eval_batch_size, share=share),
+    train_inputs=train_inputs,
+    test_inputs=test_inputs,
+    is_stream=True,
+  )
+
+
+def _memory_feed(
+  data: Dataset, batch_size: int, eval_batch_size: int, seed: int, places: slice, test_places: slice
+) -> Feed:
+  """Batches are indices."""
+
+  def train_batches(start, stop):
+    for step in range(start, stop):
+      yield {"index": batch_indices(step, 1, batch_size, data.num_train, seed)[0, places]}
+
+  def test_batches():
+    for start in range(0, data.num_test, eval_batch_size):
+      index = np.arange(start, start + eval_batch_size, dtype=np.int32)[test_places]
+      valid = index < data.num_test
+      yield {"index": np.minimum(index, data.num_test - 1), "valid": valid}
+
+  def train_inputs(key, device_key, resident, batch):
+    del key
+    images, labels = resident["train"]
+    targets = jax.nn.one_hot(labels[batch["index"]], data.num_classes)
+    return data.augment_fn(device_key, images, batch["index"]), targets
+
+  def test_inputs(resident, batch):
+    images, labels = resident["test"]
+    return data.preprocess_fn(images[batch["index"]]), labels[batch["index"]], batch["valid"]
+
+  return Feed(
+    resident={
+      "train": (data.train_images, data.train_labels),
+      "test": (data.test_images, data.test_labels),
+    },
+    train_batches=train_batches,
+    test_batches=test_batches,
+    train_inputs=train_inputs,
+    test_inputs=test_inputs,
+    is_stream=False,
+  )
