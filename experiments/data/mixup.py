@@ -11,38 +11,32 @@ import jax.numpy as jnp
 from jax import Array
 
 
-def mixup_weights(key: Array, height: int, width: int, *, alpha: float) -> Array:
-  """Draws how much of an image stays: the same share everywhere, from Beta(alpha, alpha).
+def rectangle(key: Array, share: Array, height: int, width: int) -> Array:
+  """Draws a rectangle for CutMix.
+
+  It has the shape of the image and its centre anywhere in it; what is outside is cut off.
+
+  Args:
+    key: `[]` random key, for the centre.
+    share: `[]` float in `[0, 1]`, of the image's area that stays, were nothing cut off.
+    height: of the image.
+    width: of the image.
 
   Returns:
-    `[height, width]` float32 in `[0, 1]`.
-
-  Source: arXiv:1710.09412.
-  """
-  return jnp.full((height, width), jax.random.beta(key, alpha, alpha))
-
-
-def cutmix_weights(key: Array, height: int, width: int, *, alpha: float) -> Array:
-  """Draws how much of an image stays: nothing in a rectangle, everything around it.
-
-  The rectangle has the shape of the image, a share of its area that is `1 - Beta(alpha, alpha)`,
-  and its centre anywhere in it; what is outside of the image is cut off.
-
-  Returns:
-    `[height, width]` float32, 0 or 1.
+    `[height, width]` bool, True inside.
 
   Source: arXiv:1905.04899; sizes and positions are rounded as in torchvision's references.
   """
-  share_key, y_key, x_key = jax.random.split(key, 3)
-  side = 0.5 * jnp.sqrt(1 - jax.random.beta(share_key, alpha, alpha))
+  half_side = 0.5 * jnp.sqrt(1 - share)
 
   def inside(key, length):
     centre = jax.random.randint(key, (), 0, length)
-    half = (side * length).astype(jnp.int32)
+    half = (half_side * length).astype(jnp.int32)
     position = jnp.arange(length)
     return (position >= centre - half) & (position < centre + half)
 
-  return 1.0 - (inside(y_key, height)[:, None] & inside(x_key, width)[None, :])
+  y_key, x_key = jax.random.split(key)
+  return inside(y_key, height)[:, None] & inside(x_key, width)[None, :]
 
 
 def mix(images: Array, targets: Array, weights: Array) -> tuple[Array, Array]:
@@ -77,6 +71,9 @@ def random_mix(
 ) -> tuple[Array, Array]:
   """Mixes a batch by mixup or CutMix, at equal odds for the batch as a whole.
 
+  Mixup (arXiv:1710.09412) keeps the same share of every pixel, CutMix all of most and nothing of
+  those in a rectangle. The share that stays is drawn from Beta(alpha, alpha).
+
   Args:
     key: `[]` random key; the same on every device that has a share of the batch.
     images: `[B, H, W, C]` float, `B` even.
@@ -92,12 +89,10 @@ def random_mix(
   """
   if not mixup and not cutmix:
     return images, targets
-  choice_key, weights_key = jax.random.split(key)
-  height, width = images.shape[1:3]
-  weights = [
-    weights_fn(weights_key, height, width, alpha=alpha)
-    for weights_fn, alpha in ((mixup_weights, mixup), (cutmix_weights, cutmix))
-    if alpha
-  ]
-  chosen = jnp.stack(weights)[jax.random.randint(choice_key, (), 0, len(weights))]
-  return mix(images, targets, chosen)
+  choice_key, share_key, place_key = jax.random.split(key, 3)
+  odds_of_cutmix = (cutmix > 0) / ((cutmix > 0) + (mixup > 0))
+  is_cutmix = jax.random.bernoulli(choice_key, odds_of_cutmix)
+  alpha = jnp.where(is_cutmix, cutmix, mixup)
+  share = jax.random.beta(share_key, alpha, alpha)
+  cut_out = rectangle(place_key, share, *images.shape[1:3])
+  return mix(images, targets, jnp.where(is_cutmix, 1.0 - cut_out, share))
