@@ -1,7 +1,5 @@
 """Data sets, their augmentation and the order of their examples."""
 
-import io
-import json
 import os
 import sys
 from pathlib import Path
@@ -13,6 +11,7 @@ import pytest
 
 from experiments import data
 from experiments.data import array_cache, augment, cifar10, dataset, tfds_folder
+from tests.experiments.tfds_files import encode, write_data_set
 
 
 def draw_images(num_images, height=32, width=32, channels=3, seed=0):
@@ -206,7 +205,7 @@ def test_synthetic_is_learnable_and_takes_any_shape():
   "name, message",
   [
     ("cifar", "data set name is 'cifar'; it must be one of cifar10, .* Did you mean 'cifar10'"),
-    ("zzz", "data set name is 'zzz'; it must be one of cifar10, digits, synthetic.$"),
+    ("zzz", "data set name is 'zzz'; .* digits, imagenet2012, synthetic, synthetic_imagenet.$"),
   ],
 )
 def test_load_rejects_unknown_names(name, message):
@@ -300,58 +299,15 @@ def test_default_cache_dir(monkeypatch):
 
 def write_cifar10(folder, train, test, file_format="array_record"):
   """Writes what TensorFlow Datasets writes: losslessly compressed images in ArrayRecord files."""
-  array_record = pytest.importorskip("array_record.python.array_record_module")
-  image_module = pytest.importorskip("PIL.Image")
-  proto = pytest.importorskip("tensorflow_datasets.proto.tf_example_generated_pb2")
-  folder.mkdir(parents=True)
-  splits = []
-  for split, (images, labels) in {"train": train, "test": test}.items():
-    path = folder / f"cifar10-{split}.array_record-00000-of-00001"
-    writer = array_record.ArrayRecordWriter(str(path), "group_size:1")
-    for i, (image, label) in enumerate(zip(images, labels, strict=True)):
-      buffer = io.BytesIO()
-      image_module.fromarray(image).save(buffer, "PNG")
-      example = proto.Example()
-      feature = example.features.feature
-      feature["id"].bytes_list.value.append(f"{split}_{i}".encode())
-      feature["image"].bytes_list.value.append(buffer.getvalue())
-      feature["label"].int64_list.value.append(int(label))
-      writer.write(example.SerializeToString())
-    writer.close()
-    splits.append(
-      {
-        "filepathTemplate": "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}",
-        "name": split,
-        "numBytes": str(path.stat().st_size),
-        "shardLengths": [str(len(images))],
-      }
-    )
-  info = {"fileFormat": file_format, "name": "cifar10", "splits": splits}
-  (folder / "dataset_info.json").write_text(json.dumps(info | {"version": folder.name}))
-  module = "tensorflow_datasets.core.features."
-  image_feature = {
-    "image": {
-      "dtype": "uint8",
-      "encodingFormat": "png",
-      "shape": {"dimensions": ["32", "32", "3"]},
-    },
-    "pythonClassName": module + "image_feature.Image",
+  splits = {
+    split: [
+      (f"{split}_{i}", encode(image, "PNG"), label)
+      for i, (image, label) in enumerate(zip(images, labels, strict=True))
+    ]
+    for split, (images, labels) in {"train": train, "test": test}.items()
   }
-  features = {
-    "id": {"pythonClassName": module + "text_feature.Text", "text": {}},
-    "image": image_feature,
-    "label": {
-      "classLabel": {"numClasses": "10"},
-      "pythonClassName": module + "class_label_feature.ClassLabel",
-    },
-  }
-  (folder / "features.json").write_text(
-    json.dumps(
-      {
-        "featuresDict": {"features": features},
-        "pythonClassName": module + "features_dict.FeaturesDict",
-      }
-    )
+  write_data_set(
+    folder, splits, id_name="id", image_shape=(32, 32, 3), num_classes=10, file_format=file_format
   )
 
 
