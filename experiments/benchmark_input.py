@@ -1,0 +1,355 @@
+"""How fast images come, and how long training waits: `python -m experiments.benchmark_input`.
+
+For a streamed data set, ImageNet by default, it measures
+
+- the stages of loading, one after the other on one core: reading a record, decoding it, cropping
+  and augmenting it, and the way of a batch to the devices;
+- the pipeline alone with several numbers of worker processes: batches are taken as soon as they
+  come, from the moment that the first ones are there, in rounds that take turns;
+- the share of a training step that is spent waiting for its batch: with `--step_ms`, a step that
+  takes so long and leaves the host alone, as an accelerator does; with `--model_step`, the
+  training step of a real network on the devices that there are (on a CPU, it competes with the
+  workers for the cores).
+
+A sample of ImageNet has smaller images than ImageNet. `--shorter_side=375` enlarges them to the
+usual size before anything is measured; they are smoother and hence smaller files than photographs
+of that size, so that decoding flatters a little. Records are repeated as often as needed.
+"""
+
+import dataclasses
+import io
+import os
+import shlex
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from absl import flags
+from ml_collections import config_flags
+
+from experiments import cli, data, models
+from experiments.data.crops import decode
+from experiments.data.draws import record_draws
+from experiments.data.records import Encoded, Images, Records
+from experiments.data.stream import ImageStream, Share
+from experiments.files import write_json
+from experiments.progress import progress
+from experiments.record import environment
+from experiments.timing import quartiles, take_turns
+
+_OUT = Path("experiments/results/benchmark_input.json")
+_ENLARGED = 64  # images that differ
+_QUALITY = 95  # of the enlarged images' JPEG
+_SEED = 0
+# The network of --model_step without a config: small enough for a CPU at 224 × 224 pixels.
+_SMALL_CONVNET: dict[str, Any] = {"widths": (16, 32, 64, 128, 256), "convs_per_stage": 1}
+
+Row = dict[str, Any]
+Step = Callable[[dict[str, jax.Array]], Any]
+
+RECIPES: dict[str, dict[str, Any]] = {
+  "resnet50": {},
+  "vit": {
+    "crop": "random_resized_crop",
+    "randaugment_magnitude": 9,
+    "mixup": 0.2,
+    "cutmix": 1.0,
+  },
+}
+"""What is done to training images, as arguments of the data set."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Enlarged(Records):
+  """Records whose images are replaced by enlarged ones; reading still takes its time.
+
+  Attributes:
+    images: the enlarged images, which the records share.
+  """
+
+  images: list[bytes]
+
+  def __getitem__(self, record: int) -> Encoded:
+    return super().__getitem__(record)._replace(image=self.images[record % len(self.images)])
+
+
+def _enlarged(encoded: bytes, shorter_side: int) -> bytes:
+  image = decode(encoded)
+  scale = shorter_side / min(image.size)
+  buffer = io.BytesIO()
+  width, height = image.size
+  image = image.resize((round(scale * width), round(scale * height)))
+  image.save(buffer, "JPEG", quality=_QUALITY)
+  return buffer.getvalue()
+
+
+def open_stream(name: str, shorter_side: int, **kwargs: Any) -> ImageStream:
+  """Opens the data set, its training images enlarged if wanted.
+
+  Raises:
+    ValueError: if it is not streamed, or has no image files to enlarge.
+  """
+  stream = data.load(name, **kwargs)
+  if not isinstance(stream, ImageStream):
+    raise ValueError(f"{name!r} is held in memory, there is nothing to wait for: name a stream.")
+  if not shorter_side:
+    return stream
+  if not isinstance(stream.train, Images):
+    raise ValueError(f"--shorter_side enlarges image files, which {name!r} does not have.")
+  records = stream.train.records
+  images = [_enlarged(records[i].image, shorter_side) for i in range(min(_ENLARGED, len(records)))]
+  enlarged = Enlarged(records.source, records.split, records.folder, images)
+  return dataclasses.replace(stream, train=dataclasses.replace(stream.train, records=enlarged))
+
+
+def stage_rows(stream: ImageStream, *, num_images: int, batch_size: int) -> Iterator[Row]:
+  """Times the stages one by one on this thread."""
+  split = stream.train
+  if isinstance(split, Images):
+    indices = [i % len(split) for i in range(num_images)]
+    records, spent = _each(split.records.__getitem__, indices)
+    yield _stage("read", spent)
+    images, spent = _each(lambda record: decode(record.image), records)
+    yield _stage("decode", spent) | {
+      "median_pixels": int(np.median([image.width * image.height for image in images])),
+      "median_bytes": int(np.median([len(record.image) for record in records])),
+    }
+    draws = (record_draws(_SEED, epoch, i) for epoch, i in enumerate(indices))
+    augment_fn = split.augment_fn
+    _, spent = _each(lambda pair: np.asarray(augment_fn(*pair)), zip(images, draws, strict=True))
+    yield _stage("crop, flip, augment", spent)
+  batch = {"image": np.zeros((batch_size, *stream.image_shape), np.uint8)}
+  put = lambda _: jax.block_until_ready(data.put_on_devices(batch))
+  put(None)
+  _, spent = _each(put, range(max(1, num_images // batch_size)))
+  yield _stage("to the devices", [seconds / batch_size for seconds in spent])
+
+
+def _each(function: Callable[[Any], Any], items: Iterable[Any]) -> tuple[list[Any], list[float]]:
+  """The function of every item, and the seconds that each took."""
+  results, spent = [], []
+  for item in items:
+    start = time.perf_counter()
+    results.append(function(item))
+    spent.append(time.perf_counter() - start)
+  return results, spent
+
+
+def _stage(name: str, spent: list[float]) -> Row:
+  mean = float(np.mean(spent))
+  return {"name": name, "ms_per_image": 1e3 * mean, "images_per_s": 1 / mean}
+
+
+def _batches(stream: ImageStream, num_workers: int, batch_size: int) -> data.Prefetch:
+  """Batches without end, on the devices."""
+  stream = dataclasses.replace(stream, num_workers=num_workers)
+  batches = stream.train_batches(0, 10**9, batch_size=batch_size, seed=_SEED, share=Share())
+  return data.Prefetch(batches, data.put_on_devices)
+
+
+def _warm_up(batches: data.Prefetch, num_workers: int, batch_size: int) -> None:
+  """Takes what may have been finished before the last worker was there, and a little more."""
+  for _ in range(3 + -(-128 * num_workers // batch_size)):
+    next(batches)
+
+
+def pipeline_rows(
+  stream: ImageStream, workers: list[int], *, num_images: int, batch_size: int, rounds: int
+) -> list[Row]:
+  """Measures how fast batches come if they are taken at once."""
+
+  def seconds_per_image(num_workers):
+    with _batches(stream, num_workers, batch_size) as batches:
+      _warm_up(batches, num_workers, batch_size)
+      count = -(-num_images // batch_size)
+      start = time.perf_counter()
+      for _ in range(count):
+        next(batches)
+      return (time.perf_counter() - start) / (count * batch_size)
+
+  candidates = {str(n): lambda n=n: seconds_per_image(n) for n in workers}
+  with progress("input pipeline", step=0, total_steps=rounds) as show:
+    times = take_turns(candidates, rounds=rounds, after_round=show)
+  return [
+    {
+      "workers": n,
+      "images_per_s": 1 / quartiles(times[str(n)])[1],
+      "quartiles": [1 / t for t in quartiles(times[str(n)])[::-2]],
+      "images_per_s_per_core": 1 / quartiles(times[str(n)])[1] / min(max(1, n), _cores()),
+      "rounds": rounds,
+    }
+    for n in workers
+  ]
+
+
+def _cores() -> int:
+  return int(environment()["cpu_cores"])
+
+
+def waiting_row(
+  stream: ImageStream, step: Step, what: str, *, num_workers: int, steps: int, batch_size: int
+) -> Row:
+  """Measures the share of the time of training steps in which they wait for their batch."""
+  with _batches(stream, num_workers, batch_size) as batches:
+    _warm_up(batches, num_workers, batch_size)
+    jax.block_until_ready(step(next(batches)))  # compiles
+    waited, start = batches.waited_seconds, time.perf_counter()
+    for _ in range(steps):
+      jax.block_until_ready(step(next(batches)))
+    total = time.perf_counter() - start
+    waited = batches.waited_seconds - waited
+  return {
+    "step": what,
+    "workers": num_workers,
+    "seconds_per_step": total / steps,
+    "waiting": waited / total,
+    "images_per_s": steps * batch_size / total,
+    "steps": steps,
+  }
+
+
+def _stand_in(milliseconds: float) -> Step:
+  return lambda batch: time.sleep(milliseconds / 1e3)
+
+
+def model_step(stream: ImageStream, name: str, **kwargs: Any) -> Step:
+  """The training step of a network with SGD, on all local devices."""
+  apply, params, model_state = models.init(
+    name,
+    num_classes=stream.num_classes,
+    image_shape=stream.image_shape,
+    key=jax.random.key(0),
+    **kwargs,
+  )
+
+  def loss_fn(params, model_state, key, batch):
+    inputs, targets = stream.augment_fn(key, batch["image"], batch["label"])
+    logits, model_state = apply(params, model_state, inputs, train=True, rngs=key)
+    return optax.safe_softmax_cross_entropy(logits, targets).mean(), model_state
+
+  def step_fn(params, model_state, key, batch):
+    grads, model_state = jax.grad(loss_fn, has_aux=True)(params, model_state, key, batch)
+    grads, model_state = jax.lax.pmean((grads, model_state), "devices")
+    return jax.tree.map(lambda p, g: p - 1e-3 * g, params, grads), model_state
+
+  run = jax.pmap(
+    step_fn,
+    axis_name="devices",
+    in_axes=(None, None, None, 0),
+    out_axes=None,
+    donate_argnums=(0, 1),
+  )
+  state = jax.tree.map(jnp.copy, (params, model_state))
+
+  def step(batch):
+    nonlocal state
+    state = run(*state, jax.random.key(0), batch)
+    return state
+
+  return step
+
+
+def tables(rows: dict[str, list[Row]]) -> str:
+  """The rows as tables for a page."""
+  lines = ["| stage, on one core | ms per image | images/s |", "|---|--:|--:|"]
+  for row in rows["stages"]:
+    lines.append(f"| {row['name']} | {row['ms_per_image']:.3f} | {row['images_per_s']:.0f} |")
+  lines += ["", "| workers | images/s (quartiles) | per core |", "|--:|--:|--:|"]
+  for row in rows["pipeline"]:
+    low, high = row["quartiles"]
+    lines.append(
+      f"| {row['workers']} | {row['images_per_s']:.0f} ({low:.0f}–{high:.0f}) | "
+      f"{row['images_per_s_per_core']:.0f} |"
+    )
+  lines += [
+    "",
+    "| training step | workers | seconds | waiting | images/s |",
+    "|---|--:|--:|--:|--:|",
+  ]
+  for row in rows["waiting"]:
+    lines.append(
+      f"| {row['step']} | {row['workers']} | {row['seconds_per_step']:.3f} | "
+      f"{row['waiting']:.1%} | {row['images_per_s']:.0f} |"
+    )
+  return "\n".join(lines)
+
+
+def main() -> None:
+  """The command."""
+  options = flags.FLAGS
+  config = options.config
+  name, kwargs, batch_size = options.name, RECIPES[options.recipe], options.batch_size
+  model, model_kwargs = "convnet", _SMALL_CONVNET
+  if config is not None:
+    name, kwargs = config.data.name, config.data.kwargs.to_dict()
+    kwargs["data_dir"] = config.data.data_dir or None
+    model = config.model.name
+    model_kwargs = {"dtype": config.model.dtype, **config.model.kwargs.to_dict()}
+  workers = [int(n) for n in options.workers]
+  if not workers or min(workers) < 0:
+    raise ValueError(f"--workers is {','.join(options.workers)!r}; give numbers such as 0,1,2,4.")
+  num_images = 2 * batch_size if options.quick else options.images
+  rounds, steps = (1, 2) if options.quick else (options.rounds, options.steps)
+  stream = open_stream(name, options.shorter_side, **kwargs)
+  if batch_size > stream.num_train:
+    raise ValueError(
+      f"--batch_size is {batch_size}; it may be {stream.num_train} at most, the training images."
+    )
+  most = max(workers)
+  rows: dict[str, list[Row]] = {
+    "stages": list(stage_rows(stream, num_images=min(num_images, 1024), batch_size=batch_size)),
+    "pipeline": pipeline_rows(
+      stream, workers, num_images=num_images, batch_size=batch_size, rounds=rounds
+    ),
+    "waiting": [],
+  }
+  candidates: list[tuple[str, Step]] = []
+  for ms in map(float, options.step_ms):
+    candidates.append((f"stand-in of {ms:g} ms for {batch_size} images", _stand_in(ms)))
+  if options.model_step:
+    what = f"{model}, {batch_size} images, on {environment()['device']}"
+    candidates.append((what, model_step(stream, model, **model_kwargs)))
+  for what, step in candidates:
+    rows["waiting"].append(
+      waiting_row(stream, step, what, num_workers=most, steps=steps, batch_size=batch_size)
+    )
+  table = tables(rows)
+  print(table)
+  if path := options.out or (not options.quick and _OUT):
+    write_json(
+      Path(path),
+      {
+        "command": shlex.join(["python", "-m", "experiments.benchmark_input", *sys.argv[1:]]),
+        "environment": environment(),
+        "table": table,
+        "load_average": list(os.getloadavg()),
+        "data": {"name": name, "train": stream.num_train, "shorter_side": options.shorter_side},
+        **rows,
+      },
+    )
+    print(f"results: {path}")
+
+
+if __name__ == "__main__":
+  config_flags.DEFINE_config_file(
+    "config", None, "Config whose data set and network to take, in place of --name."
+  )
+  flags.DEFINE_string("name", "imagenet2012", "The data set.")
+  flags.DEFINE_enum("recipe", "resnet50", list(RECIPES), "What is done to training images.")
+  flags.DEFINE_list("workers", ["0", "1", "2", "4"], "Numbers of worker processes.")
+  flags.DEFINE_integer("batch_size", 64, "Images of a batch.", lower_bound=1)
+  flags.DEFINE_integer("images", 2048, "Images of a measurement.", lower_bound=1)
+  flags.DEFINE_integer("shorter_side", 0, "Enlarge the images; 0: as they are.", lower_bound=0)
+  flags.DEFINE_integer("rounds", 5, "Measurements of each number of workers.", lower_bound=1)
+  flags.DEFINE_integer("steps", 30, "Training steps that wait or do not.", lower_bound=1)
+  flags.DEFINE_list("step_ms", ["100", "400"], "Times of a step, in milliseconds.")
+  flags.DEFINE_bool("model_step", False, "Also train a network: the config's, else a small one.")
+  flags.DEFINE_bool("quick", False, "Few images, to see that it works; the numbers say nothing.")
+  flags.DEFINE_string("out", None, f"JSON file of the results; {_OUT} for a whole run.")
+  cli.run(main)
