@@ -2,9 +2,15 @@
 
 import contextlib
 import dataclasses
+import itertools
 import multiprocessing
+import os
+import signal
+import subprocess
+import sys
 import threading
 import time
+from pathlib import Path
 
 import hypothesis
 import hypothesis.strategies as st
@@ -198,6 +204,60 @@ def test_workers_stop_with_the_iterator_and_pass_errors_on():
     for _ in range(5):
       next(batches)
   assert not [p for p in multiprocessing.active_children() if "grain" in p.name]
+
+
+def test_workers_do_not_hear_the_signals_that_stop_training():
+  """A terminal or scheduler sends them to everybody; training wants to finish its step first."""
+  steps, kwargs = (0, 60), {"batch_size": 64, "seed": 0}
+  want = list(stream(300).train_batches(*steps, **kwargs))
+  batches = stream(300, num_workers=2).train_batches(*steps, **kwargs)
+  got = [next(batches)]
+  workers = [p for p in multiprocessing.active_children() if "grain" in p.name]
+  assert workers
+  for worker, number in itertools.product(workers, (signal.SIGINT, signal.SIGTERM)):
+    os.kill(worker.pid, number)
+  assert_same_batches(got + list(batches), want)
+  # In this process they are heard.
+  assert not signal.pthread_sigmask(signal.SIG_BLOCK, ()) & {signal.SIGINT, signal.SIGTERM}
+
+
+_KILLED = """
+import multiprocessing, os, signal
+from tests.experiments.test_stream import stream
+if __name__ == "__main__":
+  batches = stream(300, num_workers=2).train_batches(0, 10**6, batch_size=64, seed=0)
+  next(batches), next(batches)
+  print(*(p.pid for p in multiprocessing.active_children() if "grain" in p.name), flush=True)
+  os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.slow
+def test_workers_end_with_a_process_that_is_killed(tmp_path):
+  script = tmp_path / "killed.py"
+  script.write_text(_KILLED)
+  done = subprocess.run(
+    [sys.executable, str(script)],
+    env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+    stdout=subprocess.PIPE,
+    text=True,
+    check=False,
+  )
+  assert done.returncode == -signal.SIGKILL
+  workers = [int(pid) for pid in done.stdout.split()]
+  assert len(workers) == 2
+  deadline = time.monotonic() + 60
+  while any(is_running(pid) for pid in workers):
+    assert time.monotonic() < deadline
+    time.sleep(0.1)
+
+
+def is_running(pid):
+  try:
+    state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+  except OSError:
+    return False
+  return state != "Z"
 
 
 # ---- prefetching -------------------------------------------------------------------------------
