@@ -10,27 +10,19 @@ that what is under way fits into memory, large enough that its way between proce
 
 import contextlib
 import dataclasses
-import functools
-import itertools
-import multiprocessing
-import os
-import signal
-import threading
 from collections.abc import Callable, Iterator
-from multiprocessing import resource_tracker
 from typing import Any, NamedTuple, Protocol
 
 import jax
 import numpy as np
-from absl import flags
 
 from experiments.data.batch_order import batch_indices
 from experiments.data.draws import Draw, record_draws
+from experiments.data.workers import in_workers
 
 Batch = dict[str, np.ndarray]
 
 _PIECE = 32  # images
-_PIECES_AHEAD = 2  # finished pieces that wait in each worker process
 _PADDING = -1  # in place of the index of a record
 
 
@@ -259,64 +251,8 @@ def _assemble(pieces: _Pieces, num_workers: int) -> Iterator[Batch]:
   """Puts the pieces of each batch together, in order."""
   with contextlib.ExitStack() as stack:
     loaded = (
-      iter(pieces) if num_workers == 0 else stack.enter_context(_workers(pieces, num_workers))
+      iter(pieces) if num_workers == 0 else stack.enter_context(in_workers(pieces, num_workers))
     )
     for _ in pieces.steps:
       parts = [next(loaded) for _ in range(pieces.per_batch)]
       yield {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
-
-
-@contextlib.contextmanager
-def _workers(pieces: _Pieces, num_workers: int) -> Iterator[Iterator[Batch]]:
-  """Lets processes load the pieces, which come in order; at the end they are stopped."""
-  # Imported here: in-memory data sets do without it.
-  import grain
-
-  if not flags.FLAGS.is_parsed():  # grain reads its flags, which only commands parse
-    flags.FLAGS.mark_as_parsed()
-  dataset = (
-    grain.MapDataset.source(pieces)
-    .to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))
-    .mp_prefetch(
-      grain.MultiprocessingOptions(min(num_workers, len(pieces)), _PIECES_AHEAD),
-      worker_init_fn=_end_with_parent,
-    )
-  )
-  with _signals_kept_from_children():
-    iterator = iter(dataset)
-    try:
-      first = next(iterator)  # its threads, which start the processes, are there by now
-    except BaseException:
-      iterator.close()
-      raise
-  try:
-    yield itertools.chain([first], iterator)
-  finally:
-    iterator.close()
-
-
-@contextlib.contextmanager
-def _signals_kept_from_children() -> Iterator[None]:
-  """Processes started meanwhile do not hear SIGINT and SIGTERM.
-
-  Terminals and schedulers send these to all processes at once. The training loop still wants a
-  batch or two before it stops, and it stops the workers itself.
-  """
-  resource_tracker.ensure_running()  # it would unblock them if it had to be started later
-  ours = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
-  try:
-    yield
-  finally:
-    signal.pthread_sigmask(signal.SIG_SETMASK, ours)
-
-
-def _end_with_parent(worker: int, num_workers: int) -> None:
-  """Ends this worker process if the one that started it is killed, instead of waiting for ever."""
-  del worker, num_workers
-
-  def watch(parent):
-    parent.join()
-    os._exit(1)
-
-  if parent := multiprocessing.parent_process():
-    threading.Thread(target=functools.partial(watch, parent), daemon=True).start()

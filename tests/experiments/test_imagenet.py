@@ -15,6 +15,7 @@ from experiments import data
 from experiments.data import imagenet, tfds_folder
 from experiments.data.stream import Share
 from tests.experiments.tfds_files import encode, write_data_set
+from tests.experiments.tiny import devices, quick_compiler
 
 SIZES = [(40, 30), (30, 40), (25, 25), (90, 20), (21, 33)]
 
@@ -172,6 +173,24 @@ def test_with_mixing_targets_are_of_two_classes(small_imagenet):
   np.testing.assert_allclose(targets.sum(-1), 1, rtol=1e-6)
   for i, target in enumerate(np.asarray(targets)):
     assert set(np.flatnonzero(target)) <= {batch["label"][i], batch["label"][i ^ 1]}
+
+
+@pytest.mark.parametrize("count", [2, 8])
+def test_devices_see_together_what_one_would(small_imagenet, count):
+  """Mixing included: a run goes on alike on another number of devices."""
+  images = load(small_imagenet[0], image_size=14, mixup=0.2, cutmix=1.0)
+  feed = data.make_feed(images, batch_size=16, eval_batch_size=16, seed=0)
+  (batch,) = feed.train_batches(3, 4)
+  key = jax.random.key(4)
+
+  def inputs(num_devices):
+    with devices(num_devices), quick_compiler():
+      run = jax.pmap(lambda batch: feed.train_inputs(key, key, (), batch))
+      outputs = run(data.put_on_devices(batch))
+      return [np.asarray(x).reshape(16, *x.shape[2:]) for x in outputs]
+
+  for got, want in zip(inputs(count), inputs(1), strict=True):
+    np.testing.assert_allclose(got, want, atol=1e-6)
 
 
 # ---- what goes wrong ---------------------------------------------------------------------------

@@ -221,6 +221,18 @@ def test_workers_do_not_hear_the_signals_that_stop_training():
   assert not signal.pthread_sigmask(signal.SIG_BLOCK, ()) & {signal.SIGINT, signal.SIGTERM}
 
 
+def test_a_worker_that_dies_is_reported():
+  """As the kernel ends one when memory runs out; nobody waits for it for ever."""
+  batches = stream(300, num_workers=2).train_batches(0, 10**6, batch_size=64, seed=0)
+  next(batches)
+  workers = [p for p in multiprocessing.active_children() if "grain" in p.name]
+  os.kill(workers[0].pid, signal.SIGKILL)
+  with pytest.raises(RuntimeError, match=r"has died: .* exit code -9.* --shm-size") as error:
+    for _ in range(100):
+      next(batches)
+  assert "num_workers" in str(error.value)
+
+
 _KILLED = """
 import multiprocessing, os, signal
 from tests.experiments.test_stream import stream
