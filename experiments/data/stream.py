@@ -250,9 +250,8 @@ class _Pieces:
 def _assemble(pieces: _Pieces, num_workers: int) -> Iterator[Batch]:
   """Puts the pieces of each batch together, in order."""
   with contextlib.ExitStack() as stack:
-    loaded = (
-      iter(pieces) if num_workers == 0 else stack.enter_context(in_workers(pieces, num_workers))
-    )
+    alone = num_workers == 0 or len(pieces) == 0
+    loaded = iter(pieces) if alone else stack.enter_context(in_workers(pieces, num_workers))
     for _ in pieces.steps:
       parts = [next(loaded) for _ in range(pieces.per_batch)]
       yield {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}

@@ -197,6 +197,12 @@ def test_workers_change_nothing(num_workers):
   assert_same_batches(got, want)
 
 
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_no_steps_have_no_batches(num_workers):
+  images = stream(num_workers=num_workers)
+  assert list(images.train_batches(7, 7, batch_size=10, seed=0)) == []
+
+
 def test_workers_stop_with_the_iterator_and_pass_errors_on():
   images = stream(64, num_workers=2, damaged=37)
   batches = images.train_batches(0, 10**6, batch_size=16, seed=0)
