@@ -294,6 +294,9 @@ def main() -> None:
   workers = [int(n) for n in options.workers]
   if not workers or min(workers) < 0:
     raise ValueError(f"--workers is {','.join(options.workers)!r}; give numbers such as 0,1,2,4.")
+  step_ms = [float(ms) if ms.replace(".", "", 1).isdigit() else -1 for ms in options.step_ms]
+  if min(step_ms, default=0) < 0:
+    raise ValueError(f"--step_ms is {','.join(options.step_ms)!r}; give times such as 100,400.")
   num_images = 2 * batch_size if options.quick else options.images
   rounds, steps = (1, 2) if options.quick else (options.rounds, options.steps)
   stream = open_stream(name, options.shorter_side, **kwargs)
@@ -310,7 +313,7 @@ def main() -> None:
     "waiting": [],
   }
   candidates: list[tuple[str, Step]] = []
-  for ms in map(float, options.step_ms):
+  for ms in step_ms:
     candidates.append((f"stand-in of {ms:g} ms for {batch_size} images", _stand_in(ms)))
   if options.model_step:
     what = f"{model}, {batch_size} images, on {environment()['device']}"

@@ -1,8 +1,7 @@
 """ImageNet (ILSVRC-2012), streamed from TensorFlow Datasets without TensorFlow.
 
 Images are cropped, mirrored and augmented on the host and go to the device as uint8; there they are
-normalised and mixed. What is done to them is what the authors do:
-see `load_imagenet2012`.
+normalised and mixed, all as the authors do it.
 """
 
 import functools
@@ -37,8 +36,13 @@ _NUM_TRAIN, _NUM_TEST = 1_281_167, 50_000
 _MEAN = np.array([0.485, 0.456, 0.406], np.float32).reshape(1, 1, 1, 3)
 _STD = np.array([0.229, 0.224, 0.225], np.float32).reshape(1, 1, 1, 3)
 
+
+def _resize_crop(image: Image.Image, draw: Draw, *, size: int) -> Image.Image:
+  return resized_crop(image, draw, size=size, shorter_sides=(_times(size, 8), _times(size, 15)))
+
+
 CROPS: dict[str, Callable[..., Image.Image]] = {
-  "resize_crop": resized_crop,
+  "resize_crop": _resize_crop,
   "random_resized_crop": random_resized_crop,
 }
 """How training images are cropped: `(image, draw, *, size) -> image`."""
@@ -163,11 +167,7 @@ class _Recipe(NamedTuple):
 
 def _augmented(image: Image.Image, draw: Draw, *, recipe: _Recipe) -> Image.Image:
   """Crops, mirrors and augments a training image."""
-  size = recipe.image_size
-  if recipe.crop == "resize_crop":
-    image = resized_crop(image, draw, size=size, shorter_sides=(_times(size, 8), _times(size, 15)))
-  else:
-    image = random_resized_crop(image, draw, size=size)
+  image = CROPS[recipe.crop](image, draw, size=recipe.image_size)
   image = random_flip(image, draw)
   if recipe.randaugment_magnitude:
     image = rand_augment(image, draw, magnitude=recipe.randaugment_magnitude)

@@ -58,7 +58,7 @@ class Records:
   @property
   def advice(self) -> str:
     """What to do about a damaged record."""
-    return "The file is damaged: copy the data set again, or prepare it again."
+    return "If its file is damaged, copy the data set again, or prepare it again."
 
 
 def open_records(folder: Path) -> tuple[Records, Records]:

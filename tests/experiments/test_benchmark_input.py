@@ -127,6 +127,7 @@ def test_the_command_runs(tmp_path, data_dir):
   "argument, message",
   [
     ("--workers=-1", "--workers is '-1'; give numbers such as"),
+    ("--step_ms=1,x", "--step_ms is '1,x'; give times such as"),
     ("--batch_size=100", "--batch_size is 100; it may be 23 at most"),
     ("--name=imagenet", "Did you mean 'imagenet2012'"),
   ],
