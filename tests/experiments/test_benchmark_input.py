@@ -129,7 +129,6 @@ def test_the_command_runs(tmp_path, data_dir):
     ("--workers=-1", "--workers is '-1'; give numbers such as"),
     ("--step_ms=1,x", "--step_ms is '1,x'; give times such as"),
     ("--batch_size=100", "--batch_size is 100; it may be 23 at most"),
-    ("--name=imagenet", "Did you mean 'imagenet2012'"),
   ],
 )
 def test_the_command_refuses(data_dir, argument, message):

@@ -10,6 +10,13 @@ from PIL import Image, ImageEnhance, ImageOps
 
 from experiments.data import crops, mixup, randaugment
 from experiments.data.draws import below, between, record_draws
+from tests.experiments.tiny import quick_compiler
+
+
+@pytest.fixture(autouse=True, scope="module")
+def compile_quickly():
+  with quick_compiler():
+    yield
 
 
 def picture(width, height, seed=0):

@@ -218,8 +218,9 @@ def test_the_newest_finished_version_is_taken(tmp_path):
   assert tfds_folder.find(tmp_path, "imagenet2012", "ImageNet").name == "5.1.0"
 
 
-@pytest.mark.parametrize("damage", ["truncated", "no image"])
-@pytest.mark.parametrize("num_workers", [0, 1])
+@pytest.mark.parametrize(
+  "damage, num_workers", [("truncated", 0), ("no image", 0), ("truncated", 1)]
+)
 def test_damaged_images_are_named(tmp_path, damage, num_workers):
   train = files(6)
   name, encoded, label = train[2]
