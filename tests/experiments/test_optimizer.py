@@ -2,16 +2,14 @@
 
 import math
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
-import srigl_jax as sx
 from configs import base, imagenet_mobilenetv3, imagenet_resnet50, imagenet_vit_b16
-from experiments.method import make_method
 from experiments.optimizer import learning_rate, make_optimizer
-from tests.experiments.tiny import quick_compiler
 
 RNG = np.random.default_rng(0)
 START = RNG.normal(size=(4, 3))
