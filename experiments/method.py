@@ -56,6 +56,15 @@ class Plan(NamedTuple):
     return done[-1] if done else 0
 
   @property
+  def sparse_from(self) -> int:
+    """The optimizer step from which the network is as sparse as asked for.
+
+    Accuracies of before are those of a denser network, and no candidates for the best one.
+    """
+    starts_dense = self.method.flops == "mean"
+    return self.updates[-1] if starts_dense and self.updates else 0
+
+  @property
   def schedule_steps(self) -> int:
     """Optimizer steps that the learning rate's schedule is made for."""
     return self.rounds.length if self.rounds else self.total_steps

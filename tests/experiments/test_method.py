@@ -182,9 +182,12 @@ def test_masks_change_when_the_plan_says_so(name):
   assert [plan.last_update(step) for step in range(11)] == [
     max([0, *(u for u in plan.updates if u <= step)]) for step in range(11)
   ]
+  target = num_active(history[-1])
+  assert all(num_active(masks) == target for masks in history[plan.sparse_from :])
+  assert plan.sparse_from == 0 or num_active(history[plan.sparse_from - 1]) > target
   size = sum(p.size for path, p in PARAMS.items() if path != "head/bias")
   assert (num_active(history[0]) == size) == (plan.method.flops == "mean")
-  assert num_active(history[-1]) / size == pytest.approx(0.5, abs=0.05)
+  assert target / size == pytest.approx(0.5, abs=0.05)
 
 
 def test_schedule_of_a_lottery_ticket():
