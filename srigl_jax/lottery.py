@@ -123,8 +123,9 @@ def lottery_ticket(
   def init_fn(params):
     state = tx.init(params)
     num_left = _num_left(allocate(params, **how_sparse), plan.num_prunings)
-    leaves = jax.tree.map(jnp.copy, leaf_dict(params))
-    return state._replace(memory=Snapshot(leaves, state.inner_state, num_left))
+    # Copies: a buffer that is in the state twice, or in the parameters, cannot be donated.
+    leaves, inner_state = jax.tree.map(jnp.copy, (leaf_dict(params), state.inner_state))
+    return state._replace(memory=Snapshot(leaves, inner_state, num_left))
 
   def update_fn(updates, state, params=None, **extra_args):
     updates, new = tx.update(updates, state, params, **extra_args)

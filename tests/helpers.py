@@ -70,6 +70,12 @@ class Training:
     return {path: np.asarray(mask) for path, mask in sx.get_masks(self.state).items()}
 
 
+def assert_can_be_donated(*trees):
+  """No two arrays are one buffer, which could not be given away twice."""
+  buffers = [x.unsafe_buffer_pointer() for x in jax.tree.leaves(trees)]
+  assert len(set(buffers)) == len(buffers)
+
+
 def assert_zero_off_mask(tree, masks):
   """Masked weights are exactly 0, and nothing is NaN."""
   leaves = leaf_dict(tree)

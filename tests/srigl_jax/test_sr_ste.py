@@ -52,6 +52,7 @@ def test_agrees_with_the_reference(n, m):
 @pytest.mark.parametrize("inner", [SGD, optax.adamw(0.01)], ids=["sgd", "adamw"])
 def test_invariants(inner):
   training = Training(sx.sr_ste(inner, 2, 4))
+  helpers.assert_can_be_donated(training.params, training.state)
   before, explored, masks = helpers.signature(training.state), training.masks, training.masks
   moved = False
   for now in training.run(5):

@@ -123,6 +123,7 @@ TABLE += [(method, "adamw") for method in METHODS if method not in ("srigl", "ri
 def test_invariants_hold_after_every_step(method, optimizer):
   inner, case = OPTIMIZERS[optimizer], METHODS[method]
   training = Training(case.make(inner))
+  helpers.assert_can_be_donated(training.params, training.state)
   budgets = sx.allocate(training.params, **case.how_sparse).budgets
   assert set(training.masks) == set(budgets)
   initial, explored = training.masks, training.masks
