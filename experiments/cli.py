@@ -26,7 +26,7 @@ def define_config() -> Any:
 
 def run(main: Callable[[], int | None]) -> None:
   """Parses the flags and runs a command; bad input ends with a message and exit code 2."""
-  logging.set_verbosity(logging.ERROR)  # checkpoints would report their every step
+  logging.set_verbosity(logging.FATAL)  # checkpoints would report their every step and stack
   app.run(lambda argv: _guarded(main, argv), flags_parser=_parse)
 
 
@@ -55,7 +55,7 @@ def _guarded(main: Callable[[], int | None], argv: Sequence[str]) -> int | None:
     fail(f"Unexpected argument {argv[1]!r}: flags are written --name=value.")
   try:
     return main()
-  except (ValueError, FileNotFoundError, FloatingPointError) as error:
+  except (ValueError, OSError, FloatingPointError) as error:
     if os.environ.get("SRIGL_TRACEBACK"):
       raise
     fail(f"{error}\n(SRIGL_TRACEBACK=1 shows where this comes from.)")

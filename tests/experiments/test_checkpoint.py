@@ -3,6 +3,8 @@
 import contextlib
 import gc
 import os
+import resource
+import shutil
 import subprocess
 import sys
 import warnings
@@ -200,6 +202,102 @@ def test_an_unreadable_checkpoint_gives_way_to_the_one_before(tmp_path, damage):
   with pytest.warns(UserWarning, match=r"step 3 in .* cannot be read .*; trying the one before"):
     state = restore(tmp_path)
   assert_state(state, 2)
+
+
+def noise(step):
+  """A state too random to be compressed, 400 kB."""
+  bits = np.random.default_rng(step).integers(0, 2**32, 100_000, np.uint32)
+  return {"w": bits.view(np.float32), "mask": bits[:1000] % 2 == 0}
+
+
+def save_noise(directory: Path, steps):
+  with opened(directory) as checkpoints:
+    for step in steps:
+      checkpoints.save(step, noise(step), None)
+
+
+def test_one_flipped_bit_is_noticed(tmp_path):
+  """In the middle of the largest file: the reader itself would return other weights."""
+  save_noise(tmp_path, (1, 2))
+  largest = max(data_files(tmp_path / "2"), key=lambda path: path.stat().st_size)
+  content = bytearray(largest.read_bytes())
+  content[len(content) // 2] ^= 1
+  largest.write_bytes(content)
+  with pytest.warns(UserWarning, match=r"step 2 .* damaged, .*checksums: w\); trying the one be"):
+    state = restore(tmp_path, noise(0))
+  assert state["w"].tobytes() == noise(1)["w"].tobytes()  # also those that are not numbers
+  assert steps_in(tmp_path) == [1]
+
+
+def test_no_byte_can_change_unnoticed(tmp_path):
+  """Wherever one is flipped: what comes back is a state that was saved, to the bit."""
+  save(tmp_path, {1: None, 2: None})
+  rng = np.random.default_rng(0)
+  files = sorted(path for path in (tmp_path / "2").rglob("*") if path.is_file())
+  for path in files:
+    whole = path.read_bytes()
+    for _ in range(2 if whole else 0):
+      content = bytearray(whole)
+      content[rng.integers(len(content))] ^= 1 << rng.integers(8)
+      path.write_bytes(content)
+      checkpoints = Checkpoints(tmp_path, keep=100, read_only=True)
+      with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        state = checkpoints.restore(state_of(0))
+      checkpoints.close()
+      assert_state(state, int(state.step))
+    path.write_bytes(whole)
+  assert_state(restore(tmp_path), 2)
+
+
+@contextlib.contextmanager
+def full_disk(num_bytes=100_000):
+  """Writes past this size of a file fail, as they do for want of room; needs no rights."""
+  before = resource.getrlimit(resource.RLIMIT_FSIZE)
+  resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, before[1]))
+  try:
+    yield
+  finally:
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+FULL = r"step {} could not be written to {} \(.*\). It takes up to 0\.4 MB; .* MB are free there"
+
+
+def test_a_full_disk_is_an_error_that_leaves_the_last_good_checkpoint(tmp_path):
+  with opened(tmp_path, keep=1) as checkpoints:
+    checkpoints.save(1, noise(1), None)
+    checkpoints.wait()
+    with full_disk():
+      checkpoints.save(2, noise(2), None)
+      with pytest.raises(OSError, match=FULL.format(2, tmp_path)):
+        checkpoints.wait()
+    assert steps_in(tmp_path) == [1]  # and nothing half written takes up the room
+    checkpoints.save(2, noise(2), None)
+  np.testing.assert_array_equal(restore(tmp_path, noise(0))["w"], noise(2)["w"])
+  assert steps_in(tmp_path) == [2]
+
+
+def test_a_failed_save_is_tried_again_once_with_the_next_state(tmp_path):
+  with opened(tmp_path) as checkpoints:
+    checkpoints.save(1, noise(1), None)
+    checkpoints.wait()
+    with full_disk():
+      checkpoints.save(2, noise(2), None)
+      with (
+        pytest.warns(UserWarning, match=FULL.format(2, tmp_path) + ".* the state of step 3"),
+        pytest.raises(OSError, match=FULL.format(3, tmp_path)),
+      ):
+        checkpoints.save(3, noise(3), None)
+    checkpoints.save(4, noise(4), None)
+  assert steps_in(tmp_path) == [1, 4]  # there was room again
+
+
+def test_checkpoints_without_checksums_can_be_read(tmp_path):
+  """Those of earlier versions."""
+  save(tmp_path, {1: None})
+  shutil.rmtree(tmp_path / "1" / "checksums")
+  assert_state(restore(tmp_path), 1)
 
 
 def test_a_run_can_save_over_and_before_unreadable_checkpoints(tmp_path):
