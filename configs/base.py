@@ -125,6 +125,7 @@ def get_config(method: str = "srigl") -> ConfigDict:
       "train": {
         "total_epochs": 10.0,
         "label_smoothing": 0.0,
+        "sync_batch_norm": False,  # batch statistics over all devices instead of each one's share
         "steps_per_dispatch": 0,  # steps in one call of the device; 0: what suits it
         "log_every_steps": 50,
         "eval_every_epochs": 1.0,

@@ -15,7 +15,7 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
 from experiments import checksums
-from experiments.agreement import from_first_process
+from experiments.agreement import from_first
 
 State = TypeVar("State")
 
@@ -39,13 +39,15 @@ class Checkpoints:
     accuracy = lambda metrics: metrics["test_accuracy"]
     best = BestN(get_metric_fn=accuracy, n=1, keep_checkpoints_without_metrics=False)
     several = jax.process_count() > 1
+    if not self._read_only:
+      self._directory.mkdir(parents=True, exist_ok=True)
     return ocp.CheckpointManager(
       self._directory,
       options=ocp.CheckpointManagerOptions(
         preservation_policy=AnyPreservationPolicy([LatestN(self._keep), best]),
         best_fn=accuracy,  # without it the metrics are not written, and lost when the run resumes
         cleanup_tmp_directories=not self._read_only,
-        create=not self._read_only,
+        create=False,
         read_only=self._read_only,
         multiprocessing_options=ocp.options.MultiprocessingOptions(
           active_processes={0} if several else None,
@@ -119,7 +121,7 @@ class Checkpoints:
     Raises:
       ValueError: if checkpoints are there but none can be read.
     """
-    return from_first_process(lambda: self._restore(template, step), template)
+    return from_first(lambda: self._restore(template, step), template)
 
   def _restore(self, template: State, step: int | None) -> State | None:
     steps = [step] if step is not None else sorted(self._manager.all_steps(), reverse=True)

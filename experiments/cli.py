@@ -2,6 +2,7 @@
 
 import os
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,8 @@ from typing import Any
 import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
+
+from experiments.distributed import is_with_others, leave_at_once
 
 
 def define_config() -> Any:
@@ -25,7 +28,10 @@ def define_config() -> Any:
 
 
 def run(main: Callable[[], int | None]) -> None:
-  """Parses the flags and runs a command; bad input ends with a message and exit code 2."""
+  """Parses the flags and runs a command; bad input ends with a message and exit code 2.
+
+  A file system that fails ends with exit code 74, processes that are missing with 75.
+  """
   logging.set_verbosity(logging.FATAL)  # checkpoints would report their every step and stack
   app.run(lambda argv: _guarded(main, argv), flags_parser=_parse)
 
@@ -55,17 +61,31 @@ def _guarded(main: Callable[[], int | None], argv: Sequence[str]) -> int | None:
     fail(f"Unexpected argument {argv[1]!r}: flags are written --name=value.")
   try:
     return main()
-  except (ValueError, OSError, FloatingPointError) as error:
-    if os.environ.get("SRIGL_TRACEBACK"):
-      raise
-    fail(f"{error}\n(SRIGL_TRACEBACK=1 shows where this comes from.)")
-  return None
+  except Exception as error:
+    known = isinstance(error, ValueError | OSError | FloatingPointError)
+    if known and not os.environ.get("SRIGL_TRACEBACK"):
+      fail(f"{error}\n(SRIGL_TRACEBACK=1 shows where this comes from.)", _exit_code(error))
+    if is_with_others():
+      traceback.print_exc()
+      leave_at_once(1)
+    raise
 
 
-def fail(message: str) -> None:
-  """Prints a message to standard error and exits with code 2."""
+def fail(message: str, code: int = 2) -> None:
+  """Prints a message to standard error and exits, by default with code 2."""
   print(f"error: {message}", file=sys.stderr)
-  sys.exit(2)
+  if is_with_others():
+    leave_at_once(code)
+  sys.exit(code)
+
+
+def _exit_code(error: Exception) -> int:
+  """As sysexits.h has them: what may go better next time, what the disk is to blame for, or 2."""
+  if isinstance(error, TimeoutError):
+    return os.EX_TEMPFAIL
+  if isinstance(error, OSError) and not isinstance(error, FileNotFoundError):
+    return os.EX_IOERR
+  return 2
 
 
 def use_compile_cache(directory: Path) -> None:

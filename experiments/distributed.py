@@ -70,15 +70,19 @@ def join(values: Mapping[str, Any]) -> None:
   )
 
 
+def is_with_others() -> bool:
+  """Whether this process has joined others."""
+  return jax.distributed.is_initialized()
+
+
 def leave_at_once(code: int) -> None:
-  """Ends the process without a word to the others, who would wait for it; none if it is alone.
+  """Ends the process without waiting for the others, which would wait for it.
 
   At a normal exit JAX waits until all processes are done. After an error they never will be.
   """
-  if jax.distributed.is_initialized():
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
+  sys.stdout.flush()
+  sys.stderr.flush()
+  os._exit(code)
 
 
 def find_cluster(values: Mapping[str, Any], environ: Mapping[str, str]) -> Cluster | None:

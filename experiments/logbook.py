@@ -1,4 +1,7 @@
-"""What one run keeps as it goes: its records and checkpoints, in its work directory."""
+"""What one run keeps as it goes: its records and checkpoints, in its work directory.
+
+With several processes all go through the same motions, but process 0 alone writes.
+"""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,6 +10,7 @@ from typing import Any
 import jax
 
 from experiments.checkpoint import Checkpoints
+from experiments.distributed import is_first
 from experiments.files import write_json
 from experiments.record import Recorder
 from experiments.run import Run
@@ -28,7 +32,8 @@ class Logbook:
     """Opens the directory and reads the last checkpoint."""
     self.run, self.workdir = run, workdir
     self.error: Exception | None = None
-    write_json(workdir / "config.json", run.config.to_dict())
+    if is_first():
+      write_json(workdir / "config.json", run.config.to_dict())
     self._checkpoints = Checkpoints(workdir / "checkpoints", keep=run.config.train.keep_checkpoints)
     self._recorder: Recorder | None = None
     try:
@@ -42,6 +47,8 @@ class Logbook:
 
   def start(self) -> None:
     """Opens the records, to go on from `state`."""
+    if not is_first():
+      return
     self._recorder = Recorder(self.workdir, step=self.step)
     if self.step == 0:
       self._recorder.write_topology(0, self._summary, last_update=0)
@@ -53,20 +60,29 @@ class Logbook:
   def topology(self, step: int, state: TrainState) -> None:
     """Records the topology as it is at `step`."""
     self._summary, self._summary_step = self.run.summarize(state), step
-    self._records.write_topology(step, self._summary, last_update=self.run.last_update(step))
-    self.run.warn_early(self._summary, step)
+    if self._recorder:
+      self._recorder.write_topology(step, self._summary, last_update=self.run.last_update(step))
+      self.run.warn_early(self._summary, step)
 
-  def train(self, step: int, values: dict[str, float], seconds: float) -> dict[str, float | str]:
+  def train(
+    self, step: int, values: dict[str, float], seconds: float, waited_share: float
+  ) -> dict[str, float | str]:
     """Records training since the last record; returns what is worth showing.
 
     Args:
       step: batches done.
       values: see `averages`.
       seconds: that it took.
+      waited_share: part of it in which the next batch was waited for.
     """
     values = dict(values)
-    values |= {"images_per_s": values.pop("examples") / seconds, "seconds": seconds}
-    self._records.write("train", step, **values, learning_rate=self.run.learning_rate(step))
+    values |= {
+      "images_per_s": values.pop("examples") / seconds,
+      "seconds": seconds,
+      "waited_share": waited_share,
+    }
+    if self._recorder:
+      self._recorder.write("train", step, **values, learning_rate=self.run.learning_rate(step))
     return {
       "loss": values["loss"],
       "accuracy": values["accuracy"],
@@ -77,7 +93,8 @@ class Logbook:
 
   def test(self, step: int, values: dict[str, float]) -> None:
     """Records a test; see `averages`."""
-    self._records.write("test", step, loss=values["loss"], accuracy=values["accuracy"])
+    if self._recorder:
+      self._recorder.write("test", step, loss=values["loss"], accuracy=values["accuracy"])
 
   def save(self, step: int, state: TrainState, *, test_accuracy: float | None) -> None:
     """Starts saving a checkpoint."""
@@ -92,11 +109,6 @@ class Logbook:
     if self._recorder:
       self._recorder.close()
     self._checkpoints.close()
-
-  @property
-  def _records(self) -> Recorder:
-    assert self._recorder, "start() comes first"
-    return self._recorder
 
 
 def averages(window: Sequence[Metrics], index: int) -> dict[str, float]:

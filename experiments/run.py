@@ -5,13 +5,13 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from ml_collections import ConfigDict
 
 import srigl_jax as sx
 from experiments import models
-from experiments.data import Dataset, batch_indices, load
+from experiments.data import Dataset, Feed, ImageStream, load, make_feed
+from experiments.devices import AXIS, num_devices
 from experiments.files import as_json, read_json
 from experiments.method import Plan, make_method, plan_method
 from experiments.models.narrow import narrow
@@ -25,6 +25,7 @@ class Run(NamedTuple):
   Attributes:
     config: the config.
     data: the data set.
+    feed: its batches, see `data.Feed`.
     plan: of its method.
     model_kwargs: arguments of the model, which a narrow one's differ in from the config's.
     apply: the model, see `models.functional`.
@@ -38,7 +39,8 @@ class Run(NamedTuple):
   """
 
   config: ConfigDict
-  data: Dataset
+  data: Dataset | ImageStream
+  feed: Feed
   plan: Plan
   model_kwargs: dict[str, Any]
   apply: models.Apply
@@ -58,11 +60,6 @@ class Run(NamedTuple):
   def steps(self, epochs: float) -> int:
     """Epochs as a number of steps, at least 1."""
     return max(1, round(epochs * self.steps_per_epoch))
-
-  def batches(self, start: int, end: int) -> np.ndarray:
-    """Indices of the batches of steps `start` to `end`, `[end - start, batch]` int32."""
-    size, seed = self.config.data.batch_size, self.config.seed
-    return batch_indices(start, end - start, size, len(self.data.train_labels), seed)
 
   def learning_rate(self, step: int) -> float:
     """Learning rate after `step` batches."""
@@ -90,7 +87,7 @@ class Run(NamedTuple):
     return sx.summarize(state.params, masks, explored=explored, macs=self.macs)
 
 
-def prepare(config: ConfigDict, data: Dataset | None = None) -> Run:
+def prepare(config: ConfigDict, data: Dataset | ImageStream | None = None) -> Run:
   """Loads the data, builds model and optimizer, and initialises the state.
 
   Args:
@@ -105,13 +102,13 @@ def prepare(config: ConfigDict, data: Dataset | None = None) -> Run:
   data = data or load(
     config.data.name, data_dir=config.data.data_dir or None, **config.data.kwargs.to_dict()
   )
-  batch_size, num_devices = config.data.batch_size, jax.local_device_count()
-  if batch_size % num_devices or not 0 < batch_size <= len(data.train_labels):
+  batch_size, total = config.data.batch_size, num_devices()
+  if batch_size % total or not 0 < batch_size <= data.num_train:
     raise ValueError(
       f"config.data.batch_size is {batch_size}; it must be a multiple of the number of devices "
-      f"({num_devices}) and at most the number of training examples ({len(data.train_labels)})."
+      f"({total}) and at most the number of training examples ({data.num_train})."
     )
-  steps_per_epoch = len(data.train_labels) // batch_size
+  steps_per_epoch = data.num_train // batch_size
   total_steps = max(1, round(config.train.total_epochs * steps_per_epoch))
   every = config.optimizer.accumulation_steps
   plan = plan_method(config.method, total_steps=total_steps // every)
@@ -132,6 +129,7 @@ def prepare(config: ConfigDict, data: Dataset | None = None) -> Run:
     image_shape=data.image_shape,
     key=weights_key,
     dtype=config.model.dtype,
+    batch_axis=AXIS if config.train.sync_batch_norm else None,
     **kwargs,
   )
   schedule = learning_rate(
@@ -156,6 +154,12 @@ def prepare(config: ConfigDict, data: Dataset | None = None) -> Run:
   return Run(
     config=config,
     data=data,
+    feed=make_feed(
+      data,
+      batch_size=batch_size,
+      eval_batch_size=-(-config.train.eval_batch_size // total) * total,
+      seed=config.seed,
+    ),
     plan=plan,
     model_kwargs=kwargs,
     apply=apply,

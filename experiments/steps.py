@@ -1,8 +1,12 @@
-"""Training and evaluation steps: pure functions of the state, run on every local device.
+"""Training and evaluation steps: pure functions of the state, run on all devices.
 
-Data-parallel through `jax.pmap` from the start, one device being a case of many: each device
-takes its share of the batch, gradients and batch statistics are averaged, and everything in the
-state is the same on all devices (so it has no device axis and is checkpointed as it is).
+Data-parallel through `jax.pmap` from the start, one device being a case of many: each device of
+each process takes its share of the batch, gradients and batch statistics are averaged, and
+everything in the state is the same on all devices (so it has no device axis and is checkpointed as
+it is).
+
+Randomness in the inputs depends on an example's place in the whole batch and not on the device that
+happens to get it: any number of devices sees the same. Dropout alone is drawn for each device.
 
 A pack of `R` runs trains together under `jax.vmap` (`experiments.packs`). A pack of one is not
 batched at all, since XLA has slower convolutions for that.
@@ -16,13 +20,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import Array, lax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from experiments.data import Dataset
+from experiments.data import Feed, Prefetch
+from experiments.devices import AXIS, divide, num_devices, replicate
 from experiments.models import Apply
 from experiments.packs import run_axes
-
-_AXIS = "devices"
 
 
 class TrainState(NamedTuple):
@@ -59,12 +61,6 @@ class Metrics(NamedTuple):
   bad_step: Array
 
 
-def replicate(tree: Any) -> Any:
-  """Puts a copy of every array on each local device, as one array without a device axis."""
-  mesh = Mesh(np.asarray(jax.local_devices()), (_AXIS,))
-  return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
-
-
 def steps_per_dispatch(asked: int, params: dict[str, Array]) -> int:
   """How many steps one call of the training function does at most.
 
@@ -81,67 +77,70 @@ def steps_per_dispatch(asked: int, params: dict[str, Array]) -> int:
 def make_train_fn(
   apply: Apply,
   tx: optax.GradientTransformationExtraArgs,
-  data: Dataset,
+  feed: Feed,
   *,
   label_smoothing: float,
   seeds: Sequence[int],
   max_steps: int,
-) -> Callable[[TrainState, Array, Array, np.ndarray], tuple[TrainState, Metrics]]:
-  """Builds `train(state, images, labels, indices) -> (state, metrics)`.
+) -> Callable[..., tuple[TrainState, Metrics, Array]]:
+  """Builds `train(state, resident, batches, num_steps, signal=0) -> (state, metrics, signal)`.
 
   Args:
     apply: the model, see `experiments.models.functional`.
     tx: the optimizer, sparse training included. It gets gradients averaged over devices.
-    data: for its `augment_fn`.
+    feed: for its `train_inputs`.
     label_smoothing: share of the target spread over all classes.
     seeds: of augmentation and dropout, one for each of the `R` runs of the pack.
     max_steps: the most steps that one call will do.
 
   Returns:
-    A function that does `n <= max_steps` steps. It donates `state`, which is stacked (`packs`);
-    `images` and `labels` are the whole training set on every device (`replicate`); `indices`
-    `[R, n, batch]` are the batches, whose size the number of devices must divide. All `n` share
-    one compiled program.
+    A function that does `num_steps <= max_steps` steps and waits for nothing. It donates `state`,
+    which is stacked (`packs`); `resident` is the feed's on every device (`replicate`) and `batches`
+    are from `divide`. All numbers of steps share one compiled program. The signal that comes out is
+    the largest that went in, in any process: they learn of each other's with no further message.
   """
-  num_devices = jax.local_device_count()
+  total = num_devices()
 
-  def loss_fn(params, model_state, x, y, key):
+  def loss_fn(params, model_state, x, targets, key):
     logits, model_state = apply(params, model_state, x, train=True, rngs=key)
-    labels = optax.smooth_labels(jax.nn.one_hot(y, logits.shape[-1]), label_smoothing)
-    loss = optax.safe_softmax_cross_entropy(logits, labels).mean()
-    return loss, (model_state, (logits.argmax(-1) == y).sum(dtype=jnp.float32))
+    smooth = optax.smooth_labels(targets, label_smoothing)
+    loss = optax.safe_softmax_cross_entropy(logits, smooth).mean()
+    is_correct = logits.argmax(-1) == targets.argmax(-1)
+    return loss, (model_state, is_correct.sum(dtype=jnp.float32))
 
-  def step_fn(state: TrainState, key, images, labels, batch):
+  def step_fn(state: TrainState, key, resident, batch):
+    share, device = jax.tree.leaves(batch)[0].shape[0], lax.axis_index(AXIS)
     key = jax.random.fold_in(jax.random.wrap_key_data(key), state.step)
-    augment_key, dropout_key = jax.random.split(jax.random.fold_in(key, lax.axis_index(_AXIS)))
-    x, y = data.augment_fn(augment_key, images, batch), labels[batch]
+    augment_key, dropout_key = jax.random.split(key)
+    x, targets = feed.train_inputs(augment_key, device * share + jnp.arange(share), resident, batch)
     (loss, (model_state, correct)), grads = jax.value_and_grad(loss_fn, has_aux=True)(
-      state.params, state.model_state, x, y, dropout_key
+      state.params, state.model_state, x, targets, jax.random.fold_in(dropout_key, device)
     )
-    loss, grads, model_state = lax.pmean((loss, grads, model_state), _AXIS)
+    loss, grads, model_state = lax.pmean((loss, grads, model_state), AXIS)
     updates, opt_state = tx.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
-    count = jnp.asarray(batch.shape[0] * num_devices, jnp.float32)
+    count = jnp.asarray(share * total, jnp.float32)
     bad_step = jnp.where(jnp.isfinite(loss), -1, state.step + 1)
-    metrics = Metrics(loss * count, lax.psum(correct, _AXIS), count, bad_step)
+    metrics = Metrics(loss * count, lax.psum(correct, AXIS), count, bad_step)
     return TrainState(state.step + 1, params, model_state, opt_state), metrics
 
-  def pack_step(state, keys, images, labels, batch):
+  def pack_step(state, keys, resident, batches, i):
+    batch = jax.tree.map(lambda x: x[i], batches)
     if len(seeds) == 1:
-      state, metrics = step_fn(state, keys[0], images, labels, batch[0])
+      state, metrics = step_fn(state, keys[0], resident, jax.tree.map(lambda x: x[0], batch))
       return state, jax.tree.map(lambda x: x[None], metrics)
     axes = run_axes(state)
-    step = jax.vmap(step_fn, in_axes=(axes, 0, None, None, 0), out_axes=(axes, 0))
-    return step(state, keys, images, labels, batch)
+    step = jax.vmap(step_fn, in_axes=(axes, 0, None, 0), out_axes=(axes, 0))
+    return step(state, keys, resident, batch)
 
-  def one_step(state, keys, images, labels, batches, num_steps):
+  def one_step(state, keys, resident, batches, num_steps, signal):
     del num_steps
-    return pack_step(state, keys, images, labels, batches[0])
+    return *pack_step(state, keys, resident, batches, 0), lax.pmax(signal, AXIS)
 
-  def many_steps(state, keys, images, labels, batches, num_steps):
+  def many_steps(state, keys, resident, batches, num_steps, signal):
     def body(i, carry):
       state, total = carry
-      state, new = pack_step(state, keys, images, labels, batches[i])
+      state, new = pack_step(state, keys, resident, batches, i)
       return state, Metrics(
         total.loss + new.loss,
         total.correct + new.correct,
@@ -150,71 +149,61 @@ def make_train_fn(
       )
 
     zero, none = jnp.zeros(len(seeds)), jnp.full(len(seeds), -1, jnp.int32)
-    return lax.fori_loop(0, num_steps, body, (state, Metrics(zero, zero, zero, none)))
+    start = state, Metrics(zero, zero, zero, none)
+    return *lax.fori_loop(0, num_steps, body, start), lax.pmax(signal, AXIS)
 
   run = jax.pmap(
     one_step if max_steps == 1 else many_steps,
-    axis_name=_AXIS,
-    in_axes=(None, None, None, None, 0, None),
+    axis_name=AXIS,
+    in_axes=(None, None, None, 0, None, None),
     out_axes=None,
     donate_argnums=0,
   )
   keys = replicate(np.stack([jax.random.key_data(jax.random.key(seed)) for seed in seeds]))
 
-  def train(state, images, labels, indices):
-    num_runs, n, batch_size = indices.shape
-    share = batch_size // num_devices
-    batches = np.zeros((num_devices, max_steps, num_runs, share), np.int32)
-    batches[:, :n] = indices.reshape(num_runs, n, num_devices, share).transpose(2, 1, 0, 3)
-    return run(state, keys, images, labels, batches, np.int32(n))
+  def train(state, resident, batches, num_steps, signal=0):
+    numbers = replicate((np.int32(num_steps), np.int32(signal)))
+    return run(state, keys, resident, batches, *numbers)
 
   return train
 
 
 def make_eval_fn(
-  apply: Apply, data: Dataset, *, batch_size: int, num_runs: int = 1
-) -> Callable[[TrainState, Array, Array], list[Metrics]]:
-  """Builds `evaluate(state, images, labels) -> [metrics of a batch]`, each example counting once.
+  apply: Apply, feed: Feed, *, num_runs: int = 1
+) -> Callable[[TrainState, Any], list[Metrics]]:
+  """Builds `evaluate(state, resident) -> [metrics of a batch]`, each example counting once.
 
   Args:
     apply: the model.
-    data: for its `preprocess_fn`.
-    batch_size: of all devices together, rounded up to a multiple of their number.
+    feed: for its `test_batches`, whose size all devices must be able to share, and `test_inputs`.
     num_runs: `R`, runs in the pack.
 
   Returns:
-    A function of the stacked state and of a whole data set on every device (`replicate`).
+    A function of the stacked state and of what is resident on every device (`replicate`).
   """
-  num_devices = jax.local_device_count()
-  share = -(-batch_size // num_devices)
 
   def run_fn(params, model_state, step, x, y, valid):
     logits, _ = apply(params, model_state, x, train=False)
     loss = optax.softmax_cross_entropy_with_integer_labels(logits, y)
-    correct = (logits.argmax(-1) == y) * valid
-    loss, correct, count = lax.psum(((loss * valid).sum(), correct.sum(), valid.sum()), _AXIS)
+    loss = jnp.where(valid, loss, 0).sum()
+    correct = ((logits.argmax(-1) == y) & valid).sum(dtype=jnp.float32)
+    loss, correct, count = lax.psum((loss, correct, valid.sum(dtype=jnp.float32)), AXIS)
     return Metrics(loss, correct, count, jnp.where(jnp.isfinite(loss), -1, step))
 
-  def batch_fn(params, model_state, step, images, labels, batch, valid):
-    x, y = data.preprocess_fn(images[batch]), labels[batch]
+  def batch_fn(params, model_state, step, resident, batch):
+    x, y, valid = feed.test_inputs(resident, jax.tree.map(lambda x: x[0, 0], batch))
     if num_runs == 1:
       metrics = run_fn(params, model_state, step, x, y, valid)
       return jax.tree.map(lambda m: m[None], metrics)
     pack = jax.vmap(run_fn, in_axes=(0, 0, None, None, None, None))
     return pack(params, model_state, step, x, y, valid)
 
-  in_axes = (None, None, None, None, None, 0, 0)
-  run = jax.pmap(batch_fn, axis_name=_AXIS, in_axes=in_axes, out_axes=None)
+  in_axes = (None, None, None, None, 0)
+  run = jax.pmap(batch_fn, axis_name=AXIS, in_axes=in_axes, out_axes=None)
 
-  def evaluate(state, images, labels):
-    size = share * num_devices
-    batches = []
-    for start in range(0, images.shape[0], size):
-      index = start + np.arange(size, dtype=np.int32).reshape(num_devices, share)
-      valid = (index < images.shape[0]).astype(np.float32)
-      index = np.minimum(index, images.shape[0] - 1)
-      metrics = run(state.params, state.model_state, state.step, images, labels, index, valid)
-      batches.append(jax.device_get(metrics))
-    return batches
+  def evaluate(state, resident):
+    with Prefetch(feed.test_batches(), lambda batch: divide([[batch]], 1)) as batches:
+      of = lambda batch: run(state.params, state.model_state, state.step, resident, batch)
+      return [jax.device_get(of(batch)) for batch in batches]
 
   return evaluate

@@ -5,25 +5,31 @@ finished. Everything that it writes is in the work directory: config.json, metri
 tensorboard/, checkpoints/, and at the end results.json, report.md and figures/.
 """
 
+import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, closing
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+import jax
 from absl import flags
 from ml_collections import ConfigDict
 
-from experiments import cli, packs, report
-from experiments.data import Dataset
+import srigl_jax as sx
+from experiments import cli, distributed, launch, packs, report
+from experiments.agreement import StopSignal, check_same_masks, first_decides
+from experiments.data import Dataset, ImageStream, Prefetch
+from experiments.data.stream import Batch
+from experiments.devices import divide, replicate
+from experiments.distributed import is_first
 from experiments.files import read_json, write_json
 from experiments.interrupt import Interrupted, watch_signals
 from experiments.logbook import Logbook, averages
 from experiments.progress import Show, progress
 from experiments.results import results_of
 from experiments.run import check_owner, prepare
-from experiments.steps import Metrics, TrainState, make_eval_fn, make_train_fn, replicate
+from experiments.steps import Metrics, TrainState, make_eval_fn, make_train_fn
 
 Outcome = dict[str, Any] | Exception
 ShowProgress = Callable[..., AbstractContextManager[Show]]
@@ -63,7 +69,8 @@ def train_pack(
     show_progress: see `progress.progress`.
 
   Returns:
-    The results of each run, or the exception that ended it; the others go on.
+    The results of each run, or the exception that ended it; the others go on. With several
+    processes, only process 0 has results.
 
   Raises:
     ValueError: if the configs differ in more than that.
@@ -73,14 +80,11 @@ def train_pack(
   outcomes: dict[Path, Outcome] = {}
   with ExitStack() as stack:
     groups: dict[Any, list[Logbook]] = {}
-    data: Dataset | None = None
+    data: Dataset | ImageStream | None = None
     for workdir, config in configs.items():
       try:
-        check_owner(workdir, config)
-        if results := read_json(workdir / "results.json"):
-          if not (workdir / "report.md").exists():  # it is written last
-            report.write_run_report(workdir)
-          outcomes[workdir] = results
+        if first_decides(lambda: _is_finished(workdir, config)):  # noqa: B023
+          outcomes[workdir] = _reported(workdir, read_json(workdir / "results.json"))
           continue
         run = prepare(config, data) if data else prepare(config)
         data = run.data
@@ -105,6 +109,8 @@ def _finish(log: Logbook, state: TrainState, index: int, num_runs: int) -> Outco
   """Writes the results of a run that has come to its end."""
   try:
     log.wait()  # there are no results without the network that they are of
+    if not is_first():
+      return {}
     own = packs.unstack(state, index, num_runs)
     results = results_of(log.run, own, log.workdir, num_runs=num_runs)
     write_json(log.workdir / "results.json", results)
@@ -114,6 +120,21 @@ def _finish(log: Logbook, state: TrainState, index: int, num_runs: int) -> Outco
     return error
 
 
+def _is_finished(workdir: Path, config: ConfigDict) -> bool:
+  """Whether a run has its results; refuses a directory that is not its own."""
+  check_owner(workdir, config)
+  return (workdir / "results.json").exists()
+
+
+def _reported(workdir: Path, results: dict[str, Any] | None) -> dict[str, Any]:
+  """The results; the report is written last, so it may be all that is missing."""
+  if results is None or not is_first():  # process 0 has them, on a disk of its own
+    return {}
+  if not (workdir / "report.md").exists():
+    report.write_run_report(workdir)
+  return results
+
+
 def _loop(logs: Sequence[Logbook], show_progress: ShowProgress) -> TrainState:
   """Trains runs that are at one step to their end, recording and saving on the way.
 
@@ -121,58 +142,60 @@ def _loop(logs: Sequence[Logbook], show_progress: ShowProgress) -> TrainState:
     The stacked last state; a run that has diverged has its `error` set.
   """
   run, num_runs, step = logs[0].run, len(logs), logs[0].step
-  config, data = run.config.train, run.data
+  config = run.config.train
   train_fn = make_train_fn(
     run.apply,
     run.tx,
-    data,
+    run.feed,
     label_smoothing=config.label_smoothing,
     seeds=[log.run.config.seed for log in logs],
     max_steps=run.max_steps,
   )
-  eval_fn = make_eval_fn(run.apply, data, batch_size=config.eval_batch_size, num_runs=num_runs)
+  eval_fn = make_eval_fn(run.apply, run.feed, num_runs=num_runs)
   state = replicate(packs.stack([log.state for log in logs]))
-  images, labels = replicate((data.train_images, data.train_labels))
-  test_set = replicate((data.test_images, data.test_labels))
+  resident = replicate(run.feed.resident)
   eval_every = run.steps(config.eval_every_epochs)
   save_every = run.steps(config.checkpoint_every_epochs)
+  pauses = config.log_every_steps, eval_every, save_every
   window: list[Metrics] = []
   name = run.config.name if num_runs == 1 else f"{run.config.name} and {num_runs - 1} more"
-  since = time.perf_counter()
+  stop = StopSignal()
+  put = lambda call: (call[0], call[1], divide(call[2], run.max_steps))
   with (
     watch_signals() as interrupted,
     show_progress(name, step=step, total_steps=run.total_steps) as show,
+    Prefetch(_calls(logs, pauses), put) as calls,
   ):
     for log in logs:
       log.start()
-    while step < run.total_steps:
-      stops = [step - step % n + n for n in (config.log_every_steps, eval_every, save_every)]
-      end = min(step + run.max_steps, run.total_steps, *stops)
-      batches = np.stack([log.run.batches(step, end) for log in logs])
-      state, metrics = train_fn(state, images, labels, batches)
-      step = end
+    since, waited = time.perf_counter(), 0.0
+    for start, step, batches in calls:
+      asked = interrupted()
+      with jax.transfer_guard("disallow"):  # what is not on the devices by now would hold them up
+        state, metrics, signal = train_fn(state, resident, batches, step - start, asked)
       window.append(metrics)
-      finished, stopping = step == run.total_steps, interrupted()
-      if not (finished or stopping or step in stops):
+      finished, stopping = step == run.total_steps, stop.agreed(asked, signal)
+      if not (finished or stopping or any(step % every == 0 for every in pauses)):
         continue
 
       values = _of_each(logs, window)
-      seconds = (time.perf_counter() - since) / num_runs
-      window, since = [], time.perf_counter()
+      seconds, waits = time.perf_counter() - since, calls.waited_seconds - waited
+      window, since, waited = [], time.perf_counter(), calls.waited_seconds
       own = lambda i: packs.unstack(state, i, num_runs)  # noqa: B023
       shown = {}
       for i, value in values.items():
         if logs[i].needs_summary(step):
           logs[i].topology(step, own(i))
-        shown = logs[i].train(step, value, seconds)
-      if shown:
+        shown = logs[i].train(step, value, seconds / num_runs, waits / seconds)
+      if shown and is_first():
         show(step, **shown)
       tests: dict[int, dict[str, float]] = {}
       if finished or step % eval_every == 0:
-        tests = _of_each(logs, eval_fn(state, *test_set))
+        tests = _of_each(logs, eval_fn(state, resident))
         for i, test in tests.items():
           logs[i].test(step, test)
       if finished or stopping or step % save_every == 0:
+        check_same_masks(sx.get_masks(state.opt_state) if run.is_sparse else {})
         for i, log in enumerate(logs):
           if not log.error:
             log.save(step, own(i), test_accuracy=tests[i]["accuracy"] if tests else None)
@@ -184,6 +207,23 @@ def _loop(logs: Sequence[Logbook], show_progress: ShowProgress) -> TrainState:
           log.wait()
         raise Interrupted(stopping, step)
   return state
+
+
+def _calls(
+  logs: Sequence[Logbook], pauses: Sequence[int]
+) -> Iterator[tuple[int, int, list[list[Batch]]]]:
+  """First step, last step and batches of each call of the device, none across a pause."""
+  run, step = logs[0].run, logs[0].step
+  with ExitStack() as stack:
+    streams = []
+    for log in logs:
+      streams.append(log.run.feed.train_batches(step, run.total_steps))
+      stack.callback(getattr(streams[-1], "close", lambda: None))
+    while step < run.total_steps:
+      stops = [step - step % every + every for every in pauses]
+      end = min(step + run.max_steps, run.total_steps, *stops)
+      yield step, end, [[next(stream) for _ in range(step, end)] for stream in streams]
+      step = end
 
 
 def _of_each(logs: Sequence[Logbook], window: list[Metrics]) -> dict[int, dict[str, float]]:
@@ -200,23 +240,34 @@ def _of_each(logs: Sequence[Logbook], window: list[Metrics]) -> dict[int, dict[s
 
 def main() -> int:
   """The command."""
-  workdir = Path(flags.FLAGS.workdir)
+  values = flags.FLAGS.flag_values_dict()
+  if values["processes"]:
+    return launch.launch(
+      launch.own_arguments(sys.argv),
+      num_processes=values["processes"],
+      num_devices=values["devices_per_process"],
+    )
+  distributed.join(values)
+  workdir = Path(values["workdir"])
   cli.use_compile_cache(workdir / ".compiled")
   try:
     results = train(_CONFIG.value, workdir)
   except Interrupted as stop:
     number, step = stop.args
-    print(f"Stopped and saved at step {step}. The same command goes on from there.")
+    if is_first():
+      print(f"Stopped and saved at step {step}. The same command goes on from there.")
     return 128 + number
-  print(results["table"])
-  print(
-    f"test accuracy {results['test_accuracy']:.2%} (best {results['best_test_accuracy']:.2%}); "
-    f"report in {workdir / 'report.md'}"
-  )
+  if is_first():
+    print(results["table"])
+    print(
+      f"test accuracy {results['test_accuracy']:.2%} (best {results['best_test_accuracy']:.2%}); "
+      f"report in {workdir / 'report.md'}"
+    )
   return 0
 
 
 if __name__ == "__main__":
   _CONFIG = cli.define_config()
   flags.DEFINE_string("workdir", None, "Directory of this run.", required=True)
+  distributed.define_flags()
   cli.run(main)

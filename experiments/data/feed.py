@@ -27,9 +27,10 @@ class Feed(NamedTuple):
       to `stop - 1`: arrays `[B, ...]` by name, of the same shapes in every step.
     test_batches: `() -> iterator`, this process's part of batches that have every test image once;
       as many of the same shapes in every process.
-    train_inputs: `(key, device_key, resident, batch) -> (inputs, targets)`, `[B, H, W, C]` and
-      `[B, num_classes]` float32. `key` is the step's, the same on all devices; `device_key`
-      differs from device to device.
+    train_inputs: `(key, places, resident, batch) -> (inputs, targets)`, `[B, H, W, C]` and
+      `[B, num_classes]` float32. `key` is the step's, the same on all devices; `places` `[B]` int32
+      are those of the examples in the batch of all devices together, so that what is drawn for an
+      example does not depend on the device.
     test_inputs: `(resident, batch) -> (inputs, labels, valid)`, `[B, H, W, C]` float32, `[B]` int32
       and `[B]` bool, False for what only fills up the last batch. Both functions can be jitted.
     is_stream: whether batches take long to come, and bytes to pass: to be fetched ahead, and one
@@ -76,8 +77,8 @@ def _stream_feed(
 ) -> Feed:
   """Batches are images."""
 
-  def train_inputs(key, device_key, resident, batch):
-    del device_key, resident
+  def train_inputs(key, places, resident, batch):
+    del places, resident
     return data.augment_fn(key, batch["image"], batch["label"])
 
   def test_inputs(resident, batch):
@@ -111,11 +112,11 @@ def _memory_feed(
       valid = index < data.num_test
       yield {"index": np.minimum(index, data.num_test - 1), "valid": valid}
 
-  def train_inputs(key, device_key, resident, batch):
-    del key
+  def train_inputs(key, places, resident, batch):
     images, labels = resident["train"]
+    augment = lambda place, i: data.augment_fn(jax.random.fold_in(key, place), images, i[None])[0]
     targets = jax.nn.one_hot(labels[batch["index"]], data.num_classes)
-    return data.augment_fn(device_key, images, batch["index"]), targets
+    return jax.vmap(augment)(places, batch["index"]), targets
 
   def test_inputs(resident, batch):
     images, labels = resident["test"]

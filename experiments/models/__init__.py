@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
+from experiments.models import layers
 from experiments.models.convnet import ConvNet
 from experiments.models.functional import (
   Apply,
@@ -112,6 +113,7 @@ def init(
   image_shape: tuple[int, int, int],
   key: jax.Array,
   dtype: DTypeLike = jnp.float32,
+  batch_axis: str | None = None,
   **kwargs: Any,
 ) -> FunctionalModel:
   """Builds a model by name under `jax.jit` and splits it into a function and its arrays.
@@ -122,6 +124,8 @@ def init(
     image_shape: `(H, W, C)` of one input.
     key: `[]` random key of the initial parameters.
     dtype: compute type, float32 or bfloat16; parameters and logits are always float32.
+    batch_axis: name of the axis of devices that share a batch, if batch statistics are to be those
+      of all of them.
     **kwargs: further arguments of the model.
 
   Returns:
@@ -130,14 +134,18 @@ def init(
   Raises:
     ValueError: as `build`.
   """
-  return init_functional(
-    lambda rngs: build(
+
+  def build_fn(rngs):
+    model = build(
       name,
       num_classes=num_classes,
       image_shape=image_shape,
       rngs=rngs,
       dtype=dtype,
       **kwargs,
-    ),
-    key,
-  )
+    )
+    if batch_axis:
+      layers.share_batch_statistics(model, batch_axis)
+    return model
+
+  return init_functional(build_fn, key)

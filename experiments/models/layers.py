@@ -57,6 +57,18 @@ def batch_norm(
   )
 
 
+def share_batch_statistics(model: nnx.Module, axis_name: str) -> None:
+  """Lets every batch normalisation of a model take its statistics over an axis of devices.
+
+  Args:
+    model: is changed.
+    axis_name: that of `jax.pmap`.
+  """
+  for _, module in nnx.iter_modules(model):
+    if isinstance(module, nnx.BatchNorm):
+      module.axis_name = axis_name
+
+
 def normalize(norm: nnx.BatchNorm, x: jax.Array, *, train: bool) -> jax.Array:
   """Applies `norm` in float32 whatever the compute type, and returns the type of `x`.
 

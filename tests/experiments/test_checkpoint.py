@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from experiments.checkpoint import Checkpoints
-from experiments.steps import replicate
+from experiments.devices import replicate
 
 # What the reader leaves behind when it fails complains on being collected.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")

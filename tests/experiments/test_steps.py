@@ -9,13 +9,8 @@ import optax
 import pytest
 
 from experiments import data
-from experiments.steps import (
-  TrainState,
-  make_eval_fn,
-  make_train_fn,
-  replicate,
-  steps_per_dispatch,
-)
+from experiments.devices import divide, replicate
+from experiments.steps import TrainState, make_eval_fn, make_train_fn, steps_per_dispatch
 from tests.experiments.tiny import devices
 
 RATE = 0.5
@@ -54,22 +49,32 @@ def reference_step(kernel, images, labels, label_smoothing):
   return kernel - RATE * grads, loss, ((x @ kernel).argmax(-1) == labels).sum()
 
 
+def feed_of(dataset, eval_batch_size=8):
+  return data.make_feed(dataset, batch_size=8, eval_batch_size=eval_batch_size, seed=0)
+
+
+def divided(batches, max_steps):
+  return divide([[{"index": batch} for batch in batches]], max_steps)
+
+
 def train(num_devices, batches, *, max_steps, state=None, dataset=DATA, seed=0, smoothing=0.0):
   """Trains over the batches, `max_steps` per call; the state and the metrics of each call."""
   with devices(num_devices):
+    feed = feed_of(dataset)
     train_fn = make_train_fn(
       linear,
       optax.with_extra_args_support(optax.sgd(RATE)),
-      dataset,
+      feed,
       label_smoothing=smoothing,
       seeds=[seed],
       max_steps=max_steps,
     )
     state = replicate(init_state() if state is None else state)
-    images, labels = replicate((dataset.train_images, dataset.train_labels))
+    resident = replicate(feed.resident)
     metrics = []
     for start in range(0, len(batches), max_steps):
-      state, new = train_fn(state, images, labels, batches[None, start : start + max_steps])
+      some = batches[start : start + max_steps]
+      state, new, _ = train_fn(state, resident, divided(some, max_steps), len(some))
       metrics.append(jax.device_get(new))
     return jax.device_get(state), metrics
 
@@ -110,13 +115,13 @@ def test_a_shorter_last_call_uses_the_same_program():
       return linear(*arguments, **kwargs)
 
     tx = optax.with_extra_args_support(optax.sgd(RATE))
-    train_fn = make_train_fn(counted, tx, DATA, label_smoothing=0.0, seeds=[0], max_steps=4)
-    state = replicate(init_state())
-    images, labels = replicate((DATA.train_images, DATA.train_labels))
+    feed = feed_of(DATA)
+    train_fn = make_train_fn(counted, tx, feed, label_smoothing=0.0, seeds=[0], max_steps=4)
+    state, resident = replicate((init_state(), feed.resident))
     batches = data.batch_indices(0, 7, 8, 24, seed=0)
-    state, _ = train_fn(state, images, labels, batches[None, :4])
+    state, _, _ = train_fn(state, resident, divided(batches[:4], 4), 4)
     traced = len(calls)
-    state, metrics = train_fn(state, images, labels, batches[None, 4:])
+    state, metrics, _ = train_fn(state, resident, divided(batches[4:], 4), 3)
     assert len(calls) == traced
     assert (int(state.step), float(metrics.examples[0])) == (7, 24.0)
 
@@ -139,13 +144,13 @@ def test_the_first_step_without_a_finite_loss_is_named(max_steps):
   assert {int(m.bad_step[0]) for m in metrics} == {-1}
 
 
-def noisy(shape=()):
-  """The data with images that are random numbers, of one draw per image or per batch."""
-
-  def augment_fn(key, images, batch):
-    return jnp.broadcast_to(jax.random.uniform(key, shape), (batch.shape[0], *images.shape[1:]))
-
-  return dataclasses.replace(DATA, augment_fn=augment_fn)
+NOISY = dataclasses.replace(
+  DATA,
+  augment_fn=lambda key, images, batch: jnp.broadcast_to(
+    jax.random.uniform(key), (batch.shape[0], *images.shape[1:])
+  ),
+)
+"""Images that are a random number each."""
 
 
 def draws(num_devices, batches, *, seed=0, start=0):
@@ -154,7 +159,7 @@ def draws(num_devices, batches, *, seed=0, start=0):
   state = init_state(statistics=names)._replace(step=jnp.asarray(start, jnp.int32))
   found = []
   for batch in batches:
-    state, _ = train(num_devices, batch[None], max_steps=1, state=state, dataset=noisy(), seed=seed)
+    state, _ = train(num_devices, batch[None], max_steps=1, state=state, dataset=NOISY, seed=seed)
     found.append([float(state.model_state[name]) for name in names])
   return np.array(found)
 
@@ -168,10 +173,47 @@ def test_randomness_is_a_function_of_seed_and_step():
   assert not np.isin(draws(1, batches, seed=1), whole).any()
 
 
-def test_devices_draw_different_numbers():
-  mean, square, drawn, drawn_square = draws(4, data.batch_indices(0, 1, 8, 24, seed=0))[0]
-  assert square - mean**2 > 1e-4
-  assert drawn_square - drawn**2 > 1e-4
+def test_examples_draw_the_same_on_any_number_of_devices():
+  """Inputs depend on the place in the whole batch; only dropout is each device's own."""
+  batches = data.batch_indices(0, 1, 8, 24, seed=0)
+  found = np.array([draws(n, batches)[0] for n in (1, 2, 4, 8)])
+  np.testing.assert_allclose(found[:, :2], found[:1, :2].repeat(4, 0), rtol=1e-6)
+  mean, square, drawn, drawn_square = found.T
+  assert (square - mean**2 > 1e-3).all()  # examples differ from each other
+  assert (drawn_square - drawn**2 > 1e-5)[1:].all()  # and so do devices
+
+
+@pytest.mark.parametrize("max_steps", [1, 4])
+def test_steps_move_nothing_between_host_and_devices(max_steps):
+  """All that a step needs lies where it belongs; nothing is copied or waited for."""
+  with devices(2):
+    feed = feed_of(DATA)
+    tx = optax.with_extra_args_support(optax.sgd(RATE))
+    train_fn = make_train_fn(linear, tx, feed, label_smoothing=0.1, seeds=[0], max_steps=max_steps)
+    state, resident = replicate((init_state(), feed.resident))
+    batches = data.batch_indices(0, 3 * max_steps, 8, 24, seed=0).reshape(3, max_steps, 8)
+    divided_batches = [divided(some, max_steps) for some in batches]
+    with jax.transfer_guard("disallow"):
+      with pytest.raises(Exception, match="transfer"):  # it does guard
+        jnp.sin(np.ones(3))
+      for some in divided_batches:
+        before = state
+        state, metrics, _ = train_fn(state, resident, some, max_steps)
+        assert before.params["kernel"].is_deleted()  # its memory is used again
+        jax.block_until_ready(metrics)
+    assert int(state.step) == 3 * max_steps
+
+
+def test_signals_of_processes_become_one():
+  feed = feed_of(DATA)
+  with devices(2):
+    tx = optax.with_extra_args_support(optax.sgd(RATE))
+    train_fn = make_train_fn(linear, tx, feed, label_smoothing=0.0, seeds=[0], max_steps=1)
+    state, resident = replicate((init_state(), feed.resident))
+    batches = divided(data.batch_indices(0, 1, 8, 24, seed=0), 1)
+    for signal in (0, 15):
+      state, _, found = train_fn(state, resident, batches, 1, signal)
+      assert int(found) == signal
 
 
 def test_batch_statistics_are_averaged_over_devices():
@@ -199,12 +241,12 @@ def test_evaluation_counts_every_example_once(num_devices, batch_size):
   labels = DATA.test_labels.copy()
   labels[-1] = logits[-1].argmax()  # a correct one, which fills up the last batch
   with devices(num_devices):
-    evaluate = make_eval_fn(linear, DATA, batch_size=batch_size)
-    metrics = evaluate(replicate(state), *replicate((DATA.test_images, labels)))
+    size = -(-batch_size // num_devices) * num_devices
+    feed = feed_of(dataclasses.replace(DATA, test_labels=labels), size)
+    metrics = make_eval_fn(linear, feed)(*replicate((state, feed.resident)))
 
   losses = -np.log(softmax(logits)[np.arange(11), labels])
   assert sum(m.examples for m in metrics) == 11
   assert sum(m.correct for m in metrics) == (logits.argmax(-1) == labels).sum() > 0
   np.testing.assert_allclose(sum(m.loss for m in metrics), losses.sum(), rtol=1e-5)
-  size = -(-batch_size // num_devices) * num_devices
   assert len(metrics) == -(-11 // size)

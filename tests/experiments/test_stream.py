@@ -429,16 +429,16 @@ def test_processes_have_parts_of_both_kinds(process_count):
 @pytest.mark.parametrize("kind", [0, 1])
 def test_inputs_and_targets(kind):
   feed = feeds()[kind]
-  keys = jax.random.split(jax.random.key(0))
+  key, places = jax.random.key(0), jnp.arange(12)
   batch = next(iter(feed.train_batches(0, 1)))
-  inputs, targets = jax.jit(feed.train_inputs)(*keys, feed.resident, batch)
+  inputs, targets = jax.jit(feed.train_inputs)(key, places, feed.resident, batch)
   assert inputs.shape == (12, 2, 2, 3) and inputs.dtype == jnp.float32
   assert targets.shape == (12, 10) and targets.dtype == jnp.float32
   np.testing.assert_array_equal(targets.sum(-1), 1)
-  # What is done to a stream's batch as a whole is the same on every device.
-  other = feed.train_inputs(keys[0], keys[0], feed.resident, batch)
-  if feed.is_stream:
-    np.testing.assert_array_equal(inputs, other[0])
+  # What is done to an example depends on its place in the whole batch, not on the device.
+  second = jax.tree.map(lambda x: x[6:], batch)
+  other, _ = feed.train_inputs(key, places[6:], feed.resident, second)
+  np.testing.assert_allclose(inputs[6:], other, rtol=1e-6)
   test_batch = next(iter(feed.test_batches()))
   inputs, labels, valid = jax.jit(feed.test_inputs)(feed.resident, test_batch)
   assert inputs.shape == (8, 2, 2, 3) and labels.dtype == jnp.int32 and valid.dtype == bool
@@ -448,7 +448,7 @@ def test_memory_targets_are_the_labels():
   feed, _ = feeds()
   batch = next(iter(feed.train_batches(3, 4)))
   key = jax.random.key(0)
-  inputs, targets = feed.train_inputs(key, key, feed.resident, batch)
+  inputs, targets = feed.train_inputs(key, jnp.arange(12), feed.resident, batch)
   images, labels = feed.resident["train"]
   np.testing.assert_array_equal(np.argmax(targets, -1), labels[batch["index"]])
   np.testing.assert_allclose(inputs, images[batch["index"]] / 255, rtol=1e-6)

@@ -1,0 +1,64 @@
+"""The devices of a run, those of all its processes together, and how arrays come to lie on them."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from experiments.data.stream import Batch
+
+AXIS = "devices"
+"""Name of the axis of all devices in what `jax.pmap` runs."""
+
+
+def num_devices() -> int:
+  """How many devices share a batch."""
+  return jax.local_device_count() * jax.process_count()
+
+
+def replicate(tree: Any) -> Any:
+  """Puts a copy of every array on each local device, as one array without a device axis."""
+  return jax.device_put(tree, _sharding(PartitionSpec()))
+
+
+def divide(batches: Sequence[Sequence[Batch]], max_steps: int) -> dict[str, jax.Array]:
+  """Puts each local device's part of some batches on it.
+
+  Args:
+    batches: this process's parts of the batches, arrays `[B, ...]` by name: for each of `R` runs
+      those of the same number of steps, at most `max_steps`.
+    max_steps: steps that there is room for; what is not used is 0.
+
+  Returns:
+    `[D, max_steps, R, B / D, ...]` by name, with `D` local devices: what `jax.pmap` takes without
+    moving it.
+
+  Raises:
+    ValueError: if `B` cannot be divided.
+  """
+  count, num_steps = jax.local_device_count(), len(batches[0])
+
+  def join(*parts):
+    size, *shape = parts[0].shape
+    if size % count:
+      raise ValueError(
+        f"A batch has {size} examples in this process, which {count} devices cannot share: give a "
+        "batch size that is a multiple of the number of all devices."
+      )
+    # A single batch is only looked at differently, which costs nothing.
+    whole = parts[0][None] if len(parts) == 1 else np.stack(parts)
+    whole = whole.reshape(len(batches), num_steps, count, size // count, *shape)
+    whole = np.moveaxis(whole, (2, 1), (0, 1))
+    if num_steps < max_steps:
+      room = np.zeros((count, max_steps - num_steps, *whole.shape[2:]), whole.dtype)
+      whole = np.concatenate([whole, room], axis=1)
+    return whole
+
+  joined = jax.tree.map(join, *[batch for run in batches for batch in run])
+  return jax.device_put(joined, _sharding(PartitionSpec(AXIS)))
+
+
+def _sharding(spec: PartitionSpec) -> NamedSharding:
+  return NamedSharding(Mesh(np.asarray(jax.local_devices()), (AXIS,)), spec)
