@@ -77,6 +77,7 @@ def get_config(method: str = "srigl") -> ConfigDict:
       "method": {
         "name": "srigl",  # a key of experiments.method.METHODS; docs/methods.md
         "sparsity": 0.9,  # of all layers together; nm_srigl and sr_ste: see block_fan_in
+        "relative_flops": config_dict.placeholder(float),  # of dense ones, in place of sparsity
         "distribution": "erk",  # erk or uniform
         "fan_in": config_dict.placeholder(int),  # of every neuron, in place of sparsity
         "dense": (),  # layers kept dense: presets or regular expressions, srigl_jax.rules

@@ -17,49 +17,14 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 from absl import flags
 from ml_collections import ConfigDict
 
-from experiments import cli, packs
+from experiments import cli
+from experiments.estimate import trainer
 from experiments.files import write_json
-from experiments.run import prepare
-from experiments.steps import make_train_fn, replicate
 from experiments.timing import Row, as_json, format_table, interleave
 from experiments.workers import shares_of_cores
-
-
-def trainer(config: ConfigDict, num_runs: int, num_steps: int) -> Callable[[], Any]:
-  """A function that does `num_steps` of each of `num_runs` runs together, ready compiled."""
-  configs = [ConfigDict(config.to_dict()) for _ in range(num_runs)]
-  for seed, each in enumerate(configs):
-    each.seed = config.seed + seed
-  first = prepare(configs[0])
-  runs = [first, *(prepare(each, first.data) for each in configs[1:])]
-  step = make_train_fn(
-    first.apply,
-    first.tx,
-    first.data,
-    label_smoothing=config.train.label_smoothing,
-    seeds=[each.seed for each in configs],
-    max_steps=first.max_steps,
-  )
-  images, labels = replicate((first.data.train_images, first.data.train_labels))
-  state = replicate(packs.stack([run.init_state for run in runs]))
-  done = 0
-
-  def train() -> Any:
-    nonlocal state, done
-    metrics = None
-    for _ in range(-(-num_steps // first.max_steps)):
-      end = done + first.max_steps
-      batches = np.stack([run.batches(done, end) for run in runs])
-      state, metrics = step(state, images, labels, batches)
-      done = end
-    return jax.block_until_ready(metrics)
-
-  train()
-  return train
 
 
 def _train_on_request(connection, cores: list[int], values: dict[str, Any], num_steps: int) -> None:

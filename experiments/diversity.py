@@ -18,12 +18,13 @@ from absl import flags
 from flax import nnx
 
 from experiments import cli
-from experiments.data import Dataset
+from experiments.data import Dataset, ImageStream
 from experiments.figures_studies import diversity as diversity_figure
-from experiments.files import read_json, write_json
+from experiments.files import write_json
 from experiments.layer_features import Measured, Run, measure
 from experiments.record import environment
-from experiments.report import mean_and_interval
+from experiments.study import mean_and_interval
+from experiments.sweeps import read_record
 from experiments.trained import load_trained
 
 Pair = tuple[str, str]  # of variants
@@ -31,7 +32,7 @@ Pair = tuple[str, str]  # of variants
 
 def load_sweep(
   workdir: Path, *, variants: Sequence[str] = (), data_dir: str = ""
-) -> tuple[dict[Run, nnx.Module], Dataset]:
+) -> tuple[dict[Run, nnx.Module], Dataset | ImageStream]:
   """Reads the finished runs of a sweep.
 
   Args:
@@ -46,22 +47,27 @@ def load_sweep(
     ValueError: if it is no sweep's directory, a variant is not there, no run is finished, or runs
       have different test sets.
   """
-  sweep = read_json(workdir / "sweep.json")
-  if sweep is None:
+  if not (workdir / "sweep.json").exists():
     raise ValueError(f"{workdir} holds no sweep: it has no sweep.json. Run experiments.sweep.")
+  sweep = read_record(workdir)
   if unknown := [name for name in variants if name not in sweep["variants"]]:
     raise ValueError(
       f"The sweep has no variant {unknown[0]!r}. It has: {', '.join(sweep['variants'])}."
     )
   models: dict[Run, nnx.Module] = {}
-  data = None
-  for variant, seed in itertools.product(variants or sweep["variants"], sweep["seeds"]):
+  data, settings = None, None
+  runs = [
+    (name, seed)
+    for name in variants or sweep["variants"]
+    for seed in sweep["variants"][name]["seeds"]
+  ]
+  for variant, seed in runs:
     directory = workdir / variant / f"seed{seed}"
     if not (directory / "results.json").exists():
       continue
     trained = load_trained(directory, data_dir=data_dir)
-    data = data or trained.run.data
-    if not np.array_equal(data.test_images, trained.run.data.test_images):
+    data, settings = data or trained.run.data, settings or trained.run.config.data
+    if trained.run.config.data != settings:
       raise ValueError(
         f"{directory} has another test set than the runs before it, and features can be compared "
         "on the same images only: choose --variants of one data set."

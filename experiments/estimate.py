@@ -1,17 +1,19 @@
 """What a sweep will cost, said before it starts."""
 
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 from ml_collections import ConfigDict
 
 from experiments import packs, workers
-from experiments.data import Dataset, load
+from experiments.data import load
+from experiments.devices import divide, replicate
 from experiments.files import read_json
 from experiments.run import prepare
-from experiments.steps import make_train_fn, replicate
+from experiments.steps import make_train_fn
 from experiments.sweeps import expand
 
 _CALIBRATION_SECONDS = 2.0
@@ -54,7 +56,7 @@ def of_sweep(sweep: ConfigDict, workdir: Path, *, jobs: int, pack: str, calibrat
   said = f"{len(runs)} runs, {len(runs) - len(left)} of them finished"
   if not left:
     return f"{said}."
-  data: dict[str, Dataset] = {}
+  data: dict[str, Any] = {}
   steps = images = 0
   for config in left.values():
     key = repr(sorted(config.data.to_dict().items()))
@@ -63,7 +65,7 @@ def of_sweep(sweep: ConfigDict, workdir: Path, *, jobs: int, pack: str, calibrat
         config.data.name, data_dir=config.data.data_dir or None, **config.data.kwargs.to_dict()
       )
     size = config.data.batch_size
-    of_run = max(1, round(config.train.total_epochs * (len(data[key].train_labels) // size)))
+    of_run = max(1, round(config.train.total_epochs * (data[key].num_train // size)))
     steps += of_run
     images += of_run * size
   said = f"{said}; left: {steps:,} steps, {images:,} images."
@@ -71,7 +73,7 @@ def of_sweep(sweep: ConfigDict, workdir: Path, *, jobs: int, pack: str, calibrat
   if rate is None:
     if not calibrate:
       return said
-    measured = _calibrate(next(iter(left.values())), next(iter(data.values())))
+    measured = _calibrate(next(iter(left.values())))
     rate = Rate(measured, "measured just now", False)
   num_packs = len(packs.group(left, packs.choose_size(pack, next(iter(left.values())))))
   num_workers = workers.choose_jobs(jobs, num_packs) if rate.is_of_a_worker else 1
@@ -96,32 +98,59 @@ def _known_rate(sweep: ConfigDict, runs: dict[str, ConfigDict], workdir: Path) -
   return None
 
 
-def _calibrate(config: ConfigDict, data: Dataset) -> float:
+def _calibrate(config: ConfigDict) -> float:
   """Images per second of a run, by a few seconds of it on the whole machine.
 
   Processes that share the machine are faster together; so the time is an upper limit.
   """
-  run = prepare(config, data)
-  train_fn = make_train_fn(
-    run.apply,
-    run.tx,
-    data,
-    label_smoothing=config.train.label_smoothing,
-    seeds=[config.seed],
-    max_steps=run.max_steps,
-  )
-  state = replicate(run.init_state)
-  images, labels = replicate((data.train_images, data.train_labels))
-  n = run.max_steps
-  done, since, seconds = 0, 0.0, 0.0
+  steps = 20
+  train = trainer(config, 1, steps)
+  done, since, seconds = 0, time.perf_counter(), 0.0
   while seconds < _CALIBRATION_SECONDS:
-    state, metrics = train_fn(state, images, labels, run.batches(done * n, done * n + n)[None])
-    jax.block_until_ready(metrics)
-    done += 1
-    if done == 1:  # it has compiled
-      since = time.perf_counter()
-    seconds = time.perf_counter() - since if done > 1 else 0.0
-  return (done - 1) * n * config.data.batch_size / seconds
+    train()
+    done += steps
+    seconds = time.perf_counter() - since
+  return done * config.data.batch_size / seconds
+
+
+def trainer(config: ConfigDict, num_runs: int, num_steps: int) -> Callable[[], Any]:
+  """Something that trains for a while whenever it is called, for timing; compiled already.
+
+  Args:
+    config: of the runs, which differ in their seed.
+    num_runs: how many train together.
+    num_steps: of one call, rounded up to whole calls of the device.
+  """
+  configs = [ConfigDict(config.to_dict()) for _ in range(num_runs)]
+  for seed, each in enumerate(configs):
+    each.seed = config.seed + seed
+  first = prepare(configs[0])
+  runs = [first, *(prepare(each, first.data) for each in configs[1:])]
+  step = make_train_fn(
+    first.apply,
+    first.tx,
+    first.feed,
+    label_smoothing=config.train.label_smoothing,
+    seeds=[each.seed for each in configs],
+    max_steps=first.max_steps,
+  )
+  resident = replicate(first.feed.resident)
+  state = replicate(packs.stack([run.init_state for run in runs]))
+  done = 0
+
+  def train() -> Any:
+    nonlocal state, done
+    metrics = None
+    for _ in range(-(-num_steps // first.max_steps)):
+      end = done + first.max_steps
+      batches = [list(run.feed.train_batches(done, end)) for run in runs]
+      batch = divide(batches, first.max_steps)
+      state, metrics, _ = step(state, resident, batch, first.max_steps)
+      done = end
+    return jax.block_until_ready(metrics)
+
+  train()
+  return train
 
 
 def _duration(seconds: float) -> str:

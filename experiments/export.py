@@ -67,9 +67,10 @@ def main() -> int:
   trained = load_trained(Path(options.workdir), which=options.checkpoint, data_dir=options.data_dir)
   exported = export(trained, path, overwrite=options.overwrite)
   data = trained.run.data
-  before, after = (accuracy(predict(x.model, data), data) for x in (trained, exported))
+  logits, labels = predict({"before": trained.model, "after": exported.model}, data)
+  before, after = accuracy(logits["before"], labels), accuracy(logits["after"], labels)
   print(
-    f"test accuracy {after:.2%} on {len(data.test_labels)} images; trained, at step "
+    f"test accuracy {after:.2%} on {len(labels)} images; trained, at step "
     f"{trained.step}: {before:.2%}\n"
     f"{path.stat().st_size:,} bytes; the trained network's arrays: {num_bytes(trained.model):,}\n"
     f"model: {path}"

@@ -69,14 +69,14 @@ def infer(
     dense = trained.model
   structured = load_exported(exported.path, backend="structured").model
   candidates = {"dense": dense, "structured": structured, "condensed": exported.model}
-  logits = {name: predict(model, data) for name, model in candidates.items()}
+  logits, labels = predict(candidates, data)
   times = {
     size: latencies(candidates, data, batch_size=size, rounds=rounds) for size in batch_sizes
   }
   return {
     "model": exported.config.name,
-    "test_images": len(data.test_labels),
-    "accuracy": {name: accuracy(x, data) for name, x in logits.items()},
+    "test_images": len(labels),
+    "accuracy": {name: accuracy(x, labels) for name, x in logits.items()},
     "largest_difference": {
       name: largest_difference(x, logits["dense"]) for name, x in logits.items() if name != "dense"
     },

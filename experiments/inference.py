@@ -1,5 +1,6 @@
 """Running a trained network, whole or condensed: logits, sizes, latency."""
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 
@@ -8,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from experiments.data import Dataset
+from experiments.data import Dataset, ImageStream, test_examples
 from experiments.timing import Times, interleave
 
 _SECONDS_PER_ROUND = 0.02  # of one network in one round of timing
@@ -22,17 +23,35 @@ def as_function(model: nnx.Module) -> Callable[[jax.Array], jax.Array]:
   return lambda x: run(state, x)
 
 
-def predict(model: nnx.Module, data: Dataset, *, batch_size: int = 1000) -> np.ndarray:
-  """Logits of all test images, `[M, classes]` float32."""
-  run, preprocess = as_function(model), jax.jit(data.preprocess_fn)
-  images = data.test_images
-  batches = (images[i : i + batch_size] for i in range(0, len(images), batch_size))
-  return np.concatenate([np.asarray(run(preprocess(jnp.asarray(x)))) for x in batches])
+def predict(
+  models: Mapping[str, nnx.Module], data: Dataset | ImageStream, *, batch_size: int = 0
+) -> tuple[dict[str, np.ndarray], np.ndarray]:
+  """Computes the logits of all test images.
+
+  Args:
+    models: by name; each image is loaded once for all of them.
+    data: the data set.
+    batch_size: images at a time; 0: 1000 small ones, 50 as large as ImageNet's.
+
+  Returns:
+    The logits of each model, `[M, classes]` float32, and the labels, `[M]` int.
+  """
+  batch_size = batch_size or max(1, min(1000, 50 * 224 * 224 * 3 // math.prod(data.image_shape)))
+  runs = {name: as_function(model) for name, model in models.items()}
+  preprocess = jax.jit(data.preprocess_fn)
+  logits: dict[str, list[np.ndarray]] = {name: [] for name in models}
+  labels = []
+  for images, y in test_examples(data, batch_size=batch_size):
+    x = preprocess(jnp.asarray(images))
+    labels.append(y)
+    for name, run in runs.items():
+      logits[name].append(np.asarray(run(x)))
+  return {name: np.concatenate(parts) for name, parts in logits.items()}, np.concatenate(labels)
 
 
-def accuracy(logits: np.ndarray, data: Dataset) -> float:
-  """Share of test images whose largest logit is that of their class."""
-  return float(np.mean(logits.argmax(-1) == data.test_labels))
+def accuracy(logits: np.ndarray, labels: np.ndarray) -> float:
+  """Share of images whose largest logit is that of their class."""
+  return float(np.mean(logits.argmax(-1) == labels))
 
 
 def largest_difference(logits: np.ndarray, reference: np.ndarray) -> float:
@@ -47,7 +66,7 @@ def num_bytes(model: nnx.Module) -> int:
 
 
 def latencies(
-  candidates: Mapping[str, nnx.Module], data: Dataset, *, batch_size: int, rounds: int
+  candidates: Mapping[str, nnx.Module], data: Dataset | ImageStream, *, batch_size: int, rounds: int
 ) -> Times:
   """Seconds of one call of each model, the models taking turns.
 
@@ -60,8 +79,10 @@ def latencies(
   Returns:
     The mean of each round's calls, by name.
   """
-  chosen = np.arange(_NUM_INPUTS * batch_size).reshape(_NUM_INPUTS, -1) % len(data.test_images)
-  inputs = [data.preprocess_fn(jnp.asarray(data.test_images[index])) for index in chosen]
+  count = _NUM_INPUTS * batch_size
+  images, _ = next(test_examples(data, batch_size=min(count, data.num_test)))
+  chosen = np.arange(count).reshape(_NUM_INPUTS, -1) % len(images)
+  inputs = [data.preprocess_fn(jnp.asarray(images[index])) for index in chosen]
 
   def repeated(model):
     run = as_function(model)

@@ -1,6 +1,7 @@
 """Looking at the features of trained networks: what layers return for the test images."""
 
 import functools
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -9,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from experiments.data import Dataset
+from experiments.data import Dataset, ImageStream, test_examples
 from experiments.feature_measures import (
   add_hsic,
   add_moments,
@@ -76,7 +77,7 @@ _add_hsic = jax.jit(add_hsic)
 
 def measure(
   models: Mapping[Run, nnx.Module],
-  data: Dataset,
+  data: Dataset | ImageStream,
   *,
   layers: Sequence[str] = (),
   batch_size: int = 200,
@@ -100,16 +101,17 @@ def measure(
   """
   runs = list(models)
   layers = tuple(layers or layers_with_kernel(models[runs[0]]))
-  images = data.test_images[:num_examples]
-  batch_size = min(batch_size, len(images))
+  num_images = min(data.num_test, num_examples or data.num_test)
+  batch_size = min(batch_size, num_images)
   parts = {run: nnx.split(model) for run, model in models.items()}
   look = functools.partial(_features, layers=layers, preprocess=data.preprocess_fn)
   moments: dict[Run, list] = {}
   total = np.zeros((len(runs) * len(layers),) * 2)
-  starts = range(0, len(images) - batch_size + 1, batch_size)
-  with progress("features", step=0, total_steps=len(starts)) as show:
-    for i, start in enumerate(starts):
-      batch = jnp.asarray(images[start : start + batch_size])
+  num_batches = num_images // batch_size
+  batches = itertools.islice(test_examples(data, batch_size=batch_size), num_batches)
+  with progress("features", step=0, total_steps=num_batches) as show:
+    for i, (images, _) in enumerate(batches):
+      batch = jnp.asarray(images)
       grams = []
       for run, (graphdef, state) in parts.items():
         features = look(graphdef, state, batch)
@@ -131,5 +133,5 @@ def measure(
     num_features=[len(m.mean) for m in moments[runs[0]]],
     effective_ranks=np.array(ranks),
     cka=similarity.reshape(*shape, *shape),
-    num_examples=len(starts) * batch_size,
+    num_examples=num_batches * batch_size,
   )

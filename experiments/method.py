@@ -104,6 +104,26 @@ def plan_method(config: ConfigDict, *, total_steps: int) -> Plan:
   return Plan(method, method.updates(config, total_steps), rounds, total_steps)
 
 
+def with_sparsity(config: ConfigDict, params: Any, macs: Mapping[str, int]) -> ConfigDict:
+  """The `method` section with the sparsity that `relative_flops` asks for, if it does.
+
+  Args:
+    config: the section.
+    params: parameter tree of the model.
+    macs: dense multiply-accumulates of an example, by path.
+
+  Raises:
+    ValueError: if these FLOPs cannot be reached.
+  """
+  if config.get("relative_flops") is None:
+    return config
+  given = ConfigDict(config.to_dict())
+  given.sparsity = sx.sparsity_for_flops(
+    params, macs, config.relative_flops, config.distribution, **_which(config, 0)
+  )
+  return given
+
+
 def make_method(
   config: ConfigDict, inner: optax.GradientTransformation, *, total_steps: int, seed: int
 ) -> optax.GradientTransformationExtraArgs:

@@ -23,7 +23,7 @@ def results_of(run: Run, state: TrainState, workdir: Path, *, num_runs: int) -> 
   """
   metrics = read_metrics(workdir)
   summary = run.summarize(state)
-  tests = [record["accuracy"] for record in metrics["test"]]
+  tests = [r["accuracy"] for r in metrics["test"] if r["step"] >= run.sparse_from]
   inference = summary.inference_flops
   method = run.config.method
   training = None

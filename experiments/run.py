@@ -13,7 +13,7 @@ from experiments import models
 from experiments.data import Dataset, Feed, ImageStream, load, make_feed
 from experiments.devices import AXIS, num_devices
 from experiments.files import as_json, read_json
-from experiments.method import Plan, make_method, plan_method
+from experiments.method import Plan, make_method, plan_method, with_sparsity
 from experiments.models.narrow import narrow
 from experiments.optimizer import learning_rate, make_optimizer
 from experiments.steps import TrainState, steps_per_dispatch
@@ -70,6 +70,11 @@ class Run(NamedTuple):
     """The step of the last topology update until `step`, 0 if there was none."""
     batches = self.config.optimizer.accumulation_steps
     return self.plan.last_update(step // batches) * batches
+
+  @property
+  def sparse_from(self) -> int:
+    """The step from which the network is as sparse as asked for; tests before do not count."""
+    return self.plan.sparse_from * self.config.optimizer.accumulation_steps
 
   def warn_early(self, summary: sx.Summary, step: int) -> None:
     """Warns in the first updates if ablation takes away most of a layer."""
@@ -135,8 +140,10 @@ def prepare(config: ConfigDict, data: Dataset | ImageStream | None = None) -> Ru
   schedule = learning_rate(
     config.optimizer, steps_per_epoch=steps_per_epoch / every, total_steps=plan.schedule_steps
   )
+  image = jax.ShapeDtypeStruct((1, *data.image_shape), jnp.float32)
+  macs = sx.layer_macs(lambda p, x: apply(p, model_state, x, train=False)[0], params, image)
   tx = make_method(
-    config.method,
+    with_sparsity(config.method, params, macs),
     make_optimizer(config.optimizer, schedule),
     total_steps=plan.total_steps,
     seed=config.seed,
@@ -150,7 +157,6 @@ def prepare(config: ConfigDict, data: Dataset | ImageStream | None = None) -> Ru
       params = sx.init_sparse_weights(sparse_key, params, masks, config.method.sparse_init)
     params = sx.apply_masks(params, masks)
 
-  image = jax.ShapeDtypeStruct((1, *data.image_shape), jnp.float32)
   return Run(
     config=config,
     data=data,
@@ -166,7 +172,7 @@ def prepare(config: ConfigDict, data: Dataset | ImageStream | None = None) -> Ru
     tx=tx,
     schedule=schedule,
     init_state=TrainState(jnp.zeros((), jnp.int32), params, model_state, opt_state),
-    macs=sx.layer_macs(lambda p, x: apply(p, model_state, x, train=False)[0], params, image),
+    macs=macs,
     steps_per_epoch=steps_per_epoch,
     total_steps=total_steps,
     max_steps=steps_per_dispatch(config.train.steps_per_dispatch, params),

@@ -198,7 +198,8 @@ def _loop(logs: Sequence[Logbook], show_progress: ShowProgress) -> TrainState:
         check_same_masks(sx.get_masks(state.opt_state) if run.is_sparse else {})
         for i, log in enumerate(logs):
           if not log.error:
-            log.save(step, own(i), test_accuracy=tests[i]["accuracy"] if tests else None)
+            counts = tests and step >= run.sparse_from
+            log.save(step, own(i), test_accuracy=tests[i]["accuracy"] if counts else None)
       since += time.perf_counter() - since if tests else 0.0
       if all(log.error for log in logs):
         break

@@ -1,1 +1,45 @@
-"""Grids of runs; see `base` for what each field means."""
+"""The scales that studies come in: minutes on a few CPU cores, or the paper's networks on a GPU."""
+
+from ml_collections import ConfigDict
+
+from configs import base, cifar10_resnet18, cifar10_tiny, cifar10_wrn22
+
+RUNS = {"quick": cifar10_tiny, "resnet18": cifar10_resnet18, "wrn22": cifar10_wrn22}
+"""`--config=configs/sweeps/NAME.py:SCALE`."""
+
+PAPER_SEEDS = (8746, 6037, 7303, 2078, 42)
+
+# 3 × 2 FLOPs for each multiply-accumulate of an image, at an eighth of an H100's bfloat16 rate.
+_IMAGES_PER_S = {"resnet18": 30_000.0, "wrn22": 200_000.0}
+_SOURCE = "assumed for one H100: an eighth of its bfloat16 matrix rate; not measured"
+
+
+def study(name: str, kind: str, scale: str, variants, *, quick_seeds=(0, 1, 2)) -> ConfigDict:
+  """A sweep's config.
+
+  Args:
+    name: title of the report.
+    kind: of study, a key of `experiments.sweeps.STUDIES`.
+    scale: a key of `RUNS`.
+    variants: see `experiments.sweeps.variants_of`.
+    quick_seeds: at the quick scale; the others take the paper's five.
+  """
+  if scale not in RUNS:
+    raise ValueError(f"There is no scale {scale!r} here: give one of {', '.join(RUNS)}.")
+  run = RUNS[scale].get_config("srigl")
+  sweep = {
+    "name": f"{name} ({scale})",
+    "study": kind,
+    "base": run,
+    "variants": tuple(variants),
+    "seeds": quick_seeds if scale == "quick" else PAPER_SEEDS,
+  }
+  if scale in _IMAGES_PER_S:
+    run.model.dtype = "bfloat16"
+    sweep |= {"images_per_s": _IMAGES_PER_S[scale], "images_per_s_source": _SOURCE}
+  return ConfigDict(sweep)
+
+
+def fields(method: str, **changes) -> dict:
+  """A method of `base.METHODS` as differences, with other fields of the method section."""
+  return {"method": base.METHODS[method] | changes}

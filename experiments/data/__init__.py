@@ -7,7 +7,7 @@ from experiments.data.batch_order import batch_indices, epoch_order
 from experiments.data.cifar10 import load_cifar10
 from experiments.data.dataset import Dataset
 from experiments.data.digits import load_digits
-from experiments.data.feed import Feed, make_feed
+from experiments.data.feed import Feed, make_feed, test_examples
 from experiments.data.imagenet import load_imagenet2012, load_synthetic_imagenet
 from experiments.data.prefetch import Prefetch, put_on_devices
 from experiments.data.stream import ImageStream, Share
@@ -31,6 +31,7 @@ __all__ = [
   "load_synthetic_imagenet",
   "make_feed",
   "put_on_devices",
+  "test_examples",
 ]
 
 DATASETS: dict[str, Callable[..., Dataset | ImageStream]] = {

@@ -72,6 +72,24 @@ def make_feed(
   return _memory_feed(data, batch_size, eval_batch_size, seed, *sizes)
 
 
+def test_examples(
+  data: Dataset | ImageStream, *, batch_size: int
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+  """The test images in order, `[B, H, W, C]` uint8, and labels `[B]`; the last may be fewer.
+
+  Args:
+    data: the data set.
+    batch_size: images at a time.
+  """
+  if isinstance(data, ImageStream):
+    for batch in data.test_batches(batch_size=batch_size, share=Share()):
+      yield batch["image"][batch["valid"]], batch["label"][batch["valid"]]
+    return
+  for start in range(0, data.num_test, batch_size):
+    stop = start + batch_size
+    yield data.test_images[start:stop], data.test_labels[start:stop]
+
+
 def _stream_feed(
   data: ImageStream, batch_size: int, eval_batch_size: int, seed: int, share: Share
 ) -> Feed:

@@ -5,6 +5,7 @@ import contextlib
 import pytest
 
 from experiments import benchmark_packing as benchmark
+from experiments import estimate
 from tests.experiments.tiny import quick_compiler, tiny_config
 
 pytestmark = pytest.mark.usefixtures("one_device")
@@ -18,14 +19,14 @@ def compiled_quickly():
 
 def test_every_way_trains_every_run(monkeypatch):
   calls = []
-  real = benchmark.make_train_fn
+  real = estimate.make_train_fn
 
   def make_train_fn(*arguments, seeds, **kwargs):
     train = real(*arguments, seeds=seeds, **kwargs)
 
-    def counted(state, images, labels, batches):
-      calls.append((tuple(seeds), batches.shape[:2]))
-      return train(state, images, labels, batches)
+    def counted(state, resident, batches, num_steps):
+      calls.append((tuple(seeds), (batches["index"].shape[2], num_steps)))
+      return train(state, resident, batches, num_steps)
 
     return counted
 
@@ -33,7 +34,7 @@ def test_every_way_trains_every_run(monkeypatch):
   def processes(config, num_runs, num_steps):
     yield lambda: calls.append("processes")
 
-  monkeypatch.setattr(benchmark, "make_train_fn", make_train_fn)
+  monkeypatch.setattr(estimate, "make_train_fn", make_train_fn)
   monkeypatch.setattr(benchmark, "Processes", processes)
   config = tiny_config({"train.steps_per_dispatch": 2, "seed": 5})
   rows = benchmark.measure(config, num_runs=2, num_steps=3, rounds=1)

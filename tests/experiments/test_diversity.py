@@ -207,6 +207,6 @@ def test_the_command(sweep, tmp_path, monkeypatch, capsys):
 def test_what_cannot_be_read(tmp_path):
   with pytest.raises(ValueError, match=r"holds no sweep: it has no sweep\.json"):
     load_sweep(tmp_path)
-  write_json(tmp_path / "sweep.json", {"variants": ["a"], "seeds": [0]})
+  write_json(tmp_path / "sweep.json", {"variants": {"a": {"seeds": [0]}}})
   with pytest.raises(ValueError, match=r"No run in .* is finished"):
     load_sweep(tmp_path)

@@ -31,13 +31,15 @@ def test_a_trained_network_is_the_one_that_was_evaluated(finished_run):
   workdir, results = finished_run
   trained = load_trained(workdir)
   data = trained.run.data
-  assert accuracy(predict(trained.model, data), data) == pytest.approx(results["test_accuracy"])
+  logits, labels = predict({"last": trained.model}, data)
+  assert accuracy(logits["last"], labels) == pytest.approx(results["test_accuracy"])
   assert trained.step == results["steps"]
   assert trained.masks.keys() == {
     layer["path"] for layer in results["layers"] if layer["density"] < 1
   }
   best = load_trained(workdir, which="best")
-  assert accuracy(predict(best.model, data), data) == pytest.approx(results["best_test_accuracy"])
+  logits, labels = predict({"best": best.model}, data)
+  assert accuracy(logits["best"], labels) == pytest.approx(results["best_test_accuracy"])
 
 
 def test_reading_changes_nothing(finished_run, tmp_path):
@@ -51,11 +53,14 @@ def test_reading_changes_nothing(finished_run, tmp_path):
 def test_an_exported_network_computes_the_same(exported_run):
   _, trained, exported = exported_run
   data = trained.run.data
-  want, got = (predict(x.model, data) for x in (trained, exported))
-  assert got.shape == (len(data.test_labels), data.num_classes)
-  assert largest_difference(got, want) < 1e-5
   portable = load_exported(exported.path, backend="xla").model
-  assert largest_difference(predict(portable, data), want) < 1e-5
+  logits, labels = predict(
+    {"trained": trained.model, "exported": exported.model, "portable": portable}, data, batch_size=7
+  )
+  np.testing.assert_array_equal(labels, data.test_labels)
+  assert logits["exported"].shape == (data.num_test, data.num_classes)
+  assert largest_difference(logits["exported"], logits["trained"]) < 1e-5
+  assert largest_difference(logits["portable"], logits["trained"]) < 1e-5
 
 
 def test_it_says_where_it_comes_from(exported_run):
@@ -79,9 +84,8 @@ def test_an_existing_file_is_kept(exported_run):
 def test_infer(exported_run, tmp_path, give_workdir):
   workdir, trained, exported = exported_run
   results = infer(exported, batch_sizes=[1, 3], rounds=2, workdir=workdir if give_workdir else None)
-  assert set(results["accuracy"].values()) == {
-    accuracy(predict(trained.model, trained.run.data), trained.run.data)
-  }
+  logits, labels = predict({"trained": trained.model}, trained.run.data)
+  assert set(results["accuracy"].values()) == {accuracy(logits["trained"], labels)}
   assert max(results["largest_difference"].values()) < 1e-5
   assert results["bytes_on_disk"]["condensed"] == exported.path.stat().st_size
   assert results["table"].count("\n") == 3

@@ -9,6 +9,8 @@ import pytest
 import srigl_jax as sx
 from experiments import packs
 from experiments import train as train_module
+from experiments.data import make_feed
+from experiments.devices import divide
 from experiments.files import read_json
 from experiments.interrupt import Interrupted
 from experiments.record import read_metrics
@@ -247,21 +249,22 @@ def test_each_run_draws_its_own_augmentation():
   run = prepare(tiny_config())
   noisy = lambda key, images, batch: jax.random.uniform(key, (batch.shape[0], *images.shape[1:]))
   data = run.data.__class__(**{**vars(run.data), "augment_fn": noisy})
-  images, labels = replicate((data.train_images, data.train_labels))
+  feed = make_feed(data, batch_size=16, eval_batch_size=7, seed=0)
+  resident = replicate(feed.resident)
   losses = {}
   for seeds in ((0,), (1,), (0, 1)):
     fn = make_train_fn(
       run.apply,
       optax.with_extra_args_support(run.tx),
-      data,
+      feed,
       label_smoothing=0.0,
       seeds=seeds,
       max_steps=1,
     )
     fresh = jax.tree.map(np.asarray, prepare(tiny_config()).init_state)
     state = replicate(packs.stack([fresh for _ in seeds]))
-    batches = np.stack([run.batches(0, 1) for _ in seeds])
-    losses[seeds] = fn(state, images, labels, batches)[1].loss
+    batches = divide([list(feed.train_batches(0, 1)) for _ in seeds], 1)
+    losses[seeds] = fn(state, resident, batches, 1)[1].loss
   np.testing.assert_allclose(losses[0, 1], np.concatenate([losses[0,], losses[1,]]), rtol=1e-5)
   assert losses[0, 1][0] != losses[0, 1][1]
 

@@ -492,7 +492,10 @@ def test_bfloat16_trains_float32_weights(tmp_path, finished_run):
 @pytest.mark.parametrize(
   "changes, message",
   [
-    ({"method.name": "srgil"}, r"config\.method\.name is 'srgil'.*dense, static.*'srigl'\?"),
+    (
+      {"method.name": "srgil"},
+      r"config\.method\.name is 'srgil'.*dense, narrow.*'srigl'\?",
+    ),
     ({"method.distribution": "erkk"}, r"distribution.*'erkk'.*erk.*uniform"),
     ({"method.sparsity": 1.0}, r"sparsity is 1\.0; it must lie in \[0, 1\)"),
     ({"method.sparsity": -0.1}, r"sparsity is -0\.1; it must lie in \[0, 1\)"),

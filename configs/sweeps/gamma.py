@@ -1,0 +1,31 @@
+"""Accuracy and active neurons against γ_sal at three sparsities, for both saliency conventions.
+
+`python -m experiments.sweep --config=configs/sweeps/gamma.py:quick --workdir=DIR --jobs=0`
+
+Scales: `quick` (a tiny network), `resnet18`, `wrn22`. `dense` after a scale, as in `quick-dense`,
+takes γ_sal as a share of the dense fan-in instead of the constant one.
+"""
+
+from configs.sweeps import fields, study
+
+_GAMMAS = (0.0, 0.1, 0.3, 0.5, 0.7, 0.9, 0.95)
+_DENSE_GAMMAS = (0.0, 0.005, 0.01, 0.02, 0.05, 0.1)
+
+
+def get_config(argument: str = "quick"):
+  """The sweep at a scale."""
+  scale, _, dense = argument.partition("-")
+  if dense not in ("", "dense"):
+    raise ValueError(f"The argument is {argument!r}; give SCALE or SCALE-dense.")
+  base = "dense_fan_in" if dense else "constant_fan_in"
+  variants = [
+    (
+      f"srigl_{100 * sparsity:g}_gamma_{100 * gamma:g}",
+      fields("srigl", sparsity=sparsity, gamma_sal=gamma, salient_base=base),
+      {"axes": {"method": "srigl", "sparsity": sparsity, "gamma_sal": gamma}},
+    )
+    for sparsity in (0.9, 0.95, 0.99)
+    for gamma in (_DENSE_GAMMAS if dense else _GAMMAS)
+  ]
+  name = f"γ_sal as a share of the {'dense' if dense else 'constant'} fan-in"
+  return study(name, "gamma", scale, variants, quick_seeds=(0, 1))
