@@ -114,7 +114,8 @@ def mask_checksum(masks: dict[str, Array]) -> Array:
   total = jnp.zeros((), jnp.uint32)
   for i, path in enumerate(sorted(masks)):
     position = jnp.arange(masks[path].size, dtype=jnp.uint32)
-    hashed = _mix(position + jnp.uint32((i * 0x9E3779B9) % 2**32))
+    # Away from 0, which is its own hash: a weight there would not count.
+    hashed = _mix(position + jnp.uint32((i + 1) * 0x9E3779B9 % 2**32))
     total += jnp.where(masks[path].reshape(-1), hashed, jnp.uint32(0)).sum(dtype=jnp.uint32)
   return total
 
