@@ -77,9 +77,7 @@ def get_config(argument: str = "srigl") -> ConfigDict:
   config = base.get_config(method)
   config.name = f"ImageNet, ResNet-50, {method}, {length}"
   config.data.name = "imagenet2012"
-  config.data.kwargs = ConfigDict(
-    {"image_size": 224, "augmentation": "crop_flip", "num_workers": 16}
-  )
+  config.data.kwargs = ConfigDict({"image_size": 224, "num_workers": 16})
   config.model.name = "resnet50"
   config.model.dtype = "bfloat16"
   config.model.kwargs = ConfigDict({"remat": False})
