@@ -133,6 +133,7 @@ def get_config(method: str = "srigl") -> ConfigDict:
         "eval_batch_size": 1000,
         "checkpoint_every_epochs": 1.0,
         "keep_checkpoints": 2,  # the latest, besides the best
+        "wandb_project": "",  # of Weights & Biases, if it is installed; empty: none
       },
     }
   )

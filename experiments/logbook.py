@@ -14,7 +14,9 @@ from experiments.distributed import is_first
 from experiments.files import write_json
 from experiments.record import Recorder
 from experiments.run import Run
+from experiments.sessions import write_session
 from experiments.steps import Metrics, TrainState
+from experiments.tracking import open_tracker
 
 
 class Logbook:
@@ -49,7 +51,9 @@ class Logbook:
     """Opens the records, to go on from `state`."""
     if not is_first():
       return
-    self._recorder = Recorder(self.workdir, step=self.step)
+    write_session(self.workdir, step=self.step)
+    tracker = open_tracker(self.run.config, self.workdir)
+    self._recorder = Recorder(self.workdir, step=self.step, tracker=tracker)
     if self.step == 0:
       self._recorder.write_topology(0, self._summary, last_update=0)
 

@@ -4,20 +4,23 @@ import importlib.metadata
 import json
 import os
 import platform
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 from tensorboardX import SummaryWriter
 
+from experiments.tracking import Tracker
 from srigl_jax import Summary
 
 
 class Recorder:
   """Appends records to `metrics.jsonl` and TensorBoard event files in a run's directory."""
 
-  def __init__(self, workdir: Path, *, step: int):
-    """Opens the files for a run that goes on from `step`."""
+  def __init__(self, workdir: Path, *, step: int, tracker: Tracker | None = None):
+    """Opens the files for a run that goes on from `step`; a tracker is told the same."""
+    self._tracker = tracker
     workdir.mkdir(parents=True, exist_ok=True)
     path = workdir / "metrics.jsonl"
     cut_off = path.exists() and not path.read_bytes().endswith(b"\n")
@@ -38,8 +41,7 @@ class Recorder:
       **values: numbers by name.
     """
     self._write_line({"kind": kind, "step": step, **values})
-    for name, value in values.items():
-      self._events.add_scalar(f"{kind}/{name}", value, step)
+    self._show({f"{kind}/{name}": value for name, value in values.items()}, step)
 
   def write_topology(self, step: int, summary: Summary, *, last_update: int) -> None:
     """Records the topology at `step`, in all and by layer, and the step of its last update."""
@@ -62,11 +64,22 @@ class Recorder:
     self._write_line(
       {"kind": "topology", "step": step, "last_update": last_update, **total, "layers": layers}
     )
-    for name, value in total.items():
-      self._events.add_scalar(f"topology/{name}", value, step)
-    for path, layer in layers.items():
-      for name in ("fan_in", "active_neurons"):
-        self._events.add_scalar(f"{name}/{path}", layer[name], step)
+    self._show(
+      {f"topology/{name}": value for name, value in total.items()}
+      | {
+        f"{name}/{path}": layer[name]
+        for path, layer in layers.items()
+        for name in ("fan_in", "active_neurons")
+      },
+      step,
+    )
+
+  def _show(self, values: Mapping[str, float | None], step: int) -> None:
+    """Shows numbers where people look at them."""
+    for name, value in values.items():
+      self._events.add_scalar(name, value, step)
+    if self._tracker:
+      self._tracker.log(values, step=step)
 
   def _write_line(self, record: dict[str, Any]) -> None:
     self._lines.write(json.dumps(record) + "\n")
@@ -76,6 +89,8 @@ class Recorder:
     """Closes the files."""
     self._lines.close()
     self._events.close()
+    if self._tracker:
+      self._tracker.finish()
 
 
 def environment() -> dict[str, Any]:

@@ -74,6 +74,43 @@ def steps_per_dispatch(asked: int, params: dict[str, Array]) -> int:
   return 1 if has_conv and jax.default_backend() == "cpu" else 20
 
 
+class TrainFn(NamedTuple):
+  """The training function, see `make_train_fn`.
+
+  Attributes:
+    program: what `jax.pmap` has made.
+    keys: of the runs, on every device.
+  """
+
+  program: Any
+  keys: Array
+
+  def __call__(
+    self,
+    state: TrainState,
+    resident: Any,
+    batches: dict[str, Array],
+    num_steps: int,
+    signal: int = 0,
+  ) -> tuple[TrainState, Metrics, Array]:
+    """Does some steps."""
+    numbers = replicate((np.int32(num_steps), np.int32(signal)))
+    return self.program(state, self.keys, resident, batches, *numbers)
+
+  def temporary_bytes(
+    self, state: TrainState, resident: Any, batches: dict[str, Array]
+  ) -> int | None:
+    """Bytes on each device that a call takes besides its arguments and results.
+
+    Activations, gradients and other temporaries as the compiler has planned them, which compiles
+    the program once more; None if the backend does not say.
+    """
+    numbers = replicate((np.int32(1), np.int32(0)))
+    lowered = self.program.lower(state, self.keys, resident, batches, *numbers)
+    found = lowered.compile().memory_analysis()
+    return None if found is None else int(found.temp_size_in_bytes)
+
+
 def make_train_fn(
   apply: Apply,
   tx: optax.GradientTransformationExtraArgs,
@@ -82,7 +119,7 @@ def make_train_fn(
   label_smoothing: float,
   seeds: Sequence[int],
   max_steps: int,
-) -> Callable[..., tuple[TrainState, Metrics, Array]]:
+) -> TrainFn:
   """Builds `train(state, resident, batches, num_steps, signal=0) -> (state, metrics, signal)`.
 
   Args:
@@ -160,12 +197,7 @@ def make_train_fn(
     donate_argnums=0,
   )
   keys = replicate(np.stack([jax.random.key_data(jax.random.key(seed)) for seed in seeds]))
-
-  def train(state, resident, batches, num_steps, signal=0):
-    numbers = replicate((np.int32(num_steps), np.int32(signal)))
-    return run(state, keys, resident, batches, *numbers)
-
-  return train
+  return TrainFn(run, keys)
 
 
 def make_eval_fn(

@@ -2,7 +2,8 @@
 
 The same command resumes a run that was interrupted, bit for bit, and does nothing for one that is
 finished. Everything that it writes is in the work directory: config.json, metrics.jsonl,
-tensorboard/, checkpoints/, and at the end results.json, report.md and figures/.
+tensorboard/, checkpoints/, sessions.jsonl, memory.json, and at the end results.json, report.md,
+model_card.md and figures/.
 """
 
 import sys
@@ -26,21 +27,25 @@ from experiments.distributed import is_first
 from experiments.files import read_json, write_json
 from experiments.interrupt import Interrupted, watch_signals
 from experiments.logbook import Logbook, averages
+from experiments.memory import memory_of
+from experiments.model_card import write_model_card
 from experiments.progress import Show, progress
 from experiments.results import results_of
 from experiments.run import check_owner, prepare
 from experiments.steps import Metrics, TrainState, make_eval_fn, make_train_fn
+from experiments.watch import NO_WATCH, Trace, Watch, read_window, report_memory
 
 Outcome = dict[str, Any] | Exception
 ShowProgress = Callable[..., AbstractContextManager[Show]]
 
 
-def train(config: ConfigDict, workdir: Path) -> dict[str, Any]:
+def train(config: ConfigDict, workdir: Path, *, watch: Watch = NO_WATCH) -> dict[str, Any]:
   """Trains to the end, from the last checkpoint if there is one.
 
   Args:
     config: see `configs/base.py`.
     workdir: directory of this run and no other.
+    watch: see `watch.Watch`.
 
   Returns:
     The results, as `results.json` holds them.
@@ -50,14 +55,17 @@ def train(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     FloatingPointError: if the loss is not finite; the last checkpoint stays.
     Interrupted: after SIGINT or SIGTERM, once the state is saved.
   """
-  outcome = train_pack({workdir: config})[workdir]
+  outcome = train_pack({workdir: config}, watch=watch)[workdir]
   if isinstance(outcome, Exception):
     raise outcome
   return outcome
 
 
 def train_pack(
-  configs: Mapping[Path, ConfigDict], *, show_progress: ShowProgress = progress
+  configs: Mapping[Path, ConfigDict],
+  *,
+  show_progress: ShowProgress = progress,
+  watch: Watch = NO_WATCH,
 ) -> dict[Path, Outcome]:
   """Trains several runs together, each as if it were alone.
 
@@ -67,6 +75,7 @@ def train_pack(
   Args:
     configs: by work directory; they may differ in `packs.MAY_DIFFER`.
     show_progress: see `progress.progress`.
+    watch: see `watch.Watch`; what is seen is written beside the first run's records.
 
   Returns:
     The results of each run, or the exception that ended it; the others go on. With several
@@ -94,7 +103,7 @@ def train_pack(
         outcomes[workdir] = error
     for logs in groups.values():
       try:
-        state = _loop(logs, show_progress)
+        state = _loop(logs, show_progress, watch)
       except Interrupted:
         raise
       except Exception as error:
@@ -115,6 +124,7 @@ def _finish(log: Logbook, state: TrainState, index: int, num_runs: int) -> Outco
     results = results_of(log.run, own, log.workdir, num_runs=num_runs)
     write_json(log.workdir / "results.json", results)
     report.write_run_report(log.workdir)
+    write_model_card(log.workdir)
     return results
   except Exception as error:
     return error
@@ -132,10 +142,12 @@ def _reported(workdir: Path, results: dict[str, Any] | None) -> dict[str, Any]:
     return {}
   if not (workdir / "report.md").exists():
     report.write_run_report(workdir)
+  if not (workdir / "model_card.md").exists():
+    write_model_card(workdir)
   return results
 
 
-def _loop(logs: Sequence[Logbook], show_progress: ShowProgress) -> TrainState:
+def _loop(logs: Sequence[Logbook], show_progress: ShowProgress, watch: Watch) -> TrainState:
   """Trains runs that are at one step to their end, recording and saving on the way.
 
   Returns:
@@ -165,14 +177,23 @@ def _loop(logs: Sequence[Logbook], show_progress: ShowProgress) -> TrainState:
     watch_signals() as interrupted,
     show_progress(name, step=step, total_steps=run.total_steps) as show,
     Prefetch(_calls(logs, pauses), put) as calls,
+    closing(Trace(watch.profile if is_first() else None, logs[0].workdir)) as trace,
   ):
     for log in logs:
       log.start()
+    if is_first():
+      memory = memory_of(state, resident, is_sparse=run.is_sparse)
+      if watch.memory:
+        example = divide([log.run.batches(step, step + 1) for log in logs], run.max_steps)
+        memory = memory._replace(step=train_fn.temporary_bytes(state, resident, example))
+      report_memory(logs[0].workdir, memory)
     since, waited = time.perf_counter(), 0.0
     for start, step, batches in calls:
+      trace.before(start, step)
       asked = interrupted()
       with jax.transfer_guard("disallow"):  # what is not on the devices by now would hold them up
         state, metrics, signal = train_fn(state, resident, batches, step - start, asked)
+      trace.after(step, metrics)
       window.append(metrics)
       finished, stopping = step == run.total_steps, stop.agreed(asked, signal)
       if not (finished or stopping or any(step % every == 0 for every in pauses)):
@@ -252,7 +273,8 @@ def main() -> int:
   workdir = Path(values["workdir"])
   cli.use_compile_cache(workdir / ".compiled")
   try:
-    results = train(_CONFIG.value, workdir)
+    watch = Watch(read_window(values["profile"]), values["memory"])
+    results = train(_CONFIG.value, workdir, watch=watch)
   except Interrupted as stop:
     number, step = stop.args
     if is_first():
@@ -270,5 +292,7 @@ def main() -> int:
 if __name__ == "__main__":
   _CONFIG = cli.define_config()
   flags.DEFINE_string("workdir", None, "Directory of this run.", required=True)
+  flags.DEFINE_string("profile", None, "START:STOP: write a trace of these steps to profile/.")
+  flags.DEFINE_bool("memory", False, "Also ask the compiler what a step takes: compiles it twice.")
   distributed.define_flags()
   cli.run(main)

@@ -1,0 +1,68 @@
+"""What has trained a run: a line of `sessions.jsonl` for each time that it was started."""
+
+import datetime
+import json
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from experiments.record import environment
+
+_ROOT = Path(__file__).resolve().parent.parent
+
+
+def write_session(workdir: Path, *, step: int) -> None:
+  """Appends a line about this process and those that train with it.
+
+  Args:
+    workdir: of the run, whose `config.json` has the config.
+    step: that the run goes on from.
+  """
+  line = {"step": step, "started": _now(), **describe()}
+  with open(workdir / "sessions.jsonl", "a", encoding="utf-8") as lines:
+    lines.write(json.dumps(line) + "\n")
+
+
+def read_sessions(workdir: Path) -> list[dict[str, Any]]:
+  """The sessions of a run in order; a line cut off by a kill is passed over."""
+  path, found = workdir / "sessions.jsonl", []
+  for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+    try:
+      found.append(json.loads(line))
+    except json.JSONDecodeError:
+      continue
+  return found
+
+
+def describe() -> dict[str, Any]:
+  """Code, versions, machine and devices of this process."""
+  return {
+    "command": " ".join(sys.argv),
+    "host": socket.gethostname(),
+    "git_commit": _git("rev-parse", "HEAD"),
+    # None if this is no checkout.
+    "git_dirty": None if (s := _git("status", "--porcelain")) is None else bool(s),
+    "processes": jax.process_count(),
+    "devices": jax.local_device_count() * jax.process_count(),
+    "platform": jax.default_backend(),
+    **environment(),
+  }
+
+
+def _now() -> str:
+  return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+
+
+def _git(*arguments: str) -> str | None:
+  """What git says about the checkout; None if it is none, or there is no git."""
+  try:
+    done = subprocess.run(
+      ["git", "-C", str(_ROOT), *arguments], capture_output=True, text=True, timeout=20, check=False
+    )
+  except (OSError, subprocess.TimeoutExpired):
+    return None
+  return done.stdout.strip() if done.returncode == 0 else None
