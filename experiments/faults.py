@@ -1,0 +1,336 @@
+"""What is lost when things break: `python -m experiments.faults --workdir=DIR`.
+
+Small runs on the built-in digits, alone and in two processes, are hit by one fault each, for real:
+signals are sent, files are damaged, writes are made to fail. Then the same command goes on to the
+end. The table says how the run ended, from which checkpoint it went on, and whether its last state
+equals that of a run that nothing has happened to, bit for bit.
+
+Writes fail through the limit on the size of files, which needs no rights and no small disk: what
+the file system reports is then EFBIG in place of ENOSPC.
+"""
+
+import contextlib
+import os
+import resource
+import shlex
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from absl import flags
+
+from experiments import cli
+from experiments.files import write_json
+from experiments.record import environment
+from experiments.sessions import read_sessions
+
+_OUT = Path("experiments/results/faults.json")
+_ROOT = Path(__file__).resolve().parent.parent
+_EVERY = 8  # steps from checkpoint to checkpoint
+_EPOCH = 11  # steps, of the batches below
+_FLAGS = (
+  "--config=configs/digits.py",
+  "--config.model.kwargs.hidden=(512,512)",
+  "--config.train.total_epochs=8",
+  f"--config.train.checkpoint_every_epochs={_EVERY / _EPOCH}",
+  "--config.train.keep_checkpoints=3",
+  "--config.train.eval_every_epochs=8",
+  "--config.train.log_every_steps=4",
+  "--config.train.steps_per_dispatch=1",
+  "--config.method.update_every_steps=5",
+)
+_DIVERGING = (  # from the third epoch on the learning rate is 1e29
+  "--config.optimizer.schedule=step",
+  "--config.optimizer.decay_epochs=2",
+  "--config.optimizer.decay_factor=1e30",
+)
+_FULL_BYTES = 50_000  # what fits on the full disk: records, but no checkpoint
+_TIMEOUT = 300.0
+
+Row = dict[str, Any]
+
+
+class Running(NamedTuple):
+  """A run that has been started.
+
+  Attributes:
+    process: the command; with several processes, what has started them.
+    workdir: its directory.
+    log: file of its standard error.
+  """
+
+  process: subprocess.Popen[bytes]
+  workdir: Path
+  log: Path
+
+  def members(self) -> list[int]:
+    """The processes that train, process 0 first."""
+    pid = self.process.pid
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return sorted(map(int, children)) or [pid]
+
+  def wait_for_checkpoints(self, count: int) -> None:
+    """Returns when there are so many."""
+    until = time.monotonic() + _TIMEOUT
+    while len(checkpoints(self.workdir)) < count and self.process.poll() is None:
+      if time.monotonic() > until:
+        raise TimeoutError(f"{self.workdir} has no {count} checkpoints after {_TIMEOUT:g} s.")
+      time.sleep(0.002)
+    if self.process.poll() is not None:
+      raise RuntimeError(f"The run has ended before the fault could be injected: see {self.log}.")
+
+
+class Fault(NamedTuple):
+  """Something that goes wrong.
+
+  Attributes:
+    name: for the table.
+    inject: does it to a run that has a few checkpoints.
+    code: the exit code that says so; None: that of a run that goes well.
+    flags: of the run, in addition.
+    resumes: whether the same command then goes on to the end.
+  """
+
+  name: str
+  inject: Callable[[Running], None]
+  code: int
+  flags: tuple[str, ...] = ()
+  resumes: bool = True
+
+
+def checkpoints(workdir: Path) -> list[int]:
+  """Steps of the checkpoints that are complete."""
+  paths = (workdir / "checkpoints").glob("*")
+  return sorted(int(path.name) for path in paths if path.name.isdecimal())
+
+
+def send(number: signal.Signals, which: Callable[[Running], list[int]]) -> Callable[..., None]:
+  """A fault: a signal to some processes."""
+
+  def inject(running: Running) -> None:
+    running.wait_for_checkpoints(2)
+    for pid in which(running):
+      os.kill(pid, number)
+
+  return inject
+
+
+def fill_disk(running: Running) -> None:
+  """A fault: from now on, no file of process 0 can grow past a size."""
+  running.wait_for_checkpoints(2)
+  hard = resource.prlimit(running.members()[0], resource.RLIMIT_FSIZE)[1]
+  resource.prlimit(running.members()[0], resource.RLIMIT_FSIZE, (_FULL_BYTES, hard))
+
+
+def damage(change: Callable[[bytearray], None]) -> Callable[[Running], None]:
+  """A fault: the run is stopped, and the largest file of its last checkpoint is changed."""
+
+  def inject(running: Running) -> None:
+    send(signal.SIGTERM, lambda r: [r.process.pid])(running)
+    running.process.wait(_TIMEOUT)
+    last = running.workdir / "checkpoints" / str(checkpoints(running.workdir)[-1]) / "state"
+    path = max((p for p in last.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+    content = bytearray(path.read_bytes())
+    change(content)
+    path.write_bytes(content)
+
+  return inject
+
+
+def truncate(content: bytearray) -> None:
+  """Cuts off the second half."""
+  del content[len(content) // 2 :]
+
+
+def flip(content: bytearray) -> None:
+  """Flips one bit in the middle."""
+  content[len(content) // 2] ^= 1
+
+
+def nothing(running: Running) -> None:
+  """No fault but what the flags of the run bring with them."""
+  del running
+
+
+def faults(num_processes: int) -> list[Fault]:
+  """The faults of a run in one or several processes."""
+  stopped = 128 + signal.SIGTERM
+  whole = lambda running: [running.process.pid]
+  shared = [
+    Fault("SIGTERM", send(signal.SIGTERM, whole), stopped),
+    Fault("full disk while saving", fill_disk, os.EX_IOERR),
+    Fault("truncated checkpoint", damage(truncate), stopped),
+    Fault("flipped bit in a checkpoint", damage(flip), stopped),
+    Fault("non-finite loss", nothing, 2, _DIVERGING, resumes=False),
+  ]
+  if num_processes == 1:
+    return [*shared, Fault("SIGKILL", send(signal.SIGKILL, whole), -signal.SIGKILL)]
+  one = lambda i: lambda running: [running.members()[i]]
+  every = lambda running: [running.process.pid, *running.members()]
+  absent = ("--num_processes=2", "--process_id=0", "--start_timeout_s=3")
+  return [
+    *shared,
+    Fault("SIGTERM to one process", send(signal.SIGTERM, one(1)), stopped),
+    Fault("SIGKILL of process 1", send(signal.SIGKILL, one(1)), 128 + signal.SIGKILL),
+    Fault("SIGKILL of process 0", send(signal.SIGKILL, one(0)), 128 + signal.SIGKILL),
+    Fault("SIGKILL of all", send(signal.SIGKILL, every), -signal.SIGKILL),
+    Fault("missing host at start", nothing, os.EX_TEMPFAIL, absent),
+  ]
+
+
+def start(workdir: Path, num_processes: int, extra: tuple[str, ...], name: str) -> Running:
+  """Starts a run in the background."""
+  several = [f"--processes={num_processes}"] if num_processes > 1 else []
+  if any(flag.startswith("--process_id") for flag in extra):
+    several = [f"--coordinator=127.0.0.1:{_free_port()}"]
+  command = [sys.executable, "-m", "experiments.train", *_FLAGS, f"--workdir={workdir}"]
+  log = workdir.parent / f"{workdir.name}.{name}.log"
+  environ = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
+  with open(log, "wb") as out:
+    process = subprocess.Popen(
+      [*command, *several, *extra], cwd=_ROOT, env=environ, stdout=out, stderr=out
+    )
+  return Running(process, workdir, log)
+
+
+def last_state(workdir: Path) -> dict[str, bytes]:
+  """The bytes of every array of the last checkpoint, read without the harness."""
+  path = (workdir / "checkpoints" / str(checkpoints(workdir)[-1]) / "state").absolute()
+  with ocp.StandardCheckpointer() as checkpointer:
+    leaves = jax.tree_util.tree_flatten_with_path(checkpointer.restore(path))[0]
+  return {jax.tree_util.keystr(path): np.asarray(leaf).tobytes() for path, leaf in leaves}
+
+
+def run_fault(fault: Fault, num_processes: int, workdir: Path, undisturbed: Path) -> Row:
+  """Lets one fault happen and the run go on; a row of the table."""
+  workdir.mkdir(parents=True)
+  with contextlib.suppress(FileNotFoundError):  # spares compiling it all again
+    shutil.copytree(undisturbed / ".compiled", workdir / ".compiled")
+  running = start(workdir, num_processes, fault.flags, "fault")
+  fault.inject(running)
+  code = running.process.wait(_TIMEOUT)
+  _wait_until_gone(workdir)
+  there = checkpoints(workdir)
+  damaged = fault.name.startswith(("truncated", "flipped"))
+  last = (there[-2] if damaged else there[-1]) if there else 0
+  row: Row = {
+    "processes": num_processes,
+    "fault": fault.name,
+    "exit_code": code,
+    "as_expected": code == fault.code,
+    "message": _message(running.log),
+    "last_checkpoint": last,
+    "resumed_from": None,
+    "steps_lost_beyond_checkpoint": None,
+    "same_final_state": None,
+  }
+  if fault.resumes:
+    again = start(workdir, num_processes, (), "resumed")
+    row["as_expected"] &= again.process.wait(_TIMEOUT) == 0
+    row["resumed_from"] = read_sessions(workdir)[-1]["step"]
+    row["steps_lost_beyond_checkpoint"] = last - row["resumed_from"]
+    row["same_final_state"] = last_state(workdir) == last_state(undisturbed)
+    if damaged:
+      row["message"] = _message(again.log)
+  return row
+
+
+def is_sound(row: Row) -> bool:
+  """Whether nothing was lost that should not be."""
+  return (
+    row["as_expected"]
+    and not row["steps_lost_beyond_checkpoint"]
+    and row["same_final_state"] is not False
+  )
+
+
+def _message(log: Path) -> str:
+  """The line of a log that says what happened."""
+  lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+  for wanted in ("error: ", "UserWarning: ", "Stopped and saved"):
+    for line in lines:
+      if wanted in line:
+        text = line.partition(wanted)[2] if wanted.endswith(" ") else line
+        return text.strip()
+  return ""
+
+
+def _wait_until_gone(workdir: Path) -> None:
+  """Waits for processes of the run that have outlived what started them."""
+  until = time.monotonic() + _TIMEOUT
+  while time.monotonic() < until:
+    if not any(str(workdir).encode() in _arguments(p) for p in Path("/proc").glob("[0-9]*")):
+      return
+    time.sleep(0.05)
+  raise TimeoutError(f"Processes of {workdir} are still there after {_TIMEOUT:g} s.")
+
+
+def _arguments(process: Path) -> bytes:
+  try:
+    return b"" if process.name == str(os.getpid()) else (process / "cmdline").read_bytes()
+  except OSError:
+    return b""
+
+
+def _free_port() -> int:
+  with socket.socket() as s:
+    s.bind(("127.0.0.1", 0))
+    return int(s.getsockname()[1])
+
+
+def table(rows: list[Row]) -> str:
+  """The rows for people, as Markdown."""
+  lines = [
+    "| processes | fault | exit code | last sound checkpoint | went on from | steps lost beyond it "
+    "| same last state |",
+    "|---:|---|---:|---:|---:|---:|---|",
+  ]
+  for row in rows:
+    code = str(row["exit_code"]) + ("" if row["as_expected"] else " (unexpected)")
+    same = {True: "bit for bit", False: "**no**", None: None}[row["same_final_state"]]
+    lost = row["steps_lost_beyond_checkpoint"]
+    cells = row["processes"], row["fault"], code, row["last_checkpoint"], row["resumed_from"]
+    listed = ("–" if cell is None else str(cell) for cell in (*cells, lost, same))
+    lines.append(f"| {' | '.join(listed)} |")
+  return "\n".join(lines)
+
+
+def main() -> int:
+  """The command."""
+  workdir, out = Path(flags.FLAGS.workdir).absolute(), Path(flags.FLAGS.out)
+  if workdir.exists() and any(workdir.iterdir()):
+    raise ValueError(f"{workdir} is not empty: give a --workdir that is new.")
+  if out.exists() and not flags.FLAGS.overwrite:
+    raise ValueError(f"{out} exists: give another --out, or --overwrite to replace it.")
+  rows = []
+  for num_processes in (1, 2):
+    undisturbed = workdir / f"undisturbed{num_processes}"
+    undisturbed.mkdir(parents=True)
+    if code := start(undisturbed, num_processes, (), "run").process.wait(_TIMEOUT):
+      raise OSError(f"The run without a fault has ended with {code}: see {undisturbed}.run.log.")
+    for i, fault in enumerate(faults(num_processes)):
+      row = run_fault(fault, num_processes, workdir / f"{num_processes}-{i}", undisturbed)
+      print(f"{num_processes} × {fault.name}: exit code {row['exit_code']}. {row['message']}")
+      rows.append(row)
+  shown = table(rows)
+  command = shlex.join(["python", "-m", "experiments.faults", *sys.argv[1:]])
+  found = {"command": command, "environment": environment(), "table": shown, "rows": rows}
+  write_json(out, found)
+  print(f"\n{shown}\n\n{out}")
+  return 0 if all(map(is_sound, rows)) else 1
+
+
+if __name__ == "__main__":
+  flags.DEFINE_string("workdir", None, "A directory for the runs; must be new.", required=True)
+  flags.DEFINE_string("out", str(_OUT), "Where the results go.")
+  flags.DEFINE_bool("overwrite", False, "Replace the results.")
+  cli.run(main)
