@@ -143,7 +143,7 @@ def trainer(config: ConfigDict, num_runs: int, num_steps: int) -> Callable[[], A
     metrics = None
     for _ in range(-(-num_steps // first.max_steps)):
       end = done + first.max_steps
-      batches = [list(run.feed.train_batches(done, end)) for run in runs]
+      batches = [run.batches(done, end) for run in runs]
       batch = divide(batches, first.max_steps)
       state, metrics, _ = step(state, resident, batch, first.max_steps)
       done = end

@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 import srigl_jax as sx
 from experiments import models
 from experiments.data import Dataset, Feed, ImageStream, load, make_feed
+from experiments.data.stream import Batch
 from experiments.devices import AXIS, num_devices
 from experiments.files import as_json, read_json
 from experiments.method import Plan, make_method, plan_method, with_sparsity
@@ -63,6 +64,10 @@ class Run(NamedTuple):
   def steps(self, epochs: float) -> int:
     """Epochs as a number of steps, at least 1."""
     return max(1, round(epochs * self.steps_per_epoch))
+
+  def batches(self, start: int, end: int) -> list[Batch]:
+    """This process's parts of the batches of steps `start` to `end - 1`."""
+    return list(self.feed.train_batches(start, end))
 
   def learning_rate(self, step: int) -> float:
     """Learning rate after `step` batches."""
