@@ -10,7 +10,8 @@ import jax.numpy as jnp
 from jax import Array
 
 from srigl_kernels import dense, patches
-from srigl_kernels.api import BACKENDS, check_call, choose_backend, condensed_matmul, pack
+from srigl_kernels.api import check_call, choose_backend, condensed_matmul
+from srigl_kernels.backends import BACKENDS, pack
 from srigl_kernels.epilogue import ACTIVATIONS, finish, spread
 from srigl_kernels.format import Condensed
 from srigl_kernels.geometry import Geometry, Padding, resolve

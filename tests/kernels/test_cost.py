@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from srigl_kernels import BACKENDS, api, choose_backend, condensed_matmul, cost, prepare
+from srigl_kernels import BACKENDS, choice, choose_backend, condensed_matmul, cost, prepare
 from srigl_kernels.problems import PROBLEMS, Problem, make_problem
 
 HAS_CPU = BACKENDS["cpu"].is_available()
@@ -135,5 +135,5 @@ def test_other_devices_keep_to_the_rule_of_thumb(monkeypatch):
 def test_every_layer_has_a_choice():
   for problem in PROBLEMS.values():
     condensed = dataclasses.replace(make_problem(problem)[1])
-    ranked = api._rank(condensed, 3, ["structured", "dense", "xla"])
+    ranked = choice.rank(condensed, 3, ["structured", "dense", "xla"])
     assert all(seconds > 0 for _, seconds in ranked)

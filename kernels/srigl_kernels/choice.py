@@ -1,0 +1,79 @@
+"""Which backend runs a layer: by what each is expected to take, and told why."""
+
+import functools
+import math
+import warnings
+from collections.abc import Sequence
+
+import jax
+
+from srigl_kernels import cost
+from srigl_kernels.backends import BACKENDS, is_traced, native
+from srigl_kernels.format import Condensed
+
+_BATCHES = tuple(2**i for i in range(12))  # what a layer is prepared for unless it is told
+
+
+def names(
+  condensed: Condensed,
+  backend: str | Sequence[str],
+  batch: int | Sequence[int] | None,
+  gradients: bool,
+) -> tuple[tuple[str, ...], bool]:
+  """The backends to prepare for, and whether each call chooses the fastest of them."""
+  if backend != "auto":
+    return (backend,) if isinstance(backend, str) else tuple(backend), False
+  batches = _BATCHES if batch is None else (batch,) if isinstance(batch, int) else tuple(batch)
+  if not batches or min(batches) < 0:
+    raise ValueError(f"`batch` must be a size, or several, of 0 or more, not {batch!r}.")
+  among = candidates(condensed, gradients)
+  best = lambda n: rank(condensed, n, among)[0][0]
+  if gradients:
+    return (best(max(batches)),), False
+  return tuple(dict.fromkeys(best(n) for n in batches)), True
+
+
+def candidates(condensed: Condensed, gradients: bool = False) -> list[str]:
+  """The backends among which `prepare` chooses; warns if the native one is not installed."""
+  names = ["structured" if condensed.num_active < condensed.out_features else "dense", "xla"]
+  reads = (condensed.indices, condensed.active) if gradients else condensed
+  if BACKENDS["cpu"].is_available() and not is_traced(reads):
+    return ["cpu", *names]
+  if jax.default_backend() == "cpu" and native() is None:
+    _warn_of_no_cpu_library()
+  return names
+
+
+def rank(condensed: Condensed, batch: int, names: Sequence[str]) -> list[tuple[str, float]]:
+  """Backends with the seconds that they are expected to take, the fastest first."""
+  if jax.default_backend() != "cpu":
+    # Nothing was measured there: gather where so few weights are left that it won on CPU, too.
+    gather = 32 * condensed.fan_in <= condensed.in_features
+    first = sorted(names, key=lambda name: (name == "xla") != gather)
+    return [(name, math.nan) for name in first]
+  # `cost` keeps the constants of the native kernels by CPU target.
+  keys = {f"cpu {native().isa()}" if name == "cpu" else name: name for name in names}
+  sizes = cost.Sizes(
+    condensed.in_features, condensed.out_features, condensed.num_active, condensed.fan_in
+  )
+  return [(keys[key], seconds) for key, seconds in cost.rank(sizes, batch, list(keys))]
+
+
+def expectation(condensed: Condensed, batch: int, names: Sequence[str]) -> str:
+  """What was expected of some backends, in words."""
+  ranked = rank(condensed, batch, names)
+  if math.isnan(ranked[0][1]):
+    return f"a rule of thumb: fan-in {condensed.fan_in} of {condensed.in_features} inputs"
+  times = ", ".join(f"{name} {1e6 * seconds:.3g} us" for name, seconds in ranked)
+  return f"expected times at batch {batch}: {times}"
+
+
+@functools.cache
+def _warn_of_no_cpu_library() -> None:
+  """Warns once per process."""
+  warnings.warn(
+    "The native CPU kernels are not installed, so condensed layers run on plain XLA, several "
+    "times slower. Reinstall srigl-jax on a machine with a C++ compiler: its build makes them "
+    "(in a checkout, `pip install -e .`).",
+    stacklevel=4,
+  )

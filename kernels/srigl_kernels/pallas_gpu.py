@@ -1,0 +1,235 @@
+"""The backend "pallas" on GPUs: layouts for the kernels of `pallas_sums` and `pallas_products`.
+
+A layer keeps its form, `[A, K]` with 16-bit indices where they fit, rows padded to a multiple of
+eight with weights of zero, so that they are read in wide loads. Bias, activation and the outputs of
+ablated neurons are part of the one kernel; the transposition of x is an operation of its own before
+it. Gradients in x go through the transposed pattern, with the same kernel. No sum uses atomics:
+results do not vary from run to run.
+
+Numbers: products of float32 are true float32, whatever `jax_default_matmul_precision` says, and
+sums are float32. An infinite or NaN input also reaches neurons whose rows are padded if it is
+input 0.
+"""
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from srigl_kernels import pallas_lowering as lowering
+from srigl_kernels import xla
+from srigl_kernels.batching import map_calls
+from srigl_kernels.epilogue import finish
+from srigl_kernels.format import Condensed
+from srigl_kernels.pallas_products import pattern_products
+from srigl_kernels.pallas_sums import power, weighted_sums
+from srigl_kernels.transposed import Transposed, transpose
+
+_ALIGNMENT = 8
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, eq=False)
+class Pattern:
+  """The pattern of a layer as the kernels read it.
+
+  Attributes:
+    indices: `[A, K']` of the layer's type, rows padded with zeros.
+    columns: `[N]` int32, the active neurons, then the others; None if all are active.
+    transposed: for the gradient in x, or None.
+    fan_in: `K`.
+    out_features: `N`.
+    interpret: whether the kernels run in interpret mode.
+  """
+
+  indices: Array
+  columns: Array | None
+  transposed: Transposed | None
+  fan_in: int = dataclasses.field(metadata={"static": True})
+  out_features: int = dataclasses.field(metadata={"static": True})
+  interpret: bool = dataclasses.field(metadata={"static": True})
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, eq=False)
+class Packed:
+  """A pattern with the values.
+
+  Attributes:
+    pattern: of the layer.
+    values: `[A, K']` float32 or bfloat16, rows padded with zeros.
+  """
+
+  pattern: Pattern
+  values: Array
+
+
+def pack(condensed: Condensed) -> Packed:
+  """The layout that `matmul` reads, also of traced arrays."""
+  return _with_values(_pattern(condensed, None), condensed.values)
+
+
+def pack_pattern(condensed: Condensed) -> Pattern:
+  """The layout of a layer whose values change, also of traced indices; on the device."""
+  return _pattern(condensed, transpose(condensed))
+
+
+def with_values(layout: Pattern | Packed, values: Array) -> Packed:
+  """What `matmul` reads: a pattern gets the values `[A, K]`; a packed layer keeps its own."""
+  return layout if isinstance(layout, Packed) else _with_values(layout, values)
+
+
+def matmul(
+  x: Array, layout: Packed, bias: Array | None = None, activation: str | None = None
+) -> Array:
+  """The product as `reference.matmul` defines it.
+
+  Args:
+    x: `[B, I]` float32 or bfloat16.
+    layout: from `pack` or `with_values`.
+    bias: `[N]`, or None.
+    activation: None, `"relu"` or `"gelu"`.
+
+  Returns:
+    `[B, N]` of x's type, from sums in float32.
+
+  Raises:
+    ValueError: if x or the result has 2**31 elements or more.
+  """
+  if not x.size or not layout.values.size:
+    sums = jnp.zeros((x.shape[0], layout.pattern.out_features))
+    return finish(sums, bias, activation, x.dtype)
+  return _product(activation)(x, layout, bias)
+
+
+def input_gradient(g: Array, condensed: Condensed, layout: Pattern | Packed) -> Array:
+  """Gradient of a loss in `x`, from its gradient in the product.
+
+  Args:
+    g: `[B, N]` float32 or bfloat16.
+    condensed: the layer.
+    layout: of the layer. A packed layer has no transposed pattern; it is left to XLA.
+
+  Returns:
+    `[B, I]` of g's type.
+  """
+  if isinstance(layout, Packed) or layout.transposed is None:
+    return xla.input_gradient(g, condensed)
+  if not g.size or not condensed.values.size:
+    return jnp.zeros((g.shape[0], condensed.in_features), g.dtype)
+  values = condensed.values.reshape(-1)[layout.transposed.positions]
+  call = _transposed_product(condensed.in_features, layout.interpret)
+  return call(g[:, condensed.active], layout.transposed, values)
+
+
+def values_gradient(g: Array, x: Array, condensed: Condensed, layout: Pattern | Packed) -> Array:
+  """Gradient of a loss in `condensed.values`, from its gradient in the product.
+
+  Args:
+    g: `[B, N]` float32 or bfloat16.
+    x: `[B, I]` float32 or bfloat16.
+    condensed: the layer; its values are not read.
+    layout: of the layer.
+
+  Returns:
+    `[A, K]` of the type of the values.
+  """
+  if not x.size or not condensed.values.size:
+    return jnp.zeros_like(condensed.values)
+  pattern = layout.pattern if isinstance(layout, Packed) else layout
+  dvalues = _products(pattern.interpret)(g[:, condensed.active], x, pattern.indices)
+  return dvalues[:, : pattern.fan_in].astype(condensed.values.dtype)
+
+
+def _pattern(condensed: Condensed, transposed: Transposed | None) -> Pattern:
+  num_active, num_neurons = condensed.num_active, condensed.out_features
+  columns = None
+  if num_active < num_neurons:
+    is_ablated = jnp.ones(num_neurons, bool).at[condensed.active].set(False)
+    columns = jnp.argsort(is_ablated, stable=True).astype(jnp.int32)
+  return Pattern(
+    _pad(condensed.indices),
+    columns,
+    transposed,
+    condensed.fan_in,
+    num_neurons,
+    lowering.is_interpreted(),
+  )
+
+
+def _with_values(pattern: Pattern, values: Array) -> Packed:
+  return Packed(pattern, _pad(values))
+
+
+def _pad(rows: Array) -> Array:
+  """`[A, K]` as `[A, K']`; short rows to a power of two only."""
+  fan_in = rows.shape[1]
+  unit = min(_ALIGNMENT, power(fan_in))
+  return jnp.pad(rows, ((0, 0), (0, -fan_in % unit)))
+
+
+def _over_rows(function: Any) -> Any:
+  """Gives `(x [B, I], *others) -> [B, N]` a rule for vmap: one call if only x is batched."""
+  call = jax.custom_batching.custom_vmap(function)
+
+  @call.def_vmap
+  def rule(axis_size: int, batched: Any, *args: Any) -> Any:
+    x, *others = args
+    if any(jax.tree.leaves(batched[1:])):
+      return map_calls(call, batched, args), True
+    y = call(x.reshape(-1, x.shape[-1]), *others)
+    return y.reshape(*x.shape[:-1], -1), True
+
+  return call
+
+
+@functools.cache
+def _product(activation: str | None) -> Any:
+  def call(x: Array, layout: Packed, bias: Array | None) -> Array:
+    pattern = layout.pattern
+    return weighted_sums(
+      x,
+      layout.values.reshape(-1),
+      pattern.indices.reshape(-1),
+      num_rows=layout.values.shape[0],
+      columns=pattern.columns,
+      num_columns=pattern.out_features,
+      bias=bias,
+      activation=activation,
+      interpret=pattern.interpret,
+    )
+
+  return _over_rows(call)
+
+
+@functools.cache
+def _transposed_product(num_inputs: int, interpret: bool) -> Any:
+  def call(g: Array, transposed: Transposed, values: Array) -> Array:
+    return weighted_sums(
+      g,
+      values,
+      transposed.neurons,
+      num_rows=num_inputs,
+      starts=transposed.starts,
+      interpret=interpret,
+    )
+
+  return _over_rows(call)
+
+
+@functools.cache
+def _products(interpret: bool) -> Any:
+  """The call; under vmap a loop of calls, as every example has a gradient of its own."""
+
+  @jax.custom_batching.custom_vmap
+  def call(g: Array, x: Array, indices: Array) -> Array:
+    return pattern_products(g, x, indices, interpret=interpret)
+
+  @call.def_vmap
+  def rule(axis_size: int, batched: Any, *args: Array) -> Any:
+    return map_calls(call, batched, args), True
+
+  return call

@@ -1,0 +1,93 @@
+"""How Pallas kernels reach a device: the one file that knows Triton, Mosaic and interpret mode.
+
+Kernels for GPUs go through Triton: it is the route on which Pallas lowers loads of rows at
+computed places, in every JAX from 0.10 to 0.12. JAX calls that route deprecated in favour of
+Mosaic GPU, which cannot lower such loads; when it goes, this file and the bodies that use `load`
+and `store` change, nothing else. Kernels for TPUs go through Mosaic.
+
+Interpret mode runs a kernel operation by operation on any device: to test it, never to use it. It
+is chosen by the environment variable `SRIGL_PALLAS_INTERPRET` only, `gpu` or `tpu`, which says
+whose kernels the backend "pallas" is to run here.
+"""
+
+import os
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+from jax import Array
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import triton
+
+INTERPRET = "SRIGL_PALLAS_INTERPRET"
+"""Name of the environment variable."""
+
+PLATFORMS = ("gpu", "tpu")
+"""Devices that there are kernels for, as `jax.default_backend()` calls them."""
+
+program_id = pl.program_id
+
+
+def platform() -> str | None:
+  """Whose kernels to run, `"gpu"` or `"tpu"`; None where there are none.
+
+  Raises:
+    ValueError: if the environment variable asks for something else.
+  """
+  interpreted = os.environ.get(INTERPRET, "")
+  if interpreted and interpreted not in PLATFORMS:
+    raise ValueError(f"{INTERPRET}={interpreted} must be one of {PLATFORMS}, or not be set.")
+  name = interpreted or jax.default_backend()
+  return name if name in PLATFORMS else None
+
+
+def is_interpreted() -> bool:
+  """Whether kernels are to run in interpret mode."""
+  return bool(os.environ.get(INTERPRET))
+
+
+def gpu_call(
+  kernel: Callable[..., None],
+  out: Any,
+  *,
+  grid: Sequence[int],
+  num_warps: int,
+  interpret: bool,
+  name: str,
+) -> Callable[..., Any]:
+  """A function that runs a kernel of references to whole arrays on a GPU.
+
+  Args:
+    kernel: `(*inputs, *outputs) -> None`, references.
+    out: shapes and types of the results.
+    grid: programs along each axis; the first one varies fastest over a card.
+    num_warps: of 32 threads each, a power of two.
+    interpret: whether to interpret it instead.
+    name: for profiles.
+  """
+  return pl.pallas_call(
+    kernel,
+    out,
+    grid=tuple(grid),
+    interpret=interpret,
+    name=name,
+    compiler_params=triton.CompilerParams(num_warps=num_warps, num_stages=1),
+  )
+
+
+def load(ref: Any, index: Any, mask: Array | None = None) -> Array:
+  """`ref[index]`, zero where the mask is False; nothing is read there."""
+  if mask is None:
+    return triton.load(ref.at[index])
+  return triton.load(ref.at[index], mask=mask, other=0)
+
+
+def store(ref: Any, index: Any, value: Array, mask: Array | None = None) -> None:
+  """`ref[index] = value` where the mask is True."""
+  triton.store(ref.at[index], value.astype(ref.dtype), mask=mask)
+
+
+def barrier(interpret: bool) -> None:
+  """Waits for all threads of the program, and for what they stored; none in interpret mode."""
+  if not interpret:
+    triton.debug_barrier()
