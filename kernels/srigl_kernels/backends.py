@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 from jax import Array
 
-from srigl_kernels import cpu_gradients, dense, reference, xla
+from srigl_kernels import cpu_gradients, dense, grouped, reference, xla
 from srigl_kernels.format import Condensed
 from srigl_kernels.geometry import Geometry, expand_groups
 from srigl_kernels.prepared import Layout
@@ -107,6 +107,15 @@ BACKENDS: dict[str, Backend] = {
     with_values=lambda *args: _pallas().with_values(*args),
     input_gradient=lambda *args: _pallas().input_gradient(*args),
     values_gradient=lambda *args: _pallas().values_gradient(*args),
+  ),
+  "grouped": Backend(
+    grouped.group,
+    grouped.matmul,
+    packs_traced=False,
+    pack_pattern=grouped.group_pattern,
+    with_values=grouped.with_values,
+    input_gradient=grouped.input_gradient,
+    values_gradient=grouped.values_gradient,
   ),
   "structured": Backend(dense.pack_structured, dense.matmul, conv=dense.conv, conv_groups=True),
   "dense": Backend(dense.pack_dense, dense.matmul, conv=dense.conv, conv_groups=True),

@@ -1,4 +1,4 @@
-"""How native calls behave under vmap where one call cannot serve the whole batch."""
+"""How calls of kernels behave under vmap."""
 
 from collections.abc import Callable
 from typing import Any
@@ -27,3 +27,18 @@ def map_calls(call: Callable[..., Array], batched: Any, args: tuple[Any, ...]) -
     return call(*jax.tree.unflatten(treedef, each))
 
   return jax.lax.map(one, [leaf for leaf, m in zip(leaves, mapped, strict=True) if m])
+
+
+def over_rows(function: Any) -> Any:
+  """Gives `(x [B, I], *others) -> [B, N]` a rule for vmap: one call if only x is batched."""
+  call = jax.custom_batching.custom_vmap(function)
+
+  @call.def_vmap
+  def rule(axis_size: int, batched: Any, *args: Any) -> Any:
+    x, *others = args
+    if any(jax.tree.leaves(batched[1:])):
+      return map_calls(call, batched, args), True
+    y = call(x.reshape(-1, x.shape[-1]), *others)
+    return y.reshape(*x.shape[:-1], -1), True
+
+  return call

@@ -39,6 +39,14 @@ def spread(y: Array, active: Array, num_neurons: int, *, axis: int = 0) -> Array
   return jnp.take(y, rows, axis=axis, mode="fill", fill_value=0)
 
 
+def active_first(active: Array, num_neurons: int) -> Array | None:
+  """All neurons `[N]` int32, the active ones first; None if all are active."""
+  if active.shape[0] == num_neurons:
+    return None
+  is_ablated = jnp.ones(num_neurons, bool).at[active].set(False)
+  return jnp.argsort(is_ablated, stable=True).astype(jnp.int32)
+
+
 def finish(y: Array, bias: Array | None, activation: str | None, dtype: DTypeLike) -> Array:
   """Adds the bias, applies the activation, both in float32, and rounds to the result's type.
 

@@ -21,14 +21,13 @@ from jax import Array
 
 from srigl_kernels import pallas_lowering as lowering
 from srigl_kernels import xla
-from srigl_kernels.batching import map_calls
-from srigl_kernels.epilogue import finish
+from srigl_kernels.batching import map_calls, over_rows
+from srigl_kernels.epilogue import active_first, finish
 from srigl_kernels.format import Condensed
+from srigl_kernels.padding import pad_rows
 from srigl_kernels.pallas_products import pattern_products
-from srigl_kernels.pallas_sums import power, weighted_sums
+from srigl_kernels.pallas_sums import weighted_sums
 from srigl_kernels.transposed import Transposed, transpose
-
-_ALIGNMENT = 8
 
 
 @jax.tree_util.register_dataclass
@@ -66,6 +65,11 @@ class Packed:
   pattern: Pattern
   values: Array
 
+  @property
+  def out_features(self) -> int:
+    """`N`."""
+    return self.pattern.out_features
+
 
 def pack(condensed: Condensed) -> Packed:
   """The layout that `matmul` reads, also of traced arrays."""
@@ -100,7 +104,7 @@ def matmul(
     ValueError: if x or the result has 2**31 elements or more.
   """
   if not x.size or not layout.values.size:
-    sums = jnp.zeros((x.shape[0], layout.pattern.out_features))
+    sums = jnp.zeros((x.shape[0], layout.out_features))
     return finish(sums, bias, activation, x.dtype)
   return _product(activation)(x, layout, bias)
 
@@ -145,45 +149,18 @@ def values_gradient(g: Array, x: Array, condensed: Condensed, layout: Pattern | 
 
 
 def _pattern(condensed: Condensed, transposed: Transposed | None) -> Pattern:
-  num_active, num_neurons = condensed.num_active, condensed.out_features
-  columns = None
-  if num_active < num_neurons:
-    is_ablated = jnp.ones(num_neurons, bool).at[condensed.active].set(False)
-    columns = jnp.argsort(is_ablated, stable=True).astype(jnp.int32)
   return Pattern(
-    _pad(condensed.indices),
-    columns,
+    pad_rows(condensed.indices),
+    active_first(condensed.active, condensed.out_features),
     transposed,
     condensed.fan_in,
-    num_neurons,
+    condensed.out_features,
     lowering.is_interpreted(),
   )
 
 
 def _with_values(pattern: Pattern, values: Array) -> Packed:
-  return Packed(pattern, _pad(values))
-
-
-def _pad(rows: Array) -> Array:
-  """`[A, K]` as `[A, K']`; short rows to a power of two only."""
-  fan_in = rows.shape[1]
-  unit = min(_ALIGNMENT, power(fan_in))
-  return jnp.pad(rows, ((0, 0), (0, -fan_in % unit)))
-
-
-def _over_rows(function: Any) -> Any:
-  """Gives `(x [B, I], *others) -> [B, N]` a rule for vmap: one call if only x is batched."""
-  call = jax.custom_batching.custom_vmap(function)
-
-  @call.def_vmap
-  def rule(axis_size: int, batched: Any, *args: Any) -> Any:
-    x, *others = args
-    if any(jax.tree.leaves(batched[1:])):
-      return map_calls(call, batched, args), True
-    y = call(x.reshape(-1, x.shape[-1]), *others)
-    return y.reshape(*x.shape[:-1], -1), True
-
-  return call
+  return Packed(pattern, pad_rows(values))
 
 
 @functools.cache
@@ -202,7 +179,7 @@ def _product(activation: str | None) -> Any:
       interpret=pattern.interpret,
     )
 
-  return _over_rows(call)
+  return over_rows(call)
 
 
 @functools.cache
@@ -217,7 +194,7 @@ def _transposed_product(num_inputs: int, interpret: bool) -> Any:
       interpret=interpret,
     )
 
-  return _over_rows(call)
+  return over_rows(call)
 
 
 @functools.cache

@@ -54,6 +54,7 @@ def gpu_call(
   num_warps: int,
   interpret: bool,
   name: str,
+  num_stages: int = 1,
 ) -> Callable[..., Any]:
   """A function that runs a kernel of references to whole arrays on a GPU.
 
@@ -64,6 +65,7 @@ def gpu_call(
     num_warps: of 32 threads each, a power of two.
     interpret: whether to interpret it instead.
     name: for profiles.
+    num_stages: steps of a loop with a matrix product whose loads are in flight at once.
   """
   return pl.pallas_call(
     kernel,
@@ -71,7 +73,7 @@ def gpu_call(
     grid=tuple(grid),
     interpret=interpret,
     name=name,
-    compiler_params=triton.CompilerParams(num_warps=num_warps, num_stages=1),
+    compiler_params=triton.CompilerParams(num_warps=num_warps, num_stages=num_stages),
   )
 
 

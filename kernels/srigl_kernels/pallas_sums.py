@@ -27,6 +27,7 @@ from jax import Array, lax
 
 from srigl_kernels import pallas_lowering as lowering
 from srigl_kernels.epilogue import ACTIVATIONS
+from srigl_kernels.padding import power
 
 MULTIPROCESSORS = 132  # of an H100; another number costs balance, not correctness
 SMALL_BATCH = 16
@@ -51,11 +52,6 @@ class Blocks(NamedTuple):
   lanes: int
   splits: int
   warps: int
-
-
-def power(n: int) -> int:
-  """The smallest power of two of at least `n`."""
-  return 1 << max(0, math.ceil(n) - 1).bit_length()
 
 
 def choose_blocks(
@@ -181,11 +177,11 @@ def _kernel(
   blocks: Blocks,
 ) -> None:
   """A program: one tile of x, every `splits`-th block of rows, and of columns without entries."""
-  optional, y_ref = dict(zip(names, refs[:-1], strict=True)), refs[-1]
+  optional_output, y_ref = dict(zip(names, refs[:-1], strict=True)), refs[-1]
+  starts_ref = optional_output.pop("starts", None)
   split, tile = lowering.program_id(0), lowering.program_id(1)
   num_full = math.ceil(num_rows / blocks.rows)
   num_blocks = num_full + math.ceil((num_columns - num_rows) / blocks.rows)
-  batch = y_ref.shape[0]
 
   def block(i: Array, carry: Any) -> Any:
     number = split + i * blocks.splits
@@ -196,20 +192,10 @@ def _kernel(
     rows = first + lax.iota(jnp.int32, blocks.rows)
     is_row = rows < num_rows + is_empty * (num_columns - num_rows)
     sums = _sums(
-      x_ref, values_ref, indices_ref, optional.get("starts"), tile, rows,
+      x_ref, values_ref, indices_ref, starts_ref, tile, rows,
       is_row & has_entries, row_size, blocks,
     )  # fmt: skip
-    columns = rows
-    if "columns" in optional:
-      columns = lowering.load(optional["columns"], rows, is_row)
-    if "bias" in optional:
-      bias = lowering.load(optional["bias"], columns, is_row)
-      sums += bias.astype(jnp.float32)[:, None]
-    y = ACTIVATIONS[activation](sums).T
-    batch_rows = tile * blocks.lanes + lax.iota(jnp.int32, blocks.lanes)
-    index = (outer(batch_rows, y.shape, 0), outer(columns, y.shape, 1))
-    is_in = outer(batch_rows < batch, y.shape, 0) & outer(is_row, y.shape, 1)
-    lowering.store(y_ref, index, y, is_in)
+    store_rows(y_ref, sums.T, rows, is_row, tile * blocks.lanes, activation, **optional_output)
     return carry
 
   # The last round has blocks for some programs only; to the others every row is beyond the end.
@@ -249,6 +235,40 @@ def _sums(
 
   num_steps = (sizes.max() + blocks.entries - 1) // blocks.entries
   return lax.fori_loop(0, num_steps, step, jnp.zeros(cube, jnp.float32)).sum(1)
+
+
+def store_rows(
+  y_ref: Any,
+  sums: Array,
+  rows: Array,
+  is_row: Array,
+  first: Array,
+  activation: str | None,
+  *,
+  columns: Any = None,
+  bias: Any = None,
+) -> None:
+  """What follows the sums of a block: bias, activation, and their places in the result.
+
+  Args:
+    y_ref: `[B, N]`, the result.
+    sums: `[lanes, rows]` float32.
+    rows: `[rows]` int32, of the pattern.
+    is_row: `[rows]`, False for what is beyond the pattern.
+    first: row of the batch that lane 0 is; lanes beyond the batch are dropped.
+    activation: a name in `ACTIVATIONS`.
+    columns: `[N]`, the column of each row; or None if it is the row.
+    bias: `[N]`, or None.
+  """
+  places = rows if columns is None else lowering.load(columns, rows, is_row)
+  if bias is not None:
+    sums += lowering.load(bias, places, is_row).astype(jnp.float32)[None, :]
+  # The interpreter writes back what it read where the mask is False: that must be nobody's place.
+  places = jnp.where(is_row, places, y_ref.shape[1])
+  batch_rows = first + lax.iota(jnp.int32, sums.shape[0])
+  index = (outer(batch_rows, sums.shape, 0), outer(places, sums.shape, 1))
+  is_in = outer(batch_rows < y_ref.shape[0], sums.shape, 0) & outer(is_row, sums.shape, 1)
+  lowering.store(y_ref, index, ACTIVATIONS[activation](sums), is_in)
 
 
 def outer(vector: Array, shape: tuple[int, ...], axis: int) -> Array:

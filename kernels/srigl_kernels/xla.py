@@ -77,7 +77,7 @@ def matmul(
     return store(out, finish(y, bias, activation, x.dtype), start, x.dtype)
 
   out = as_bits(jnp.zeros((num_rows, num_neurons), x.dtype))
-  return lax.bitcast_convert_type(_tiles(step, num_rows, rows, out), x.dtype)
+  return lax.bitcast_convert_type(tiles(step, num_rows, rows, out), x.dtype)
 
 
 def _weighted_sums(inputs: Array, layout: Transposed) -> Array:
@@ -97,7 +97,7 @@ def _weighted_sums(inputs: Array, layout: Transposed) -> Array:
     return sums
 
   fan_in, num_active = layout.values.shape
-  return _tiles(step, fan_in, _UNROLL, jnp.zeros((num_active, inputs.shape[1])))
+  return tiles(step, fan_in, _UNROLL, jnp.zeros((num_active, inputs.shape[1])))
 
 
 def input_gradient(g: Array, condensed: Condensed) -> Array:
@@ -123,11 +123,11 @@ def input_gradient(g: Array, condensed: Condensed) -> Array:
       block = densify(values, _load(condensed.indices, first, count), num_inputs)
       return sums + dot(lax.dynamic_slice_in_dim(tile, first, count, axis=1), block)
 
-    sums = _tiles(neuron_step, num_active, neurons, jnp.zeros((size, num_inputs)))
+    sums = tiles(neuron_step, num_active, neurons, jnp.zeros((size, num_inputs)))
     return store(dx, sums, start, g.dtype)
 
   dx = as_bits(jnp.zeros((g.shape[0], num_inputs), g.dtype))
-  return lax.bitcast_convert_type(_tiles(row_step, g.shape[0], rows, dx), g.dtype)
+  return lax.bitcast_convert_type(tiles(row_step, g.shape[0], rows, dx), g.dtype)
 
 
 def values_gradient(g: Array, x: Array, condensed: Condensed) -> Array:
@@ -154,11 +154,11 @@ def values_gradient(g: Array, x: Array, condensed: Condensed) -> Array:
       tile = _load(g, start, size)[:, active]
       return products + dot(tile.T, _load(x, start, size))
 
-    products = _tiles(row_step, x.shape[0], rows, jnp.zeros((count, num_inputs)))
+    products = tiles(row_step, x.shape[0], rows, jnp.zeros((count, num_inputs)))
     picked = jnp.take_along_axis(products, indices, axis=1, mode="promise_in_bounds")
     return lax.dynamic_update_slice_in_dim(dvalues, picked.astype(dvalues.dtype), first, axis=0)
 
-  return _tiles(neuron_step, num_active, neurons, jnp.zeros_like(condensed.values))
+  return tiles(neuron_step, num_active, neurons, jnp.zeros_like(condensed.values))
 
 
 def densify(values: Array, indices: Array, num_inputs: int) -> Array:
@@ -172,8 +172,19 @@ def densify(values: Array, indices: Array, num_inputs: int) -> Array:
 
 
 def dot(a: Array, b: Array) -> Array:
-  """Matrix product in float32, also of bfloat16, which XLA on CPU cannot sum in float32."""
-  return a.astype(jnp.float32) @ b.astype(jnp.float32)
+  """Matrix product `[M, N]` in float32; see `einsum`."""
+  return einsum("mk,kn->mn", a, b)
+
+
+def einsum(subscripts: str, a: Array, b: Array) -> Array:
+  """`jnp.einsum` in float32.
+
+  Also of bfloat16, which XLA on CPU cannot sum in float32: there it is cast before. Elsewhere two
+  operands in bfloat16 go to the matrix units as they are.
+  """
+  if jax.default_backend() == "cpu" or not a.dtype == b.dtype == jnp.bfloat16:
+    a, b = a.astype(jnp.float32), b.astype(jnp.float32)
+  return jnp.einsum(subscripts, a, b, preferred_element_type=jnp.float32)
 
 
 def _load(x: Array, start: Array | int, size: int) -> Array:
@@ -197,7 +208,7 @@ def fit(bytes_each: int, most: int = 2**30) -> int:
   return max(1, min(most, TEMPORARY_BYTES // bytes_each))
 
 
-def _tiles(
+def tiles(
   step: Callable[[Array | int, int, _Carry], _Carry], length: int, size: int, carry: _Carry
 ) -> _Carry:
   """Calls `step(start, size, carry) -> carry` for tiles of `size`, then for the remainder."""

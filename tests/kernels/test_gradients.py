@@ -15,7 +15,7 @@ from tests.kernels.test_cpu import isa, targets  # noqa: F401
 
 HAS_CPU = BACKENDS["cpu"].is_available()
 needs_cpu = pytest.mark.skipif(not HAS_CPU, reason="needs the native kernels")
-AVAILABLE = [name for name in BACKENDS if BACKENDS[name].is_available()]
+AVAILABLE = [n for n in BACKENDS if BACKENDS[n].is_available() and n != "grouped"]
 SMALL = PROBLEMS["odd_sizes"]
 
 # Around borders of lanes, blocks and panels; multiples of nothing; each with some batch sizes.
