@@ -8,7 +8,7 @@ from jax import Array
 from srigl_kernels import pallas_lowering as lowering
 from srigl_kernels.format import Condensed
 
-_MODULES = {"gpu": "srigl_kernels.pallas_gpu"}
+_MODULES = {"gpu": "srigl_kernels.pallas_gpu", "tpu": "srigl_kernels.pallas_tpu"}
 
 
 def is_available() -> bool:

@@ -17,7 +17,7 @@ from typing import Any
 import jax
 from jax import Array
 from jax.experimental import pallas as pl
-from jax.experimental.pallas import triton
+from jax.experimental.pallas import tpu, triton
 
 INTERPRET = "SRIGL_PALLAS_INTERPRET"
 """Name of the environment variable."""
@@ -93,3 +93,37 @@ def barrier(interpret: bool) -> None:
   """Waits for all threads of the program, and for what they stored; none in interpret mode."""
   if not interpret:
     triton.debug_barrier()
+
+
+def tpu_call(
+  kernel: Callable[..., None],
+  out: Any,
+  *,
+  grid: Sequence[int],
+  in_blocks: Sequence[tuple[tuple[int, ...], Callable[..., tuple[int, ...]], bool]],
+  out_block: tuple[tuple[int, ...], Callable[..., tuple[int, ...]]],
+  interpret: bool,
+  name: str,
+) -> Callable[..., Any]:
+  """A function that runs a kernel of references to blocks on a TPU.
+
+  Args:
+    kernel: `(*inputs, output) -> None`, references.
+    out: shape and type of the result.
+    grid: programs along each axis, the last one fastest; they run one after the other.
+    in_blocks: for each input the shape of a block, the block that a program gets, and whether it
+      holds scalars that the program computes addresses with.
+    out_block: the same for the result.
+    interpret: whether to interpret it instead.
+    name: for profiles.
+  """
+  spaces = {True: tpu.SMEM, False: tpu.VMEM}
+  return pl.pallas_call(
+    kernel,
+    out,
+    grid=tuple(grid),
+    in_specs=[pl.BlockSpec(s, index, memory_space=spaces[m]) for s, index, m in in_blocks],
+    out_specs=pl.BlockSpec(*out_block, memory_space=tpu.VMEM),
+    interpret=interpret,
+    name=name,
+  )

@@ -108,7 +108,7 @@ def test_what_counts_as_groups():
   _, of_16 = make_grouped(16, 3)
   assert grouped.group_size(of_16) == 16
   with pytest.raises(
-    ValueError, match="not in groups of 32 neurons .*: neurons 0 and 32 are of one"
+    ValueError, match=r"not in groups of 32 neurons .*: neurons 0 and 32 are of one"
   ):
     grouped.group(of_16, 32)
   _, none = make_grouped(1, 5)
