@@ -30,8 +30,9 @@ def prepare(
     condensed: the layer.
     backend: a name in `BACKENDS`, or several in order of preference, or `"auto"`: those that are
       expected to be fastest at some batch size; `condensed_matmul` then takes the fastest in every
-      call. On CPU that is decided by `srigl_kernels.cost`, among `cpu` (where it can run) and
-      `xla`, `structured`, `dense`; elsewhere `xla` where few weights are left, else a dense matrix.
+      call. That is decided by `srigl_kernels.cost`: on CPU among `cpu` (where it can run), `xla`,
+      `structured` and `dense`; on GPUs and TPUs, where its constants are estimates, among `pallas`,
+      `structured`, `dense` and, for a layer in groups, `grouped`.
     batch: for `"auto"`, the batch sizes (rows of x) to expect; by default anything from 1 to 2048.
       Each layout takes memory besides the layer itself: `cpu` two copies of the weights with one
       byte of index each, one of them padded, `xla` one copy, `structured` a dense matrix of the
@@ -68,10 +69,10 @@ def choose_backend(layer: Condensed | Prepared, batch: int = 1) -> tuple[str, st
   Returns:
     `(name, reason)`. Of a layer prepared with `backend="auto"` the layout that is expected to be
     fastest for the batch, of one prepared for backends by name the first of them, of any other
-    `xla`: other layouts cost more to make in every call than they save.
+    `xla` (on GPUs `pallas`): other layouts cost more to make in every call than they save.
   """
   if not isinstance(layer, Prepared) or not layer.preference:
-    return "xla", "the layer is not prepared, and this layout is cheap to make in every call"
+    return choice.unprepared()
   if not layer.is_automatic:
     return layer.preference[0], "it is the first backend that the layer was prepared for"
   names = layer.preference

@@ -38,7 +38,7 @@ class Backend(NamedTuple):
   matmul: Callable[[Array, Layout, Array | None, str | None], Array]
   is_available: Callable[[], bool] = lambda: True
   needs: str = ""
-  packs_traced: bool = True
+  packs_traced: Callable[[], bool] = lambda: True
   pack_pattern: Callable[[Condensed], Layout] | None = None
   with_values: Callable[[Layout, Array], Layout] = lambda layout, values: layout
   input_gradient: Callable[[Array, Condensed, Layout], Array] = lambda g, condensed, layout: (
@@ -88,7 +88,7 @@ BACKENDS: dict[str, Backend] = {
     lambda *args: native().matmul(*args),
     is_available=lambda: native() is not None and jax.default_backend() == "cpu",
     needs="jax running on CPU, and the native library, which `pip install .` builds",
-    packs_traced=False,
+    packs_traced=lambda: False,
     pack_pattern=cpu_gradients.pack,
     with_values=cpu_gradients.with_values,
     input_gradient=cpu_gradients.input_gradient,
@@ -103,6 +103,7 @@ BACKENDS: dict[str, Backend] = {
       "a GPU or a TPU that jax runs on; for tests, SRIGL_PALLAS_INTERPRET=gpu (or tpu) in the "
       "environment interprets its kernels, slowly, on any device"
     ),
+    packs_traced=lambda: _pallas().packs_traced(),
     pack_pattern=lambda condensed: _pallas().pack_pattern(condensed),
     with_values=lambda *args: _pallas().with_values(*args),
     input_gradient=lambda *args: _pallas().input_gradient(*args),
@@ -111,7 +112,7 @@ BACKENDS: dict[str, Backend] = {
   "grouped": Backend(
     grouped.group,
     grouped.matmul,
-    packs_traced=False,
+    packs_traced=lambda: False,
     pack_pattern=grouped.group_pattern,
     with_values=grouped.with_values,
     input_gradient=grouped.input_gradient,
@@ -138,10 +139,10 @@ def pack(
       f"Backend {name!r} cannot run here, on {jax.default_backend()}: it needs {backend.needs}. "
       "backend='auto' takes one that can."
     )
-  if gradients and backend.packs_traced and backend.pack_pattern is None:
+  if gradients and backend.packs_traced() and backend.pack_pattern is None:
     return None
   reads = (condensed.indices, condensed.active) if gradients else condensed
-  if not backend.packs_traced and is_traced(reads):
+  if not backend.packs_traced() and is_traced(reads):
     raise ValueError(
       f"Backend {name!r} lays a layer out on the host and cannot do so with traced arrays: call "
       f"prepare(condensed, backend={name!r}) before, outside of jit, and pass what it returns; "

@@ -10,7 +10,10 @@ import jax
 from srigl_kernels import cost
 from srigl_kernels.backends import BACKENDS, is_traced, native
 from srigl_kernels.format import Condensed
+from srigl_kernels.grouped import group_size
 
+ACCELERATORS = ("gpu", "tpu")
+_EXACT = ("highest", "float32")  # settings under which products of float32 are not rounded
 _BATCHES = tuple(2**i for i in range(12))  # what a layer is prepared for unless it is told
 
 
@@ -35,28 +38,54 @@ def names(
 
 def candidates(condensed: Condensed, gradients: bool = False) -> list[str]:
   """The backends among which `prepare` chooses; warns if the native one is not installed."""
-  names = ["structured" if condensed.num_active < condensed.out_features else "dense", "xla"]
+  dense = "structured" if condensed.num_active < condensed.out_features else "dense"
   reads = (condensed.indices, condensed.active) if gradients else condensed
-  if BACKENDS["cpu"].is_available() and not is_traced(reads):
-    return ["cpu", *names]
-  if jax.default_backend() == "cpu" and native() is None:
-    _warn_of_no_cpu_library()
-  return names
+  is_concrete = not is_traced(reads)
+  if jax.default_backend() not in ACCELERATORS:
+    if BACKENDS["cpu"].is_available() and is_concrete:
+      return ["cpu", dense, "xla"]
+    if jax.default_backend() == "cpu" and native() is None:
+      _warn_of_no_cpu_library()
+    return [dense, "xla"]
+  pallas = BACKENDS["pallas"]
+  names = [dense]
+  names += ["pallas" if pallas.is_available() and (is_concrete or pallas.packs_traced()) else "xla"]
+  is_grouped = not is_traced(condensed.indices) and group_size(condensed) is not None
+  return [*names, "grouped"] if is_grouped and is_concrete else names
+
+
+def unprepared() -> tuple[str, str]:
+  """The backend for a layer that is laid out in every call, and why."""
+  if jax.default_backend() == "gpu" and BACKENDS["pallas"].is_available():
+    return "pallas", "the layer is not prepared, and these kernels read it nearly as it is"
+  return "xla", "the layer is not prepared, and this layout is cheap to make in every call"
 
 
 def rank(condensed: Condensed, batch: int, names: Sequence[str]) -> list[tuple[str, float]]:
   """Backends with the seconds that they are expected to take, the fastest first."""
-  if jax.default_backend() != "cpu":
-    # Nothing was measured there: gather where so few weights are left that it won on CPU, too.
+  keys = {_key(name, condensed): name for name in names}
+  if not keys.keys() <= cost.SECONDS.keys():
+    # Nothing is known of this device: gather where so few weights are left that it won on CPU, too.
     gather = 32 * condensed.fan_in <= condensed.in_features
     first = sorted(names, key=lambda name: (name == "xla") != gather)
     return [(name, math.nan) for name in first]
-  # `cost` keeps the constants of the native kernels by CPU target.
-  keys = {f"cpu {native().isa()}" if name == "cpu" else name: name for name in names}
   sizes = cost.Sizes(
     condensed.in_features, condensed.out_features, condensed.num_active, condensed.fan_in
   )
+  if "grouped" in names and not is_traced(condensed.indices):
+    sizes = sizes._replace(group_size=group_size(condensed) or 1)
   return [(keys[key], seconds) for key, seconds in cost.rank(sizes, batch, list(keys))]
+
+
+def _key(name: str, condensed: Condensed) -> str:
+  """What `cost.SECONDS` calls a backend here."""
+  device = jax.default_backend()
+  if device == "cpu":
+    return f"cpu {native().isa()}" if name == "cpu" else name
+  dtype = condensed.values.dtype.name
+  is_exact = getattr(jax.config, "jax_default_matmul_precision", None) in _EXACT
+  exact = " highest" if dtype == "float32" and is_exact and name in ("dense", "structured") else ""
+  return f"{name} {device} {dtype}{exact}"
 
 
 def expectation(condensed: Condensed, batch: int, names: Sequence[str]) -> str:

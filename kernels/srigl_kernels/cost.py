@@ -4,10 +4,11 @@ The time of a call is taken to be a sum over what it has to do, each at a consta
 
     call + weights * W + products * W * B' + features * B * (I + N) + spread * B * N
 
-`W` is the number of weights that the backend reads: `A * K` (cpu, xla), `A * I` (structured) or
-`N * I` (dense). `B'` is the batch; the cpu backend's tiles round it up to a multiple of 16, but for
-the kernel for up to 12 rows that it has on AVX-512. `spread` is for xla and structured where
-neurons are ablated: they put the outputs of the others in their places in a pass of its own.
+`W` is the number of weights that the backend reads: `A * I` (structured), `N * I` (dense) or, of
+all others, `A * K`. `B'` is the batch; the cpu backend's tiles round it up to a multiple of 16, but
+for the kernel for up to 12 rows that it has on AVX-512; of grouped it is the batch over the size of
+a group, in units of 16. `spread` is for backends that put the outputs of active neurons in their
+places in a pass of its own, where neurons are ablated.
 
 The constants in `SECONDS` are fitted to measured times of random layers of many shapes and
 densities (`python -m kernels.benchmark --fit` measures, fits and prints them). They hold for one
@@ -27,12 +28,14 @@ class Sizes(NamedTuple):
     out_features: `N`.
     num_active: `A`.
     fan_in: `K`.
+    group_size: neurons that share their inputs, for the grouped backend.
   """
 
   in_features: int
   out_features: int
   num_active: int
   fan_in: int
+  group_size: int = 1
 
 
 class Rates(NamedTuple):
@@ -54,30 +57,74 @@ SECONDS: dict[str, Rates] = {
   "cpu avx2": Rates(1.34e-05, 2.99e-11, 1.26e-11, 4.65e-10, 0),
   "cpu generic": Rates(1.12e-05, 0, 2.28e-11, 9.48e-10, 0),
 }
-"""By backend; of the native kernels by their CPU target, too."""
+
+# No accelerator was at hand: estimates from published figures, of device time within a program;
+# to be replaced by what `python -m kernels.benchmark --device=gpu --fit=RESULTS` prints.
+#
+# H100 SXM: 3.35 TB/s of memory, 67 TFLOP/s in float32, 494 in TF32, 989 in bfloat16, of which 80 %
+# and 60 % are taken to be reached; 3 us for each kernel, of which a product of dense matrices is
+# one, and two where neurons are ablated or x is transposed before. Products of `pallas` read x from
+# the first-level cache at 128 bytes a clock (1.755 GHz, 132 multiprocessors, 60 %), of `grouped`
+# from the second-level cache, 5.5 TB/s, once for each group of 16. `xla` gathers x from memory, in
+# a loop of kernels.
+#
+# TPU v5e: 0.82 TB/s, 197 TFLOP/s in bfloat16, which is what products of float32 are rounded to,
+# but for "highest", six of them; vector operations as in `pallas_tpu`.
+SECONDS |= {
+  "dense gpu float32": Rates(3e-6, 1.5e-12, 6.7e-15, 1.5e-12),
+  "dense gpu float32 highest": Rates(3e-6, 1.5e-12, 5e-14, 1.5e-12),
+  "dense gpu bfloat16": Rates(3e-6, 7.5e-13, 3.4e-15, 7.5e-13),
+  "structured gpu float32": Rates(3e-6, 1.5e-12, 6.7e-15, 1.5e-12, 3e-12),
+  "structured gpu float32 highest": Rates(3e-6, 1.5e-12, 5e-14, 1.5e-12, 3e-12),
+  "structured gpu bfloat16": Rates(3e-6, 7.5e-13, 3.4e-15, 7.5e-13, 1.5e-12),
+  "pallas gpu float32": Rates(6e-6, 2.2e-12, 2.2e-13, 3e-12),
+  "pallas gpu bfloat16": Rates(6e-6, 1.5e-12, 1.1e-13, 1.5e-12),
+  "grouped gpu float32": Rates(6e-6, 1.5e-12, 7.6e-14, 3e-12),
+  "grouped gpu bfloat16": Rates(6e-6, 7.5e-13, 3.8e-14, 1.5e-12),
+  "xla gpu float32": Rates(1e-4, 3e-12, 2.5e-12, 1.5e-12, 3e-12),
+  "xla gpu bfloat16": Rates(1e-4, 2.2e-12, 2e-12, 7.5e-13, 1.5e-12),
+  "dense tpu float32": Rates(2e-6, 6.1e-12, 1.7e-14, 6.1e-12),
+  "dense tpu float32 highest": Rates(2e-6, 6.1e-12, 1e-13, 6.1e-12),
+  "dense tpu bfloat16": Rates(2e-6, 3e-12, 1.7e-14, 3e-12),
+  "structured tpu float32": Rates(2e-6, 6.1e-12, 1.7e-14, 6.1e-12, 1.2e-11),
+  "structured tpu float32 highest": Rates(2e-6, 6.1e-12, 1e-13, 6.1e-12, 1.2e-11),
+  "structured tpu bfloat16": Rates(2e-6, 3e-12, 1.7e-14, 3e-12, 6e-12),
+  "pallas tpu float32": Rates(4e-6, 1.8e-11, 4e-12, 6.1e-12, 1.2e-11),
+  "pallas tpu bfloat16": Rates(4e-6, 9.2e-12, 4e-12, 3e-12, 6e-12),
+  "grouped tpu float32": Rates(4e-6, 6.1e-12, 6e-13, 1.2e-11, 1.2e-11),
+  "grouped tpu bfloat16": Rates(4e-6, 3e-12, 3e-13, 6e-12, 6e-12),
+  "xla tpu float32": Rates(2e-4, 1.2e-11, 1e-11, 6.1e-12, 1.2e-11),
+  "xla tpu bfloat16": Rates(2e-4, 9e-12, 1e-11, 3e-12, 6e-12),
+}
 
 PORTABLE = ("xla", "structured", "dense")
 """Backends that need no native library."""
 
 _SPREADING = ("xla", "structured")
+_FUSED_ON_GPU = ("pallas", "grouped")
+_GROUP_SIZE = 16  # that the constants of the grouped backend are for
 _TILE_ROWS = 16
 _WINDOW_ROWS = {"cpu avx512": 12}  # up to so many rows it has another kernel, row by row
 
 
 def terms(name: str, sizes: Sizes, batch: int) -> Rates:
   """How much of everything a call does: what the constants of `SECONDS[name]` are multiplied by."""
-  num_inputs, num_neurons, num_active, fan_in = sizes
+  num_inputs, num_neurons, num_active, fan_in, group_size = sizes
+  backend = name.partition(" ")[0]
   weights = {"structured": num_active * num_inputs, "dense": num_neurons * num_inputs}
-  num_weights = weights.get(name, num_active * fan_in)
-  rows = batch
+  num_weights = weights.get(backend, num_active * fan_in)
+  rows: float = batch
   if name.startswith("cpu") and batch > _WINDOW_ROWS.get(name, 0):
     rows = _TILE_ROWS * math.ceil(batch / _TILE_ROWS)
+  if backend == "grouped":
+    rows *= _GROUP_SIZE / max(group_size, 1)  # its products share what they read
+  spreads = backend in _SPREADING or (backend in _FUSED_ON_GPU and " gpu " not in name)
   return Rates(
     call=1,
     weights=num_weights,
     products=num_weights * rows,
     features=batch * (num_inputs + num_neurons),
-    spread=batch * num_neurons if name in _SPREADING and num_active < num_neurons else 0,
+    spread=batch * num_neurons if spreads and num_active < num_neurons else 0,
   )
 
 

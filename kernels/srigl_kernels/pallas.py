@@ -16,6 +16,11 @@ def is_available() -> bool:
   return lowering.platform() in _MODULES
 
 
+def packs_traced() -> bool:
+  """Whether layouts are made on the device; those for TPUs are made on the host."""
+  return lowering.platform() == "gpu"
+
+
 def _module() -> Any:
   return importlib.import_module(_MODULES[lowering.platform() or ""])
 

@@ -7,7 +7,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from srigl_kernels import BACKENDS, choice, choose_backend, condensed_matmul, cost, prepare
+from srigl_kernels import (
+  BACKENDS,
+  choice,
+  choose_backend,
+  condensed_matmul,
+  cost,
+  make_condensed,
+  prepare,
+)
 from srigl_kernels.problems import PROBLEMS, Problem, make_problem
 
 HAS_CPU = BACKENDS["cpu"].is_available()
@@ -124,12 +132,53 @@ def test_a_traced_layer_is_prepared_without_the_native_kernels():
   np.testing.assert_allclose(y, condensed_matmul(x, condensed, backend="reference"), atol=1e-4)
 
 
-def test_other_devices_keep_to_the_rule_of_thumb(monkeypatch):
-  monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+def test_unknown_devices_keep_to_a_rule_of_thumb(monkeypatch):
+  monkeypatch.setattr(jax, "default_backend", lambda: "another")
   for fan_in, num_active, expected in ((2, 40, "xla"), (4, 40, "structured"), (4, 60, "dense")):
     layer = prepare(layer_of(num_active, fan_in))
     assert list(layer.layouts) == [expected]
     assert choose_backend(layer, 8)[1].endswith(f"fan-in {fan_in} of 100 inputs")
+
+
+@pytest.mark.parametrize("device", ["gpu", "tpu"])
+def test_accelerators_choose_by_their_own_constants(monkeypatch, device):
+  monkeypatch.setattr(jax, "default_backend", lambda: device)
+  rates = {f"{name} {device} float32": rate for name, rate in CROSSING.items()}
+  rates[f"pallas {device} float32"] = rates.pop(f"cpu {device} float32")
+  monkeypatch.setattr(cost, "SECONDS", rates)
+  layer = prepare(layer_of(num_active=40), batch=(1, 1000))
+  assert list(layer.layouts) == ["pallas", "structured"]
+  assert [choose_backend(layer, n)[0] for n in (1, 1000)] == ["pallas", "structured"]
+  assert choose_backend(layer.condensed)[0] == ("pallas" if device == "gpu" else "xla")
+  traced = jax.eval_shape(lambda c: prepare(c, batch=1), layer.condensed)
+  assert traced.preference == (("pallas",) if device == "gpu" else ("xla",))
+
+
+def test_estimates_for_accelerators_are_told(monkeypatch):
+  """The wide layer is one of those that memory bounds: few weights win at small batch sizes."""
+  monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+  sizes = cost.Sizes(4096, 16384, 16384, 410, group_size=16)
+  for dtype in ("float32", "bfloat16"):
+    names = [f"{name} gpu {dtype}" for name in ("dense", "pallas", "grouped")]
+    assert cost.rank(sizes, 1, names)[0][0] != names[0]
+    assert cost.rank(sizes._replace(fan_in=4096), 2048, names[:2])[0][0] == names[0]
+  one, two = (cost.terms("grouped gpu float32", sizes._replace(group_size=g), 8) for g in (16, 32))
+  assert one.products == 2 * two.products
+  assert cost.terms("structured gpu float32", sizes._replace(num_active=5), 2).spread == 2 * 16384
+  assert cost.terms("pallas gpu float32", sizes._replace(num_active=5), 2).spread == 0
+
+
+def test_layers_in_groups_are_found(monkeypatch):
+  monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+  rng = np.random.default_rng(0)
+  indices = np.repeat(np.sort(rng.random((3, 20)).argsort(1)[:, :5], axis=1), 16, axis=0)
+  values = rng.normal(size=indices.shape).astype(np.float32)
+  condensed = make_condensed(values, indices, np.arange(48), kernel_shape=(20, 48))
+  assert choice.candidates(condensed) == ["dense", "pallas", "grouped"]
+  assert all(seconds > 0 for _, seconds in choice.rank(condensed, 4, choice.candidates(condensed)))
+  with jax.default_matmul_precision("highest"):
+    (exact,) = choice.rank(condensed, 4, ["dense"])
+  assert exact[1] > choice.rank(condensed, 4, ["dense"])[0][1]
 
 
 def test_every_layer_has_a_choice():
