@@ -11,6 +11,7 @@ in a folder with `benchmark.json`, `benchmark.csv` and bar charts.
     python -m kernels.benchmark --model=FILE --layer=NAME     a layer of an exported model
     python -m kernels.benchmark --models                      whole models
     python -m kernels.benchmark --fit                         constants for `srigl_kernels.cost`
+    python -m kernels.benchmark --device=gpu                  on a GPU: see `gpu_check`
 """
 
 import os
@@ -28,6 +29,11 @@ def _pin(argv: list[str]) -> None:
     os.sched_setaffinity(0, set(cores[-int(counts[0]) :]))
     os.environ["OMP_NUM_THREADS"] = counts[0]  # PyTorch, MKL, OpenBLAS
 
+
+if __name__ == "__main__" and "--device=gpu" in sys.argv:
+  from kernels.benchmark import gpu_check
+
+  sys.exit(gpu_check.main([arg for arg in sys.argv[1:] if arg != "--device=gpu"]))
 
 if __name__ == "__main__":
   _pin(sys.argv)

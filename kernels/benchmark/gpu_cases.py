@@ -76,8 +76,7 @@ def cases(tiny: bool = False) -> list[Case]:
     for batch in batches
   ]
   if tiny:
-    found = [case._replace(batch=min(case.batch, 18)) for case in found]
-    return list({case.name: case for case in found}.values())
+    return [case._replace(batch=min(case.batch, 18)) for case in found[:3]]
   return found
 
 
@@ -137,5 +136,5 @@ def expected_rows(x: np.ndarray, condensed: Condensed) -> np.ndarray:
 
 def error(actual: np.ndarray, expected: np.ndarray) -> float:
   """The norm of the error over that of what was expected; nan if anything is not finite."""
-  difference = np.asarray(actual, np.float64) - expected
-  return float(np.linalg.norm(difference) / max(np.linalg.norm(expected), 1e-30))
+  difference = float(np.linalg.norm(np.asarray(actual, np.float64) - expected))
+  return difference / max(float(np.linalg.norm(expected)), 1e-30)

@@ -25,6 +25,7 @@ import sys
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +76,7 @@ def _supervise(options: argparse.Namespace) -> int:
   out = Path(options.out or f"runs/gpu-{stamp}.json")
   if out.exists():
     raise ValueError(f"{out} holds the results of an earlier run: give another --out.")
-  write_json(out, {"rows": {}, "running": [], "alone": [], "done": False})
+  write_json(out, {"tiny": options.tiny, "rows": {}, "running": [], "alone": [], "done": False})
   deadline = time.time() + options.seconds
   command = [sys.executable, str(Path(__file__).resolve()), f"--worker={deadline}", f"--out={out}"]
   command += [f"--{name}" for name in ("tiny", "check") if getattr(options, name)]
@@ -144,7 +145,7 @@ def _work(options: argparse.Namespace) -> None:
       results["running"] = [task.id for task in tasks]
       write_json(out, results)
       with ThreadPoolExecutor(min(8, len(tasks))) as pool:
-        prepared = list(pool.map(_attempt, [task.prepare for task in tasks]))
+        prepared: list[Any] = list(pool.map(_attempt, [task.prepare for task in tasks]))
       for i, task in enumerate(tasks):
         results["running"] = [task.id]
         write_json(out, results)
@@ -189,18 +190,11 @@ def _environment(jax: Any) -> dict[str, Any]:
     "device": device.device_kind,
     "platform": device.platform,
     "jax": jax.__version__,
-    "jaxlib": importlib_version("jaxlib"),
+    "jaxlib": metadata.version("jaxlib"),
     "python": platform.python_version(),
     "commit": _commit(),
     "time": time.strftime("%Y-%m-%d %H:%M:%S"),
   }
-
-
-def importlib_version(name: str) -> str:
-  """Version of an installed package."""
-  from importlib.metadata import version
-
-  return version(name)
 
 
 def _commit() -> str:

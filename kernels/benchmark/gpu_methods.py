@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import functools
 import importlib
+import threading
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -20,6 +21,7 @@ from jax.experimental import sparse
 from kernels.benchmark.gpu_cases import Case, make_layer
 from srigl_kernels import Condensed, condensed_matmul, dense, prepare
 
+_LOCK = threading.Lock()
 # How far results may be from the reference, as `gpu_cases.error` has it.
 _ERRORS = {"float32": 1e-5, "tf32": 3e-3, "bfloat16": 1e-2}
 
@@ -56,11 +58,12 @@ class Method(NamedTuple):
 
   def layer(self, case: Case) -> Condensed:
     """The case's layer as the method sees it: values in its type."""
-    condensed = make_layer(case._replace(batch=0, targets=()), self.group)
+    with _LOCK:  # methods are prepared side by side, and share it
+      condensed = make_layer(case._replace(batch=0, targets=()), self.group)
     return dataclasses.replace(condensed, values=condensed.values.astype(self.dtype))
 
 
-def _dense_weights(condensed: Condensed) -> tuple[Array, Array]:
+def _dense_weights(condensed: Condensed) -> tuple[Array, Any]:
   return jax.jit(lambda c: dense.pack_dense(c).matrix)(condensed), condensed.bias
 
 
@@ -110,7 +113,7 @@ def _dense_training(precision: Any = None, **fields: Any) -> Method:
   return Method(_dense_weights, apply, products=_all_products, gradients=True, **fields)
 
 
-def _csr_weights(condensed: Condensed) -> tuple[Any, Array]:
+def _csr_weights(condensed: Condensed) -> tuple[Any, Any]:
   starts = jnp.full(condensed.out_features, 0, jnp.int32).at[condensed.active].set(condensed.fan_in)
   ends = jnp.concatenate([jnp.zeros(1, jnp.int32), jnp.cumsum(starts, dtype=jnp.int32)])
   indices = condensed.indices.reshape(-1).astype(jnp.int32)
@@ -201,7 +204,5 @@ def torch_calls(condensed: Condensed, x: Any, method: str) -> Callable[[], Any]:
 
 def _host_matrix(condensed: Condensed) -> Any:
   """The transposed kernel `[N, I]` float32, on the host."""
-  matrix, _ = _dense_weights(
-    dataclasses.replace(condensed, values=condensed.values.astype("float32"))
-  )
+  matrix, _ = _dense_weights(condensed)
   return jax.device_get(matrix).T.copy()

@@ -160,7 +160,10 @@ def matmul(
   Returns:
     `[B, N]` of x's type, from sums in float32.
   """
-  if layout.pattern.kernels != "xla" and x.size and layout.values.size:
+  if not x.size or not layout.values.size:
+    sums = jnp.zeros((x.shape[0], layout.out_features))
+    return finish(sums, bias, activation, x.dtype)
+  if layout.pattern.kernels != "xla":
     return _on_gpu(activation)(x, layout, bias)
   num_rows, num_inputs = x.shape
   values, pattern = layout.values, layout.pattern
@@ -213,6 +216,8 @@ def values_gradient(g: Array, x: Array, condensed: Condensed, layout: Pattern | 
     `[A, K]` of the type of the values.
   """
   pattern = layout.pattern if isinstance(layout, Grouped) else layout
+  if not x.size or not condensed.values.size:
+    return jnp.zeros_like(condensed.values)
   num_groups, fan_in = pattern.indices.shape
   rows = xla.fit(4 * (num_groups * (fan_in + 2 * pattern.size) + 2 * x.shape[1]))
 
