@@ -11,9 +11,8 @@ import pytest
 import srigl_jax as sx
 from srigl_kernels import choose_backend, condensed_matmul, grouped, make_condensed, prepare
 from srigl_kernels.pallas_grouped import Blocks, grouped_sums
-from srigl_kernels.pallas_lowering import INTERPRET
 from tests.kernels import reference
-from tests.kernels.lowering import lower
+from tests.kernels.lowering import interpreting, lower
 
 
 def make_grouped(size, num_groups, *, num_inputs=37, fan_in=11, batch=(5,), lacking=0, **kwargs):
@@ -41,8 +40,11 @@ def make(size, num_groups, num_inputs, fan_in, batch, lacking, dtype=jnp.float32
 @pytest.fixture(params=["xla", "gpu"])
 def kernels(request, monkeypatch):
   """Plain XLA, and the GPU kernel interpreted."""
-  if request.param == "gpu":
-    monkeypatch.setenv(INTERPRET, "gpu")
+  if request.param == "xla":
+    yield
+    return
+  with interpreting(monkeypatch, "gpu"):
+    yield
 
 
 @pytest.mark.parametrize("size, lacking, dtype", [(16, 0, jnp.float32), (32, 7, jnp.bfloat16)])
@@ -85,8 +87,9 @@ def test_memory_is_bounded_by_tiles(monkeypatch):
   reference.assert_close(dvalues, reference.gradients(x, condensed, g)[1], 13)
 
 
-@pytest.mark.parametrize("blocks", [Blocks(16, 16, 4), Blocks(4, 8, 1)])
-@pytest.mark.parametrize("x_dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize(
+  "blocks, x_dtype", [(Blocks(16, 16, 4), jnp.bfloat16), (Blocks(4, 8, 1), jnp.float32)]
+)
 def test_any_cut_gives_the_same(blocks, x_dtype):
   x, condensed = make_grouped(16, 3, lacking=5, batch=(21,))
   x = x.astype(x_dtype)
