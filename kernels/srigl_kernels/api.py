@@ -75,12 +75,12 @@ def choose_backend(layer: Condensed | Prepared, batch: int = 1) -> tuple[str, st
     return choice.unprepared()
   if not layer.is_automatic:
     return layer.preference[0], "it is the first backend that the layer was prepared for"
-  names = layer.preference
-  best = choice.rank(layer.condensed, batch, names)[0][0]
+  names, group = layer.preference, layer.group_size
+  best = choice.rank(layer.condensed, batch, names, group)[0][0]
   if len(names) > 1:
-    return best, choice.expectation(layer.condensed, batch, names)
+    return best, choice.expectation(layer.condensed, batch, names, group)
   others = dict.fromkeys([best, *choice.candidates(layer.condensed)])
-  why = choice.expectation(layer.condensed, batch, list(others))
+  why = choice.expectation(layer.condensed, batch, list(others), group)
   return best, f"it is the only layout that the layer was prepared with; {why}"
 
 

@@ -61,19 +61,32 @@ def unprepared() -> tuple[str, str]:
   return "xla", "the layer is not prepared, and this layout is cheap to make in every call"
 
 
-def rank(condensed: Condensed, batch: int, names: Sequence[str]) -> list[tuple[str, float]]:
-  """Backends with the seconds that they are expected to take, the fastest first."""
+def rank(
+  condensed: Condensed, batch: int, names: Sequence[str], group: int | None = None
+) -> list[tuple[str, float]]:
+  """Backends with the seconds that they are expected to take, the fastest first.
+
+  Args:
+    condensed: the layer, which may be traced.
+    batch: rows of x.
+    names: of the backends.
+    group: neurons of a group, for the grouped backend; found in the layer by default.
+  """
   keys = {_key(name, condensed): name for name in names}
   if not keys.keys() <= cost.SECONDS.keys():
     # Nothing is known of this device: gather where so few weights are left that it won on CPU, too.
     gather = 32 * condensed.fan_in <= condensed.in_features
     first = sorted(names, key=lambda name: (name == "xla") != gather)
     return [(name, math.nan) for name in first]
+  if group is None and "grouped" in names:
+    group = group_size(condensed)
   sizes = cost.Sizes(
-    condensed.in_features, condensed.out_features, condensed.num_active, condensed.fan_in
+    condensed.in_features,
+    condensed.out_features,
+    condensed.num_active,
+    condensed.fan_in,
+    group or 1,
   )
-  if "grouped" in names and not is_traced(condensed.indices):
-    sizes = sizes._replace(group_size=group_size(condensed) or 1)
   return [(keys[key], seconds) for key, seconds in cost.rank(sizes, batch, list(keys))]
 
 
@@ -88,9 +101,11 @@ def _key(name: str, condensed: Condensed) -> str:
   return f"{name} {device} {dtype}{exact}"
 
 
-def expectation(condensed: Condensed, batch: int, names: Sequence[str]) -> str:
-  """What was expected of some backends, in words."""
-  ranked = rank(condensed, batch, names)
+def expectation(
+  condensed: Condensed, batch: int, names: Sequence[str], group: int | None = None
+) -> str:
+  """What was expected of some backends, in words; arguments as for `rank`."""
+  ranked = rank(condensed, batch, names, group)
   if math.isnan(ranked[0][1]):
     return f"a rule of thumb: fan-in {condensed.fan_in} of {condensed.in_features} inputs"
   times = ", ".join(f"{name} {1e6 * seconds:.3g} us" for name, seconds in ranked)

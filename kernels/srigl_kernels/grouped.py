@@ -36,8 +36,8 @@ class Pattern:
 
   Attributes:
     indices: `[G, K']`, of the layer's type, rows padded with zeros.
-    active: `[A]` int32, the active neurons; `size` of them to a group, the last may have fewer.
-    size: neurons of a group.
+    active: `[A]` int32, the active neurons; the last group may have fewer than the others.
+    group_size: neurons of a group.
     in_features: `I`.
     out_features: `N`.
     kernels: `"xla"`, `"gpu"` or, for the latter in interpret mode, `"interpret"`.
@@ -45,7 +45,7 @@ class Pattern:
 
   indices: Array
   active: Array
-  size: int = dataclasses.field(metadata={"static": True})
+  group_size: int = dataclasses.field(metadata={"static": True})
   in_features: int = dataclasses.field(metadata={"static": True})
   out_features: int = dataclasses.field(metadata={"static": True})
   kernels: str = dataclasses.field(metadata={"static": True})
@@ -69,6 +69,11 @@ class Grouped:
   def out_features(self) -> int:
     """`N`."""
     return self.pattern.out_features
+
+  @property
+  def group_size(self) -> int:
+    """Neurons of a group."""
+    return self.pattern.group_size
 
 
 def group(condensed: Condensed, size: int | None = None) -> Grouped:
@@ -142,8 +147,8 @@ def with_values(layout: Pattern | Grouped, values: Array) -> Grouped:
 def _in_groups(rows: Array, pattern: Pattern) -> Array:
   """`[A, M]` as `[G, size, M]`."""
   num_groups = pattern.indices.shape[0]
-  rows = jnp.pad(rows, ((0, num_groups * pattern.size - rows.shape[0]), (0, 0)))
-  return rows.reshape(num_groups, pattern.size, rows.shape[1])
+  rows = jnp.pad(rows, ((0, num_groups * pattern.group_size - rows.shape[0]), (0, 0)))
+  return rows.reshape(num_groups, pattern.group_size, rows.shape[1])
 
 
 def matmul(
@@ -219,14 +224,14 @@ def values_gradient(g: Array, x: Array, condensed: Condensed, layout: Pattern | 
   if not x.size or not condensed.values.size:
     return jnp.zeros_like(condensed.values)
   num_groups, fan_in = pattern.indices.shape
-  rows = xla.fit(4 * (num_groups * (fan_in + 2 * pattern.size) + 2 * x.shape[1]))
+  rows = xla.fit(4 * (num_groups * (fan_in + 2 * pattern.group_size) + 2 * x.shape[1]))
 
   def step(start: Any, count: int, sums: Array) -> Array:
     tile = lax.dynamic_slice_in_dim(x, start, count)
     factors = lax.dynamic_slice_in_dim(g, start, count)[:, pattern.active].T
     return sums + xla.einsum("gsb,gkb->gsk", _in_groups(factors, pattern), _gather(tile, pattern))
 
-  sums = jnp.zeros((num_groups, pattern.size, fan_in))
+  sums = jnp.zeros((num_groups, pattern.group_size, fan_in))
   sums = xla.tiles(step, x.shape[0], rows, sums).reshape(-1, fan_in)
   return sums[: condensed.num_active, : condensed.fan_in].astype(condensed.values.dtype)
 

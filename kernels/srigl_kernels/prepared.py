@@ -54,6 +54,12 @@ class Prepared:
   feature_group_count: int = dataclasses.field(default=1, metadata={"static": True})
 
   @property
+  def group_size(self) -> int | None:
+    """Neurons that share their inputs, if it is laid out in groups."""
+    layout = self.layouts.get("grouped")
+    return None if layout is None else layout.group_size
+
+  @property
   def weights(self) -> dict[str, Array]:
     """What is trained: `"values"` `[A, K]`, and `"bias"` `[N]` if there is one."""
     bias = {} if self.condensed.bias is None else {"bias": self.condensed.bias}

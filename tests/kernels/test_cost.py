@@ -176,6 +176,14 @@ def test_layers_in_groups_are_found(monkeypatch):
   condensed = make_condensed(values, indices, np.arange(48), kernel_shape=(20, 48))
   assert choice.candidates(condensed) == ["dense", "pallas", "grouped"]
   assert all(seconds > 0 for _, seconds in choice.rank(condensed, 4, choice.candidates(condensed)))
+  layer = prepare(condensed, batch=(1, 4096))
+  assert layer.group_size in (None, 16)
+  everything = prepare(condensed, backend=("grouped", "dense"))
+  automatic = dataclasses.replace(everything, is_automatic=True)
+  outside = choose_backend(automatic, 64)
+  told = []
+  jax.eval_shape(lambda layer: told.append(choose_backend(layer, 64)), automatic)
+  assert told == [outside] and "grouped" in outside[1]
   with jax.default_matmul_precision("highest"):
     (exact,) = choice.rank(condensed, 4, ["dense"])
   assert exact[1] > choice.rank(condensed, 4, ["dense"])[0][1]
