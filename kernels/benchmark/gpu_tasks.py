@@ -14,7 +14,13 @@ from kernels.benchmark.gpu_cases import Case, cases, error, expected_rows, make_
 from kernels.benchmark.gpu_methods import METHODS, TRAINING, Method, torch_calls
 from srigl_kernels import condensed_matmul, make_condensed, prepare
 from srigl_kernels.pallas_lowering import is_interpreted
-from srigl_kernels.pallas_sums import Blocks, choose_blocks, weighted_sums
+from srigl_kernels.pallas_sums import (
+  MULTIPROCESSORS,
+  SMALL_BATCH,
+  Blocks,
+  choose_blocks,
+  weighted_sums,
+)
 from srigl_kernels.problems import PROBLEMS, make_problem
 
 _TORCH = ("torch_dense", "torch_tf32", "torch_bf16", "torch_csr")
@@ -230,27 +236,30 @@ def _cuts(case: Case, tiny: bool) -> list[Task]:
 def _neighbours(blocks: Blocks, case: Case) -> list[Blocks]:
   """The blocks of choice with one thing changed."""
 
-  def cut(rows: int, entries: int, lanes: int, warps: int, share: float = 1) -> Blocks:
-    splits = max(1, round(blocks.splits * share))
-    if case.batch <= 16:
-      splits = -(-case.num_active // rows)
+  def cut(rows: int, entries: int, lanes: int, warps: int, programs: int = 1) -> Blocks:
+    rows, entries, lanes = max(1, rows), max(1, entries), max(1, lanes)
+    splits = num_blocks = -(-case.num_active // rows)
+    if case.batch > SMALL_BATCH:
+      num_tiles = -(-case.batch // lanes)
+      splits = max(1, min(programs * MULTIPROCESSORS // num_tiles, num_blocks))
     return Blocks(rows, entries, lanes, splits, warps)
 
   rows, entries, lanes, _, warps = blocks
   found = [
     cut(2 * rows, entries, lanes, warps),
-    cut(max(1, rows // 2), entries, lanes, warps),
-    cut(rows, 2 * entries, lanes, warps),
-    cut(rows, max(1, entries // 2), lanes, warps),
-    cut(rows, entries, lanes, max(1, warps // 2), 2),
+    cut(rows // 2, entries, lanes, warps),
+    cut(rows // 2, 2 * entries, lanes, warps),
+    cut(2 * rows, entries // 2, lanes, warps),
+    cut(rows, entries // 2, lanes, warps),
+    cut(rows // 2, entries, lanes, warps // 2, 2),
   ]
-  if case.batch > 16:
+  if case.batch > SMALL_BATCH:
     found += [
-      cut(rows, max(1, entries // 2), 2 * lanes, warps, 2),
-      cut(rows, 2 * entries, lanes // 2, warps, 0.5),
-      cut(rows, entries, lanes, warps, 2),
+      cut(rows // 4, 4 * entries, lanes, warps),
+      cut(rows, entries // 2, 2 * lanes, warps),
+      cut(rows, 2 * entries, lanes // 2, warps),
     ]
-  return list(dict.fromkeys(found))
+  return [each for each in dict.fromkeys(found) if each != blocks]
 
 
 def _cut_method(blocks: Blocks) -> Method:

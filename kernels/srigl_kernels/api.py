@@ -35,8 +35,8 @@ def prepare(
       `structured`, `dense` and, for a layer in groups, `grouped`.
     batch: for `"auto"`, the batch sizes (rows of x) to expect; by default anything from 1 to 2048.
       Each layout takes memory besides the layer itself: `cpu` two copies of the weights with one
-      byte of index each, one of them padded, `xla` one copy, `structured` a dense matrix of the
-      active neurons, `dense` the dense kernel.
+      byte of index each, one of them padded, `xla`, `grouped` and `pallas` one copy (on TPUs a
+      padded one), `structured` a dense matrix of the active neurons, `dense` the dense kernel.
     gradients: prepares for training: the values may change, as `Prepared` describes, and `cpu` has
       native gradients in x. Costs a permutation of the values in every call and direction, and on
       `cpu` the faster kernel for batches of up to a dozen rows; for inference prepare without.
