@@ -32,6 +32,7 @@ from typing import Any
 _ROOT = Path(__file__).resolve().parents[2]
 _ATTEMPTS = 8
 _STALL_SECONDS = 120  # without a new row the process is taken to hang
+_POISONED_CODE = 3
 _POISONED = ("CUDA_ERROR", "ILLEGAL_ADDRESS", "unspecified launch failure", "misaligned address")
 
 
@@ -86,6 +87,8 @@ def _supervise(options: argparse.Namespace) -> int:
     if results["done"] or time.time() > deadline:
       break
     running = results["running"]
+    if not running and code != _POISONED_CODE:
+      break  # it did not come to its first task, and said why
     if len(running) == 1:  # the culprit
       results["rows"][running[0]] = {"failed": f"the process died or hung at it (exit code {code})"}
     results["alone"] += running  # next time one by one, so that the culprit is found
@@ -160,7 +163,7 @@ def _work(options: argparse.Namespace) -> None:
         write_json(out, results)
         print(_line(task.id, row), flush=True)
         if any(word in row.get("failed", "") for word in _POISONED):
-          sys.exit(3)  # nothing works any more in this process
+          sys.exit(_POISONED_CODE)  # nothing works any more in this process
   results["done"] = True
   write_json(out, results)
 

@@ -134,7 +134,10 @@ for name in "abc":
   if name == "b":
     os.abort()
   results["rows"][name] = {"done": name}
+  results["running"] = []
   out.write_text(json.dumps(results))
+  if name == "a":
+    sys.exit(3)
 results["done"] = True
 out.write_text(json.dumps(results))
 """
