@@ -7,8 +7,8 @@ it. Gradients in x go through the transposed pattern, with the same kernel. No s
 results do not vary from run to run.
 
 Numbers: products of float32 are true float32, whatever `jax_default_matmul_precision` says, and
-sums are float32. An infinite or NaN input also reaches neurons whose rows are padded if it is
-input 0.
+sums are float32. What fills up a block reads input 0 and multiplies it by zero, so that an infinite
+or NaN value of input 0 may reach every neuron.
 """
 
 import dataclasses

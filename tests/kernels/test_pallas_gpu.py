@@ -8,7 +8,7 @@ import numpy as np
 import optax
 import pytest
 
-from srigl_kernels import condensed_matmul, pallas_gpu, prepare
+from srigl_kernels import condensed_matmul, pallas_gpu, prepare, xla
 from srigl_kernels.pallas_lowering import INTERPRET
 from srigl_kernels.pallas_products import pattern_products
 from srigl_kernels.pallas_sums import Blocks, as_tiles, choose_blocks, weighted_sums
@@ -246,6 +246,19 @@ def test_gradients_lower_for_a_gpu(batch, dtype):
     return dx, pallas_gpu.values_gradient(g, x, condensed, layout)
 
   assert lower("cuda", run, x, g, condensed).count(TRITON) == 2
+
+
+def test_dense_products_of_bfloat16_go_to_matrix_units_as_they_are(monkeypatch):
+  matrix = jnp.ones((3, 3), jnp.bfloat16)
+
+  def operands():
+    jaxpr = jax.make_jaxpr(lambda a, b: xla.dot(a, b))(matrix, matrix)
+    (product,) = (eqn for eqn in jaxpr.eqns if eqn.primitive.name == "dot_general")
+    return {str(v.aval.dtype) for v in product.invars}
+
+  assert operands() == {"float32"}
+  monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+  assert operands() == {"bfloat16"}
 
 
 def test_blocks_are_such_as_triton_takes():
