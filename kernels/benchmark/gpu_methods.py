@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import functools
 import importlib
+import itertools
 import threading
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -19,6 +20,7 @@ from jax import Array
 from jax.experimental import sparse
 
 from kernels.benchmark.gpu_cases import Case, make_layer
+from kernels.benchmark.gpu_timing import num_copies
 from srigl_kernels import Condensed, condensed_matmul, dense, prepare
 
 _LOCK = threading.Lock()
@@ -190,13 +192,17 @@ def torch_calls(condensed: Condensed, x: Any, method: str) -> Callable[[], Any]:
   dtype = torch.bfloat16 if method == "torch_bf16" else torch.float32
   load = lambda array: torch.from_numpy(array).cuda().to(dtype)
   matrix, bias = load(_host_matrix(condensed)), load(jax.device_get(condensed.bias).copy())
-  x = load(x)
+  count = num_copies(matrix.numel() * matrix.element_size())
   if method == "torch_csr":
     matrix = matrix.to_sparse_csr()
-    return lambda: (matrix @ x.T).T + bias
+  pairs = [(load(x), matrix.clone()) for _ in range(count)]
+  turns = itertools.cycle(pairs)
 
   def call() -> Any:
     torch.backends.cuda.matmul.allow_tf32 = method == "torch_tf32"
+    x, matrix = next(turns)
+    if method == "torch_csr":
+      return (matrix @ x.T).T + bias
     return torch.nn.functional.linear(x, matrix, bias)
 
   return call

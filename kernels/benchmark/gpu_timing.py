@@ -27,10 +27,14 @@ def num_bytes(tree: Any) -> int:
   return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
+def num_copies(each: int) -> int:
+  """How many copies of so many bytes to rotate through."""
+  return int(np.clip(np.ceil(_ROTATION_BYTES / each), 1, _MOST_COPIES))
+
+
 def copies(x: np.ndarray, dtype: str, weights: Any, *, tiny: bool) -> list[tuple[Array, Any]]:
   """Inputs and weights to rotate through; different x, equal weights, all arrays of their own."""
-  each = num_bytes(weights) + x.nbytes
-  count = 2 if tiny else int(np.clip(np.ceil(_ROTATION_BYTES / each), 1, _MOST_COPIES))
+  count = 2 if tiny else num_copies(num_bytes(weights) + x.nbytes)
   copy = lambda leaf: jnp.array(leaf, copy=True)
   return [
     (jnp.asarray(np.roll(x, i, axis=1), dtype), jax.tree.map(copy, weights) if i else weights)
