@@ -37,6 +37,7 @@ class Pattern:
   Attributes:
     indices: `[G, K']`, of the layer's type, rows padded with zeros.
     active: `[A]` int32, the active neurons; the last group may have fewer than the others.
+    columns: `[N]` int32, the active neurons, then the others; None if all are active.
     group_size: neurons of a group.
     in_features: `I`.
     out_features: `N`.
@@ -45,6 +46,7 @@ class Pattern:
 
   indices: Array
   active: Array
+  columns: Array | None
   group_size: int = dataclasses.field(metadata={"static": True})
   in_features: int = dataclasses.field(metadata={"static": True})
   out_features: int = dataclasses.field(metadata={"static": True})
@@ -107,6 +109,7 @@ def group_pattern(condensed: Condensed, size: int | None = None) -> Pattern:
   return Pattern(
     pad_rows(jnp.asarray(indices[::size])),
     condensed.active,
+    active_first(condensed.active, condensed.out_features),
     size,
     condensed.in_features,
     condensed.out_features,
@@ -198,7 +201,7 @@ def _on_gpu(activation: str | None) -> Any:
       layout.values,
       pattern.indices,
       num_rows=pattern.active.shape[0],
-      columns=active_first(pattern.active, pattern.out_features),
+      columns=pattern.columns,
       num_columns=pattern.out_features,
       bias=bias,
       activation=activation,
