@@ -13,7 +13,7 @@ VENV := .venv-$(VERSION)
 BIN := $(VENV)/bin
 WORKDIR ?= runs/demo
 
-.PHONY: help demo test lint pytest test-slow prove-resume fuzz benchmark benchmark-kernels format tables clean
+.PHONY: help demo test lint pytest test-versions test-slow prove-resume fuzz benchmark benchmark-kernels format tables clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -34,6 +34,10 @@ lint: $(VENV)/test ## ruff and mypy
 
 pytest: $(VENV)/test ## the default test suite
 	$(BIN)/python -m pytest -n auto
+
+test-versions: ## the whole default test suite on each Python that is supported
+	$(MAKE) test PYTHON=python3.11
+	$(MAKE) test PYTHON=python3.12
 
 test-slow: $(VENV)/test ## proofs that take minutes
 	$(BIN)/python -m pytest -n 1 -m slow

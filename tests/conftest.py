@@ -10,7 +10,7 @@ import tempfile
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("NPROC", "64")
 # Most of the suite's time is compiling small programs that run once or twice: the compiler is not
-# to try hard (a third of the time less; `XLA_FLAGS=--xla_backend_optimization_level=3` overrules it).
+# to try hard, which saves a third; XLA_FLAGS=--xla_backend_optimization_level=3 overrules that.
 _FLAGS = {"--xla_force_host_platform_device_count": 8, "--xla_backend_optimization_level": 0}
 for _flag, _value in _FLAGS.items():
   if _flag not in os.environ.get("XLA_FLAGS", ""):
