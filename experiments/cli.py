@@ -67,6 +67,7 @@ def _guarded(main: Callable[[], int | None], argv: Sequence[str]) -> int | None:
       fail(f"{error}\n(SRIGL_TRACEBACK=1 shows where this comes from.)", _exit_code(error))
     if is_with_others():
       traceback.print_exc()
+      print("If this is about communication, another process has ended first.", file=sys.stderr)
       leave_at_once(1)
     raise
 

@@ -83,7 +83,9 @@ def _wait(processes: Sequence[subprocess.Popen[bytes]], received: Sequence[int])
     codes = [code for code in states if code]
     # Processes that stop because they were asked to take the time that they need to save.
     if codes and not failed and not (received and codes[0] == 128 + received[-1]):
-      failed, deadline = codes[0], time.monotonic() + _GRACE_SECONDS
+      # One that was killed is the cause; what others say then is of its consequences.
+      failed = next((code for code in codes if code < 0), codes[0])
+      deadline = time.monotonic() + _GRACE_SECONDS
     if time.monotonic() > deadline:
       for i, process in enumerate(processes):
         if process.poll() is None:

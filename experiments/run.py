@@ -165,15 +165,16 @@ def prepare(config: ConfigDict, data: Dataset | ImageStream | None = None) -> Ru
       params = sx.init_sparse_weights(sparse_key, params, masks, config.method.sparse_init)
     params = sx.apply_masks(params, masks)
 
+  feed = make_feed(
+    data,
+    batch_size=batch_size,
+    eval_batch_size=-(-config.train.eval_batch_size // total) * total,
+    seed=config.seed,
+  )
   return Run(
     config=config,
     data=data,
-    feed=make_feed(
-      data,
-      batch_size=batch_size,
-      eval_batch_size=-(-config.train.eval_batch_size // total) * total,
-      seed=config.seed,
-    ),
+    feed=feed,
     plan=plan,
     model_kwargs=kwargs,
     apply=apply,
@@ -183,7 +184,8 @@ def prepare(config: ConfigDict, data: Dataset | ImageStream | None = None) -> Ru
     macs=macs,
     steps_per_epoch=steps_per_epoch,
     total_steps=total_steps,
-    max_steps=steps_per_dispatch(config.train.steps_per_dispatch, params),
+    # Images of many steps would not fit beside the network.
+    max_steps=1 if feed.is_stream else steps_per_dispatch(config.train.steps_per_dispatch, params),
   )
 
 

@@ -13,7 +13,6 @@ from contextlib import AbstractContextManager, ExitStack, closing
 from pathlib import Path
 from typing import Any
 
-import jax
 from absl import flags
 from ml_collections import ConfigDict
 
@@ -191,8 +190,8 @@ def _loop(logs: Sequence[Logbook], show_progress: ShowProgress, watch: Watch) ->
     for start, step, batches in calls:
       trace.before(start, step)
       asked = interrupted()
-      with jax.transfer_guard("disallow"):  # what is not on the devices by now would hold them up
-        state, metrics, signal = train_fn(state, resident, batches, step - start, asked)
+      # Nothing in here waits for the devices, nor they for what is not on them by now.
+      state, metrics, signal = train_fn(state, resident, batches, step - start, asked)
       trace.after(step, metrics)
       window.append(metrics)
       finished, stopping = step == run.total_steps, stop.agreed(asked, signal)

@@ -14,6 +14,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 from experiments import report
+from experiments import train as train_module
 from experiments.agreement import check_same_masks, mask_checksum
 from experiments.devices import AXIS, divide, replicate
 from experiments.interrupt import Interrupted
@@ -104,6 +105,53 @@ def test_resumed_on_another_number_of_devices(tmp_path):
   with devices(4):
     train(tiny_config(EVERY_TWO), resumed)
   assert_same_training(resumed, tmp_path / "whole", range(2, 13, 2))
+
+
+def test_the_loop_moves_nothing_between_host_and_devices(tmp_path, monkeypatch):
+  """Between records, in a whole run: batches have been put where they are needed before."""
+  calls = []
+
+  def make_train_fn(*arguments, **kwargs):
+    train_fn = real(*arguments, **kwargs)
+
+    def guarded(*arguments):
+      calls.append(arguments)
+      with jax.transfer_guard("disallow"):
+        return train_fn(*arguments)
+
+    return guarded
+
+  real = train_module.make_train_fn
+  monkeypatch.setattr(train_module, "make_train_fn", make_train_fn)
+  with devices(2):
+    train(tiny_config(), tmp_path)
+  assert len(calls) > 4
+
+
+def stream_config():
+  """Images that are not held in memory, mixed in pairs; 6 steps an epoch, 26 images to test on."""
+  config = tiny_config(EVERY_TWO | {"train.total_epochs": 1.0, "method.sparse_init": ""})
+  with config.unlocked():
+    config.data.name = "synthetic_imagenet"
+    config.data.kwargs = ConfigDict(
+      {"image_size": 8, "mixup": 0.2, "cutmix": 1.0, "num_train": 100, "num_test": 26}
+    )
+  return config
+
+
+def test_streams_on_any_number_of_devices(tmp_path):
+  for count in (1, 4):
+    with devices(count):
+      train(stream_config(), tmp_path / str(count))
+  assert_same_training(tmp_path / "4", tmp_path / "1", (3, 6))
+  with devices(2):
+    with interrupted_at(3), pytest.raises(Interrupted):
+      train(stream_config(), tmp_path / "resumed")
+    train(stream_config(), tmp_path / "resumed")
+  assert_same_training(tmp_path / "resumed", tmp_path / "1", (3, 6))
+  # Every test image counts once: accuracies are multiples of 1 / 26.
+  accuracy = read_metrics(tmp_path / "4")["test"][-1]["accuracy"]
+  assert accuracy * 26 == pytest.approx(round(accuracy * 26), abs=1e-4)
 
 
 # ---- two processes -----------------------------------------------------------------------------
