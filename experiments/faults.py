@@ -4,14 +4,10 @@ Small runs on the built-in digits, alone and in two processes, are hit by one fa
 signals are sent, files are damaged, writes are made to fail. Then the same command goes on to the
 end. The table says how the run ended, from which checkpoint it went on, and whether its last state
 equals that of a run that nothing has happened to, bit for bit.
-
-Writes fail through the limit on the size of files, which needs no rights and no small disk: what
-the file system reports is then EFBIG in place of ENOSPC.
 """
 
 import contextlib
 import os
-import resource
 import shlex
 import shutil
 import signal
@@ -29,6 +25,17 @@ import orbax.checkpoint as ocp
 from absl import flags
 
 from experiments import cli
+from experiments.fault_injection import (
+  TIMEOUT,
+  Running,
+  checkpoints,
+  damage,
+  fill_disk,
+  flip,
+  nothing,
+  send,
+  truncate,
+)
 from experiments.files import write_json
 from experiments.record import environment
 from experiments.sessions import read_sessions
@@ -53,40 +60,8 @@ _DIVERGING = (  # from the third epoch on the learning rate is 1e29
   "--config.optimizer.decay_epochs=2",
   "--config.optimizer.decay_factor=1e30",
 )
-_FULL_BYTES = 50_000  # what fits on the full disk: records, but no checkpoint
-_TIMEOUT = 300.0
 
 Row = dict[str, Any]
-
-
-class Running(NamedTuple):
-  """A run that has been started.
-
-  Attributes:
-    process: the command; with several processes, what has started them.
-    workdir: its directory.
-    log: file of its standard error.
-  """
-
-  process: subprocess.Popen[bytes]
-  workdir: Path
-  log: Path
-
-  def members(self) -> list[int]:
-    """The processes that train, process 0 first."""
-    pid = self.process.pid
-    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    return sorted(map(int, children)) or [pid]
-
-  def wait_for_checkpoints(self, count: int) -> None:
-    """Returns when there are so many."""
-    until = time.monotonic() + _TIMEOUT
-    while len(checkpoints(self.workdir)) < count and self.process.poll() is None:
-      if time.monotonic() > until:
-        raise TimeoutError(f"{self.workdir} has no {count} checkpoints after {_TIMEOUT:g} s.")
-      time.sleep(0.002)
-    if self.process.poll() is not None:
-      raise RuntimeError(f"The run has ended before the fault could be injected: see {self.log}.")
 
 
 class Fault(NamedTuple):
@@ -105,60 +80,6 @@ class Fault(NamedTuple):
   code: int
   flags: tuple[str, ...] = ()
   resumes: bool = True
-
-
-def checkpoints(workdir: Path) -> list[int]:
-  """Steps of the checkpoints that are complete."""
-  paths = (workdir / "checkpoints").glob("*")
-  return sorted(int(path.name) for path in paths if path.name.isdecimal())
-
-
-def send(number: signal.Signals, which: Callable[[Running], list[int]]) -> Callable[..., None]:
-  """A fault: a signal to some processes."""
-
-  def inject(running: Running) -> None:
-    running.wait_for_checkpoints(2)
-    for pid in which(running):
-      os.kill(pid, number)
-
-  return inject
-
-
-def fill_disk(running: Running) -> None:
-  """A fault: from now on, no file of process 0 can grow past a size."""
-  running.wait_for_checkpoints(2)
-  hard = resource.prlimit(running.members()[0], resource.RLIMIT_FSIZE)[1]
-  resource.prlimit(running.members()[0], resource.RLIMIT_FSIZE, (_FULL_BYTES, hard))
-
-
-def damage(change: Callable[[bytearray], None]) -> Callable[[Running], None]:
-  """A fault: the run is stopped, and the largest file of its last checkpoint is changed."""
-
-  def inject(running: Running) -> None:
-    send(signal.SIGTERM, lambda r: [r.process.pid])(running)
-    running.process.wait(_TIMEOUT)
-    last = running.workdir / "checkpoints" / str(checkpoints(running.workdir)[-1]) / "state"
-    path = max((p for p in last.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
-    content = bytearray(path.read_bytes())
-    change(content)
-    path.write_bytes(content)
-
-  return inject
-
-
-def truncate(content: bytearray) -> None:
-  """Cuts off the second half."""
-  del content[len(content) // 2 :]
-
-
-def flip(content: bytearray) -> None:
-  """Flips one bit in the middle."""
-  content[len(content) // 2] ^= 1
-
-
-def nothing(running: Running) -> None:
-  """No fault but what the flags of the run bring with them."""
-  del running
 
 
 def faults(num_processes: int) -> list[Fault]:
@@ -217,7 +138,7 @@ def run_fault(fault: Fault, num_processes: int, workdir: Path, undisturbed: Path
     shutil.copytree(undisturbed / ".compiled", workdir / ".compiled")
   running = start(workdir, num_processes, fault.flags, "fault")
   fault.inject(running)
-  code = running.process.wait(_TIMEOUT)
+  code = running.process.wait(TIMEOUT)
   _wait_until_gone(workdir)
   there = checkpoints(workdir)
   damaged = fault.name.startswith(("truncated", "flipped"))
@@ -235,7 +156,7 @@ def run_fault(fault: Fault, num_processes: int, workdir: Path, undisturbed: Path
   }
   if fault.resumes:
     again = start(workdir, num_processes, (), "resumed")
-    row["as_expected"] &= again.process.wait(_TIMEOUT) == 0
+    row["as_expected"] &= again.process.wait(TIMEOUT) == 0
     row["resumed_from"] = read_sessions(workdir)[-1]["step"]
     row["steps_lost_beyond_checkpoint"] = last - row["resumed_from"]
     row["same_final_state"] = last_state(workdir) == last_state(undisturbed)
@@ -266,12 +187,12 @@ def _message(log: Path) -> str:
 
 def _wait_until_gone(workdir: Path) -> None:
   """Waits for processes of the run that have outlived what started them."""
-  until = time.monotonic() + _TIMEOUT
+  until = time.monotonic() + TIMEOUT
   while time.monotonic() < until:
     if not any(str(workdir).encode() in _arguments(p) for p in Path("/proc").glob("[0-9]*")):
       return
     time.sleep(0.05)
-  raise TimeoutError(f"Processes of {workdir} are still there after {_TIMEOUT:g} s.")
+  raise TimeoutError(f"Processes of {workdir} are still there after {TIMEOUT:g} s.")
 
 
 def _arguments(process: Path) -> bytes:
@@ -315,7 +236,7 @@ def main() -> int:
   for num_processes in (1, 2):
     undisturbed = workdir / f"undisturbed{num_processes}"
     undisturbed.mkdir(parents=True)
-    if code := start(undisturbed, num_processes, (), "run").process.wait(_TIMEOUT):
+    if code := start(undisturbed, num_processes, (), "run").process.wait(TIMEOUT):
       raise OSError(f"The run without a fault has ended with {code}: see {undisturbed}.run.log.")
     for i, fault in enumerate(faults(num_processes)):
       row = run_fault(fault, num_processes, workdir / f"{num_processes}-{i}", undisturbed)

@@ -98,7 +98,7 @@ class Logbook:
   def test(self, step: int, values: dict[str, float]) -> None:
     """Records a test; see `averages`."""
     if self._recorder:
-      self._recorder.write("test", step, loss=values["loss"], accuracy=values["accuracy"])
+      self._recorder.write("test", step, **values)
 
   def save(self, step: int, state: TrainState, *, test_accuracy: float | None) -> None:
     """Starts saving a checkpoint."""

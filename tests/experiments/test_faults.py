@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments import faults
+from experiments import fault_injection, faults
 from experiments.files import read_json
 
 ROW = {
@@ -51,9 +51,9 @@ def test_the_table():
 
 def test_damages():
   content = bytearray(range(10))
-  faults.flip(content)
+  fault_injection.flip(content)
   assert list(content) == [0, 1, 2, 3, 4, 4, 6, 7, 8, 9]
-  faults.truncate(content)
+  fault_injection.truncate(content)
   assert list(content) == [0, 1, 2, 3, 4]
 
 
