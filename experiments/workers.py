@@ -5,6 +5,7 @@ killed and another takes its place.
 """
 
 import contextlib
+import gc
 import itertools
 import multiprocessing
 import os
@@ -56,6 +57,13 @@ def train_here(packs: Sequence[Pack], watcher: Watcher) -> None:
     show = lambda step, total, values: watcher.at(0, step, total, values)
     outcomes = train_pack(pack, show_progress=_reports(show))
     watcher.ended(0, {workdir: failure_of(outcome) for workdir, outcome in outcomes.items()})
+    _forget()
+
+
+def _forget() -> None:
+  """Gives the memory of a pack back: jax keeps compiled programs, and they their constants."""
+  gc.collect()
+  jax.clear_caches()
 
 
 def train_in_processes(
@@ -204,6 +212,8 @@ def _work(connection: Connection, jobs: int, cores: list[int], cache_dir: Path) 
         if issubclass(warning.category, UserWarning):
           connection.send(str(warning.message))
       connection.send({workdir: failure_of(outcome) for workdir, outcome in outcomes.items()})
+      del outcomes
+      _forget()
   connection.close()
 
 
