@@ -4,8 +4,8 @@
 
 CIFAR-10 with ResNet-18 in bfloat16, the data on the device: the paper's schedule at a fifth of its
 length (dense, RigL, SRigL without and with ablation at 99, 95 and 90 %), then all 250 epochs of
-RigL and SRigL at 99 %, where ablation matters most. Argument: the number of seeds (1), or `tiny`: the
-same variants with two steps each of a small network on random images, to try the command out.
+RigL and SRigL at 99 %, where ablation matters most. Argument: the number of seeds (1), or `tiny`:
+the same variants with two steps each of a small network on random images, to try it out.
 """
 
 from ml_collections import ConfigDict
