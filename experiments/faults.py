@@ -8,7 +8,6 @@ equals that of a run that nothing has happened to, bit for bit.
 
 import contextlib
 import os
-import shlex
 import shutil
 import signal
 import socket
@@ -42,8 +41,8 @@ from experiments.sessions import read_sessions
 
 _OUT = Path("experiments/results/faults.json")
 _ROOT = Path(__file__).resolve().parent.parent
-_EVERY = 8  # steps from checkpoint to checkpoint
-_EPOCH = 11  # steps, of the batches below
+_EVERY = 15  # steps from checkpoint to checkpoint
+_EPOCH = 21  # steps
 _FLAGS = (
   "--config=configs/digits.py",
   "--config.model.kwargs.hidden=(512,512)",
@@ -243,9 +242,10 @@ def main() -> int:
       print(f"{num_processes} × {fault.name}: exit code {row['exit_code']}. {row['message']}")
       rows.append(row)
   shown = table(rows)
-  command = shlex.join(["python", "-m", "experiments.faults", *sys.argv[1:]])
-  found = {"command": command, "environment": environment(), "table": shown, "rows": rows}
-  write_json(out, found)
+  for row in rows:
+    row["message"] = row["message"].replace(str(workdir), "DIR")
+  command = "python -m experiments.faults --workdir=DIR"
+  write_json(out, {"command": command, "environment": environment(), "table": shown, "rows": rows})
   print(f"\n{shown}\n\n{out}")
   return 0 if all(map(is_sound, rows)) else 1
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from experiments.data.batch_order import batch_indices
@@ -131,7 +132,7 @@ def _memory_feed(
       yield {"index": np.minimum(index, data.num_test - 1), "valid": valid}
 
   def train_inputs(key, places, resident, batch):
-    images, labels = resident["train"]
+    images, labels = map(jnp.asarray, resident["train"])
     augment = lambda place, i: data.augment_fn(jax.random.fold_in(key, place), images, i[None])[0]
     targets = jax.nn.one_hot(labels[batch["index"]], data.num_classes)
     return jax.vmap(augment)(places, batch["index"]), targets
