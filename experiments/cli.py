@@ -27,6 +27,12 @@ def define_config() -> Any:
   return holder
 
 
+def config_name() -> str:
+  """The name of what `--config` gives: `methods-quick` for configs/sweeps/methods.py:quick."""
+  file, _, argument = config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")
+  return "-".join(filter(None, (Path(file).stem, argument)))
+
+
 def run(main: Callable[[], int | None]) -> None:
   """Parses the flags and runs a command; bad input ends with a message and exit code 2.
 

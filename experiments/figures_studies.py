@@ -1,7 +1,7 @@
 """The figures of the studies, drawn from plain dictionaries of numbers.
 
 A value with its interval is a pair: mean, and half width of the 95 % interval (nan where there is
-none), as `report.mean_and_interval` gives them. Shares are from 0 to 1 and drawn in per cent.
+none), as `study.mean_and_interval` gives them. Shares are from 0 to 1 and drawn in per cent.
 """
 
 from collections.abc import Mapping, Sequence

@@ -117,9 +117,20 @@ def with_sparsity(config: ConfigDict, params: Any, macs: Mapping[str, int]) -> C
   """
   if config.get("relative_flops") is None:
     return config
+  if config.name not in _STRUCTURES or config.fan_in is not None:
+    raise ValueError(
+      f"config.method.relative_flops is {config.relative_flops}, but the sparsity of "
+      f"{config.name} with fan_in {config.fan_in} is not its own to choose: leave it out, or use "
+      f"one of {', '.join(_STRUCTURES)} without fan_in."
+    )
   given = ConfigDict(config.to_dict())
   given.sparsity = sx.sparsity_for_flops(
-    params, macs, config.relative_flops, config.distribution, **_which(config, 0)
+    params,
+    macs,
+    config.relative_flops,
+    config.distribution,
+    structure=_STRUCTURES[config.name] or config.structure,
+    **_which(config, 0),
   )
   return given
 
@@ -150,6 +161,11 @@ def make_method(
   return method.function(inner, **arguments)
 
 
+_STRUCTURES = {
+  "srigl": "constant_fan_in",
+  "static": "",  # as the config says
+  **dict.fromkeys(("set", "rigl", "snfs", "gradual_pruning", "one_shot"), "unstructured"),
+}
 _UNSTRUCTURED = "unstructured: its neurons have no fan-in of their own. Use config.method.sparsity"
 _IN_BLOCKS = "sparse in blocks of inputs. Use config.method.block_fan_in and block_size"
 _NO_FAN_IN = {
@@ -261,6 +277,11 @@ def _masks(config: ConfigDict, steps: int) -> dict[str, Any]:
     raise ValueError(
       "config.method.masks_from is empty: give the work directory of the run whose masks "
       "fixed_masks is to train anew."
+    )
+  if not (Path(workdir) / "results.json").exists():
+    raise ValueError(
+      f"config.method.masks_from names {workdir}, which holds no finished run: let it come to its "
+      "end first."
     )
   masks = load_trained(Path(workdir)).masks
   if not masks:

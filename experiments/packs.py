@@ -92,9 +92,9 @@ def choose_size(pack: str, config: ConfigDict) -> int:
   """How many runs train together at most.
 
   Args:
-    pack: "off", a number, or "auto": as `experiments.benchmark_packing` found it. On CPU none,
-      since processes with a core each are faster; on an accelerator networks without convolutions,
-      which XLA turns into grouped ones, its slowest kind.
+    pack: "off", a number, or "auto": on CPU none, since processes with a core each are faster
+      (`experiments.benchmark_packing` measures it); on an accelerator, where nothing has been
+      measured yet, networks without convolutions, which XLA turns into grouped ones.
     config: of one of the runs.
 
   Raises:

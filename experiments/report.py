@@ -12,9 +12,6 @@ from experiments import cli, figures, study_figures, study_tables
 from experiments import study as study_module
 from experiments.files import read_json, write_json, write_text
 from experiments.record import read_metrics
-from experiments.study import mean_and_interval
-
-__all__ = ["mean_and_interval", "write_run_report", "write_sweep_report"]
 
 
 def write_run_report(workdir: Path) -> Path:

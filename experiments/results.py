@@ -25,6 +25,8 @@ def results_of(run: Run, state: TrainState, workdir: Path, *, num_runs: int) -> 
   summary = run.summarize(state)
   tests = [r["accuracy"] for r in metrics["test"] if r["step"] >= run.sparse_from]
   inference = summary.inference_flops
+  if inference is not None:
+    inference *= run.share_of_macs
   method = run.config.method
   training = None
   if inference is not None:
@@ -41,7 +43,7 @@ def results_of(run: Run, state: TrainState, workdir: Path, *, num_runs: int) -> 
     "steps": run.total_steps,
     "test_accuracy": tests[-1],
     "best_test_accuracy": max(tests),
-    "sparsity": summary.sparsity,
+    "sparsity": 1 - (1 - summary.sparsity) * run.share_of_weights,
     "active_neurons": summary.active_neurons,
     "itop_rate": summary.itop_rate,
     "inference_flops": inference,

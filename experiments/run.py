@@ -37,6 +37,9 @@ class Run(NamedTuple):
     schedule: learning rate by optimizer step.
     init_state: the state at step 0, weights masked.
     macs: multiply-accumulates for one example of each dense layer.
+    share_of_weights: weights of the model relative to those of the config's; less than 1 if it has
+      been narrowed.
+    share_of_macs: the same of multiply-accumulates.
     steps_per_epoch: batches in an epoch.
     total_steps: batches of the run.
     max_steps: batches in one call of the device.
@@ -52,6 +55,8 @@ class Run(NamedTuple):
   schedule: optax.Schedule
   init_state: TrainState
   macs: dict[str, int]
+  share_of_weights: float
+  share_of_macs: float
   steps_per_epoch: int
   total_steps: int
   max_steps: int
@@ -68,6 +73,14 @@ class Run(NamedTuple):
   def batches(self, start: int, end: int) -> list[Batch]:
     """This process's parts of the batches of steps `start` to `end - 1`."""
     return list(self.feed.train_batches(start, end))
+
+  def next_update(self, step: int) -> int:
+    """The step of the next topology update that FLOPs depend on; the last step if there is none."""
+    batches = self.config.optimizer.accumulation_steps
+    if self.plan.method.flops != "mean":
+      return self.total_steps
+    coming = (update * batches for update in self.plan.updates if update * batches > step)
+    return next(coming, self.total_steps)
 
   def learning_rate(self, step: int) -> float:
     """Learning rate after `step` batches."""
@@ -145,11 +158,23 @@ def prepare(config: ConfigDict, data: Dataset | ImageStream | None = None) -> Ru
     batch_axis=AXIS if config.train.sync_batch_norm else None,
     **kwargs,
   )
+  image = jax.ShapeDtypeStruct((1, *data.image_shape), jnp.float32)
+  macs = _macs(apply, params, model_state, image)
+  share_of_weights = share_of_macs = 1.0
+  if config.method.name == "narrow":
+    wide = models.init(
+      config.model.name,
+      num_classes=data.num_classes,
+      image_shape=data.image_shape,
+      key=weights_key,
+      **config.model.kwargs.to_dict(),
+    )
+    size = lambda params: sum(layer.size for layer in sx.allocate(params, 0.0).layers.values())
+    share_of_weights = size(params) / size(wide.params)
+    share_of_macs = sum(macs.values()) / sum(_macs(*wide, image).values())
   schedule = learning_rate(
     config.optimizer, steps_per_epoch=steps_per_epoch / every, total_steps=plan.schedule_steps
   )
-  image = jax.ShapeDtypeStruct((1, *data.image_shape), jnp.float32)
-  macs = sx.layer_macs(lambda p, x: apply(p, model_state, x, train=False)[0], params, image)
   tx = make_method(
     with_sparsity(config.method, params, macs),
     make_optimizer(config.optimizer, schedule),
@@ -182,11 +207,17 @@ def prepare(config: ConfigDict, data: Dataset | ImageStream | None = None) -> Ru
     schedule=schedule,
     init_state=TrainState(jnp.zeros((), jnp.int32), params, model_state, opt_state),
     macs=macs,
+    share_of_weights=share_of_weights,
+    share_of_macs=share_of_macs,
     steps_per_epoch=steps_per_epoch,
     total_steps=total_steps,
     # Images of many steps would not fit beside the network.
     max_steps=1 if feed.is_stream else steps_per_dispatch(config.train.steps_per_dispatch, params),
   )
+
+
+def _macs(apply: models.Apply, params: Any, model_state: Any, image: Any) -> dict[str, int]:
+  return sx.layer_macs(lambda p, x: apply(p, model_state, x, train=False)[0], params, image)
 
 
 def _check_kind_and_numbers(config: ConfigDict) -> None:

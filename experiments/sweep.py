@@ -1,6 +1,6 @@
 """Trains a grid of runs.
 
-`python -m experiments.sweep --config=configs/sweeps/NAME.py --workdir=DIR`
+`python -m experiments.sweep --config=configs/sweeps/NAME.py [--workdir=DIR]`
 
 Each variant with each seed is a run in `DIR/variant/seedN`. The same command goes on where it was
 stopped, skips what is finished, and leaves alone what has failed until `--retry` asks for it. It
@@ -114,7 +114,7 @@ class _Recording:
 def main() -> int:
   """The command."""
   values, sweep = flags.FLAGS, _CONFIG.value
-  workdir = Path(values.workdir)
+  workdir = Path(values.workdir or Path("runs") / cli.config_name())
   cli.use_compile_cache(workdir / ".compiled")
   how = {"jobs": values.jobs, "pack": values.pack}
   print(estimate.of_sweep(sweep, workdir, **how, calibrate=values.dry_run), flush=True)
@@ -139,8 +139,8 @@ def main() -> int:
 
 if __name__ == "__main__":
   _CONFIG = cli.define_config()
-  flags.DEFINE_string("workdir", None, "Directory of the sweep.", required=True)
-  flags.DEFINE_integer("jobs", 1, "Processes that train at a time; 0: what suits the device.")
+  flags.DEFINE_string("workdir", "", "Directory of the sweep; default: runs/NAME of the config.")
+  flags.DEFINE_integer("jobs", 0, "Processes that train at a time; 0: what suits the device.")
   flags.DEFINE_string("pack", "auto", "Runs that train together under vmap: auto, off or a number.")
   flags.DEFINE_bool("retry", False, "Train the runs that have failed before, too.")
   flags.DEFINE_bool("dry_run", False, "Say what it would cost, and do nothing.")

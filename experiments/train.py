@@ -195,7 +195,8 @@ def _loop(logs: Sequence[Logbook], show_progress: ShowProgress, watch: Watch) ->
       trace.after(step, metrics)
       window.append(metrics)
       finished, stopping = step == run.total_steps, stop.agreed(asked, signal)
-      if not (finished or stopping or any(step % every == 0 for every in pauses)):
+      pauses_here = step == run.next_update(start) or any(step % n == 0 for n in pauses)
+      if not (finished or stopping or pauses_here):
         continue
 
       values = _of_each(logs, window)
@@ -242,7 +243,7 @@ def _calls(
       stack.callback(getattr(streams[-1], "close", lambda: None))
     while step < run.total_steps:
       stops = [step - step % every + every for every in pauses]
-      end = min(step + run.max_steps, run.total_steps, *stops)
+      end = min(step + run.max_steps, run.next_update(step), *stops)
       yield step, end, [[next(stream) for _ in range(step, end)] for stream in streams]
       step = end
 

@@ -232,8 +232,8 @@ def _reports(show: Callable[[int, int, dict[str, Any]], None]) -> Callable[..., 
 def choose_jobs(jobs: int, num_packs: int) -> int:
   """How many processes: as asked, or what suits the device; never more than packs.
 
-  On CPU as many as there are cores: one thread each, none of which waits for another (measured
-  by `experiments.benchmark_packing`). An accelerator is one process's.
+  On CPU as many as there are cores: one thread each, none of which waits for another
+  (`experiments.benchmark_packing` measures it). An accelerator is one process's.
   """
   if jobs < 0:
     raise ValueError(f"--jobs is {jobs}; it must be 0 (what suits the device) or more.")

@@ -151,6 +151,8 @@ def sparsity_for_flops(
   macs: Mapping[str, int],
   relative: float,
   distribution: str = "erk",
+  *,
+  structure: str = "constant_fan_in",
   **how_sparse: Any,
 ) -> float:
   """The sparsity at which a network costs a given share of its dense FLOPs.
@@ -163,6 +165,7 @@ def sparsity_for_flops(
     macs: `{path: dense MACs}` of one example, from `layer_macs`.
     relative: FLOPs of the sparse network over the dense one's, in (0, 1).
     distribution: see `allocate`.
+    structure: see `allocate`; with constant fan-in only the connections that are used count.
     **how_sparse: further arguments of `allocate`, such as `sparse`.
 
   Returns:
@@ -176,8 +179,15 @@ def sparsity_for_flops(
     raise ValueError(f"relative is {relative}; it must lie in (0, 1): 0.2 is a fifth of dense.")
 
   def flops(density: float) -> float:
-    allocation = allocate(params, density=density, distribution=distribution, **how_sparse)
-    return relative_flops(macs, allocation.densities)
+    allocation = allocate(
+      params, density=density, distribution=distribution, structure=structure, **how_sparse
+    )
+    densities = {}
+    for path, budget in allocation.budgets.items():
+      layer = allocation.layers[path]
+      unused = budget % layer.num_neurons if structure == "constant_fan_in" else 0
+      densities[path] = (budget - unused) / layer.size
+    return relative_flops(macs, densities)
 
   low, high = 0.0, 1.0  # densities; FLOPs grow with them
   while high - low > 1e-4 * high:

@@ -10,7 +10,7 @@ RUNS = {"quick": cifar10_tiny, "resnet18": cifar10_resnet18, "wrn22": cifar10_wr
 PAPER_SEEDS = (8746, 6037, 7303, 2078, 42)
 
 # 3 × 2 FLOPs for each multiply-accumulate of an image, at an eighth of an H100's bfloat16 rate.
-_IMAGES_PER_S = {"resnet18": 30_000.0, "wrn22": 200_000.0}
+_IMAGES_PER_S = {"resnet18": 37_000.0, "wrn22": 130_000.0}
 _SOURCE = "assumed for one H100: an eighth of its bfloat16 matrix rate; not measured"
 
 

@@ -1,6 +1,6 @@
 """Accuracy and active neurons against γ_sal at three sparsities, for both saliency conventions.
 
-`python -m experiments.sweep --config=configs/sweeps/gamma.py:quick --workdir=DIR --jobs=0`
+`python -m experiments.sweep --config=configs/sweeps/gamma.py:quick`
 
 Scales: `quick` (a tiny network), `resnet18`, `wrn22`. `dense` after a scale, as in `quick-dense`,
 takes γ_sal as a share of the dense fan-in instead of the constant one.

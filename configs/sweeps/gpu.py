@@ -1,11 +1,12 @@
 """What a GPU is to do first, in order of importance; an interruption loses one run at most.
 
-`python -m experiments.sweep --config=configs/sweeps/gpu.py --workdir=DIR`
+`python -m experiments.sweep --config=configs/sweeps/gpu.py`
 
 CIFAR-10 with ResNet-18 in bfloat16, the data on the device: the paper's schedule at a fifth of its
 length (dense, RigL, SRigL without and with ablation at 99, 95 and 90 %), then all 250 epochs of
-RigL and SRigL at 99 %, where ablation matters most. Argument: the number of seeds (1), or `tiny`:
-the same variants with two steps each of a small network on random images, to try it out.
+the sparse ones at 99 %, where ablation matters most, and of dense training. Argument: the number
+of seeds (1), or `tiny`: the same variants with two steps each of a small network on random images,
+to try it out.
 """
 
 from ml_collections import ConfigDict
@@ -36,6 +37,7 @@ def get_config(argument: str = "1"):
     for name, changes, method, sparsity in sparse
     if sparsity == 0.99
   ]
+  variants += [("dense", fields("dense"))]
   sweep = study("ResNet-18 on CIFAR-10, on a GPU", "sparsity", "resnet18", variants)
   if argument == "tiny":
     return _tiny(sweep)

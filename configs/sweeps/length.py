@@ -1,6 +1,6 @@
 """Accuracy against the length of training: 1, 2 and 5 times.
 
-`python -m experiments.sweep --config=configs/sweeps/length.py:quick --workdir=DIR --jobs=0`
+`python -m experiments.sweep --config=configs/sweeps/length.py:quick`
 
 Scales: `quick` (a tiny network), `resnet18`, `wrn22`. Learning rates and topology updates are
 stretched with the run; ΔT is not.

@@ -1,6 +1,6 @@
 """Every method at one sparsity on CIFAR-10.
 
-`python -m experiments.sweep --config=configs/sweeps/methods.py:quick --workdir=DIR --jobs=0`
+`python -m experiments.sweep --config=configs/sweeps/methods.py:quick`
 
 Scales: `quick` (a tiny network at 95 %, three seeds), `resnet18` and `wrn22` (the paper's settings
 at 90 %, for a GPU). N:M methods keep 1 of 16 inputs (93.75 %) in layers whose inputs 16 divides;

@@ -1,6 +1,6 @@
 """Every method on real CIFAR-10 with a tiny network, three seeds: `methods.py:quick`.
 
-`python -m experiments.sweep --config=configs/sweeps/methods_quick.py --workdir=DIR --jobs=0`
+`python -m experiments.sweep --config=configs/sweeps/methods_quick.py`
 """
 
 from configs.sweeps import methods

@@ -1,6 +1,6 @@
 """What becomes of the neurons: the share that RigL silently ablates, by layer and sparsity.
 
-`python -m experiments.sweep --config=configs/sweeps/neurons.py:quick --workdir=DIR --jobs=0`
+`python -m experiments.sweep --config=configs/sweeps/neurons.py:quick`
 
 The observation that SRigL's ablation comes from: at high sparsity RigL leaves neurons without any
 input, though nobody asked for it. Scales: `quick` (a tiny network, one seed), `resnet18`, `wrn22`

@@ -1,6 +1,6 @@
 """Accuracy against sparsity, and what becomes of the neurons: the paper's CIFAR-10 tables.
 
-`python -m experiments.sweep --config=configs/sweeps/sparsity.py:quick --workdir=DIR --jobs=0`
+`python -m experiments.sweep --config=configs/sweeps/sparsity.py:quick`
 
 Scales: `quick` (six methods at 90, 95, 98 and 99 %, two seeds, a tiny network), `resnet18` and
 `wrn22` (50 to 99 %, five seeds, the paper's settings). The layers of each run are in the results

@@ -11,8 +11,8 @@ import pytest
 from experiments import figures, figures_studies
 from experiments.files import write_json
 from experiments.record import read_metrics
-from experiments.report import mean_and_interval, write_run_report, write_sweep_report
-from experiments.study import collect, results_file
+from experiments.report import write_run_report, write_sweep_report
+from experiments.study import collect, mean_and_interval, results_file
 
 PNG = b"\x89PNG\r\n"
 
