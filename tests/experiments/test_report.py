@@ -143,6 +143,7 @@ def write_run(directory, *, accuracy, **changes):
     "itop_rate": 0.25,
     "inference_flops": 0.125,
     "training_flops": 0.375,
+    "steps": 1000,
     "environment": {"python": "3.11"},
   }
   write_json(directory / "results.json", results | changes)
@@ -188,11 +189,13 @@ def test_table_of_a_sweep(tmp_path):
   assert rows["srigl"] == {
     "seeds": "1",
     "test accuracy (%)": "75.00",
+    "best (%)": "100.00",
     "sparsity (%)": "90.0",
     "active neurons (%)": "50.0",
     "ITOP rate": "0.250",
     "inference FLOPs": "0.125",
-    "training FLOPs": "0.375",
+    "FLOPs of a step": "0.375",
+    "steps": "1000",
   }
   text = path.read_text()
   assert text.startswith("# A comparison\n") and table in text
@@ -231,6 +234,22 @@ def test_methods_against_sparsity(tmp_path):
     "RigL": {"none": "", "0.9": "11.00 ± 12.71", "0.95": "20.00"},
     "SRigL": {"none": "", "0.9": "", "0.95": "30.00"},
   }
+
+
+def test_variants_that_differ_in_another_axis_are_kept_apart(tmp_path):
+  place = lambda sparsity: {"method": "SRigL", "gamma_sal": 0.3, "sparsity": sparsity}
+  axes = {"a": place(0.9), "b": place(0.95)}
+  write_sweep(tmp_path, list(axes), [0], study="gamma", axes=axes)
+  write_run(tmp_path / "a" / "seed0", accuracy=0.5)
+  write_run(tmp_path / "b" / "seed0", accuracy=0.25)
+  _, printed = write_sweep_report(tmp_path)
+  assert rows_of(printed.split("\n\n")[1]) == {
+    "SRigL, sparsity 0.9": {"0.3": "50.00"},
+    "SRigL, sparsity 0.95": {"0.3": "25.00"},
+  }
+  write_sweep(tmp_path, list(axes), [0], study="gamma", axes={"a": place(0.9), "b": place(0.9)})
+  with pytest.raises(ValueError, match=r"'a' and 'b' of 'A comparison' are in one place"):
+    write_sweep_report(tmp_path)
 
 
 @pytest.mark.parametrize("study, axis", [("gamma", "gamma_sal"), ("length", "length")])

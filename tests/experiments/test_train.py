@@ -1,6 +1,7 @@
 """Whole runs: every method, any number of devices, interrupted and resumed, refused and broken."""
 
 import json
+import math
 import signal
 
 import numpy as np
@@ -552,3 +553,40 @@ def test_a_missing_data_set_says_where_to_put_it(tmp_path):
     config.data.kwargs = {}
   with pytest.raises(FileNotFoundError, match=rf"{tmp_path}(?s:.*)--config\.data\.data_dir=DIR"):
     prepare(config)
+
+
+def test_a_narrow_network_is_compared_with_the_wide_one(tmp_path):
+  with quick_compiler():
+    results = train(
+      _narrow_config(),
+      tmp_path,
+    )
+  weights = sum(math.prod(shape) for shape in _kernel_shapes(tmp_path).values())
+  wide = 16 * 16 + 16 * 16 + 16 * 4
+  assert weights <= 0.5 * wide
+  assert results["sparsity"] == pytest.approx(1 - weights / wide)
+  assert results["inference_flops"] == pytest.approx(weights / wide)
+  assert results["training_flops"] == pytest.approx(weights / wide)
+
+
+def _narrow_config():
+  config = tiny_config({"method.name": "narrow", "train.total_epochs": 0.5})
+  with config.unlocked():
+    config.model.kwargs.hidden = (16, 16)
+  return config
+
+
+def _kernel_shapes(workdir):
+  params = part(read_checkpoint(workdir), "params")
+  return {path: x.shape for path, x in params.items() if path.endswith("kernel")}
+
+
+def test_what_pruning_costs_does_not_depend_on_logging(tmp_path):
+  """Every step of the cubic counts, however seldom anything is recorded."""
+  changes = {"method.name": "gradual_pruning", "method.prune_from_fraction": 0.0}
+  costs = []
+  for log_every in (1, 12):
+    with quick_compiler():
+      config = tiny_config(changes | {"train.log_every_steps": log_every})
+      costs.append(train(config, tmp_path / str(log_every))["training_flops"])
+  assert costs[0] == pytest.approx(costs[1], rel=1e-6) and costs[0] < 0.99
