@@ -55,6 +55,8 @@ def join(values: Mapping[str, Any]) -> None:
     TimeoutError: if some do not start in time; it names them.
   """
   timeout = values["start_timeout_s"]
+  # It would catch SIGTERM in our place, and forget one that comes before training starts.
+  jax.config.update("jax_enable_preemption_service", False)
   cluster = find_cluster(values, os.environ)
   if cluster is None:
     if values["cluster"] == "auto":

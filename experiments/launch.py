@@ -91,6 +91,7 @@ def _wait(processes: Sequence[subprocess.Popen[bytes]], received: Sequence[int])
         if process.poll() is None:
           print(f"Process {i} is ended, since another one has failed.", file=sys.stderr)
           process.kill()
+      deadline = float("inf")
     time.sleep(_POLL_SECONDS)
   code = failed or next((p.returncode for p in processes if p.returncode), 0)
   return code if code >= 0 else 128 - code
