@@ -20,7 +20,7 @@ from experiments.optimizer import learning_rate, make_optimizer
 from experiments.steps import TrainState, steps_per_dispatch
 
 # Settings that do not change what is learnt: another machine may need others.
-_MAY_CHANGE = ("data.data_dir", "data.kwargs.num_workers", "train.wandb_project")
+MAY_CHANGE = ("data.data_dir", "data.kwargs.num_workers", "train.wandb_project")
 
 
 class Run(NamedTuple):
@@ -249,7 +249,7 @@ def check_owner(workdir: Path, config: ConfigDict) -> None:
   """
   theirs = read_json(workdir / "config.json")
   differing = differences(theirs, as_json(config.to_dict())) if theirs else {}
-  for name in _MAY_CHANGE:
+  for name in MAY_CHANGE:
     differing.pop(name, None)
   if differing:
     listed = "; ".join(f"{k}: {a!r} there, {b!r} here" for k, (a, b) in differing.items())

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from ml_collections import ConfigDict
 
 from experiments.files import as_json, read_json, write_json
-from experiments.run import differences
+from experiments.run import MAY_CHANGE, differences
 
 # Kinds of studies, and the axis that their figures and tables run along.
 STUDIES = {
@@ -153,8 +153,8 @@ def _is_part(before: dict[str, Any], record: dict[str, Any]) -> bool:
 
 
 def same_variant(one: dict[str, Any], other: dict[str, Any]) -> bool:
-  """Whether two runs' configs differ in nothing but their seed, name, and where the data lie."""
-  return not differences(one, other).keys() - {"seed", "name", "data.data_dir"}
+  """Whether two runs' configs differ in nothing but their seed, name, and `run.MAY_CHANGE`."""
+  return not differences(one, other).keys() - {"seed", "name", *MAY_CHANGE}
 
 
 def read_record(workdir: Path) -> dict[str, Any]:
