@@ -125,6 +125,6 @@ def _kind(config: ConfigDict) -> str:
     *sections, field = path.split(".")
     section = values
     for name in sections:
-      section = section[name]
+      section = section.get(name, {})
     section.pop(field, None)
   return repr(sorted(values.items()))

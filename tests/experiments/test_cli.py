@@ -51,7 +51,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*found in sys.modules:RuntimeWa
     ([DIGITS, "--config.metod.sparsity=0.9"], r"No such field[^']*'metod'.*\"method\""),
     ([DIGITS, "--config.model.kwargs.hiden=(8,)"], r"No such field.*'hiden'.*\"hidden\""),
     (["--config=configs/digit.py"], r"configs/digit\.py.*configs here are .*configs/digits\.py, "),
-    (["--config=configs/digits.py:srgil"], r"no method 'srgil' here: give one of dense, static"),
+    (["--config=configs/digits.py:srgil"], r"no method 'srgil' here: give one of dense, narrow"),
     ([], r"--config must have a value"),
     ([DIGITS, "--config.train.total_epochs=ten"], r"config\.train\.total_epochs=ten: could not"),
     ([DIGITS, "--confg.seed=1"], r"Unknown command line flag 'confg"),
