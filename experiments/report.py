@@ -3,6 +3,7 @@
 They are made from what the runs recorded and nothing else, so they can be made again any time.
 """
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +101,11 @@ def main() -> int:
     if flags.FLAGS.out:
       study = study_module.collect(workdir)
       write_json(Path(flags.FLAGS.out), study_module.results_file(study, table))
+    if flags.FLAGS.figure:
+      drawn = workdir / "figures" / "study.png"
+      drawn = drawn if drawn.exists() else workdir / "figures" / "comparison.png"
+      Path(flags.FLAGS.figure).parent.mkdir(parents=True, exist_ok=True)
+      shutil.copyfile(drawn, flags.FLAGS.figure)
   else:
     path = write_run_report(workdir)
   print(f"report in {path}, figures in {workdir / 'figures'}")
@@ -111,4 +117,5 @@ if __name__ == "__main__":
   flags.DEFINE_string(
     "out", "", "For a sweep: results file to write, with its table and its runs' figures."
   )
+  flags.DEFINE_string("figure", "", "For a sweep: where to put a copy of its figure.")
   cli.run(main)

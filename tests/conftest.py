@@ -36,6 +36,13 @@ hypothesis.settings.register_profile("explore", deadline=None, max_examples=3000
 hypothesis.settings.load_profile("suite")
 
 
+@pytest.fixture(scope="module", autouse=True)
+def programs_are_forgotten():
+  """Compiled programs of all the suite would take gigabytes; the folder above brings them back."""
+  yield
+  jax.clear_caches()
+
+
 @pytest.fixture(scope="session")
 def oracle():
   """The checker that comes with the authors' vectors: a module named `oracle_check`."""
