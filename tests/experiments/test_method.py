@@ -222,13 +222,21 @@ def test_training_flops():
 
 def test_masks_of_another_run(monkeypatch, tmp_path):
   masks = {"head/kernel": jnp.asarray(RNG.random((8, 4)) < 0.5)}
-  found = {str(tmp_path): masks, "dense": {}}
+  dense = tmp_path / "dense"
+  dense.mkdir()
+  for workdir in (tmp_path, dense):
+    (workdir / "results.json").write_text("{}")
+  found = {str(tmp_path): masks, str(dense): {}}
   load = lambda workdir: trained.Trained(None, None, found[str(workdir)], 0)
   monkeypatch.setattr(trained, "load_trained", load)
   history = mask_history(num_steps=2, name="fixed_masks", masks_from=str(tmp_path))
   for now in history:
     np.testing.assert_array_equal(now["head/kernel"], masks["head/kernel"])
-  for workdir, message in (("", "masks_from is empty"), ("dense", "a dense run")):
+  for workdir, message in (
+    ("", "masks_from is empty"),
+    (str(dense), "a dense run"),
+    (str(tmp_path / "unfinished"), "holds no finished run"),
+  ):
     with pytest.raises(ValueError, match=message):
       mask_history(name="fixed_masks", masks_from=workdir)
 

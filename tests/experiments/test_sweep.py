@@ -48,7 +48,14 @@ class FakeTraining:
       raise error
     if error:
       return error
-    numbers = ("test_accuracy", "best_test_accuracy", "sparsity", "active_neurons", "itop_rate")
+    numbers = (
+      "test_accuracy",
+      "best_test_accuracy",
+      "sparsity",
+      "active_neurons",
+      "itop_rate",
+      "steps",
+    )
     results = dict.fromkeys([*numbers, "inference_flops", "training_flops"], 0.5)
     write_json(workdir / "results.json", results)
     test = {"kind": "test", "step": 1, "accuracy": 0.5, "loss": 1.0}
