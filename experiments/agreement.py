@@ -140,7 +140,7 @@ def check_same_masks(masks: dict[str, Array]) -> None:
     return
   found = np.asarray(_of_each_device(masks, np.zeros(jax.local_device_count())))
   if len(set(found.tolist())) > 1:
-    common = np.bincount(np.unique(found, return_inverse=True)[1]).argmax()
+    common = np.argmax(np.bincount(np.unique(found, return_inverse=True)[1]))
     odd = np.flatnonzero(found != np.unique(found)[common])
     raise RuntimeError(
       f"The masks on the devices {odd.tolist()} of {len(found)} differ from those of the others. "
