@@ -104,6 +104,7 @@ def test_the_model_is_trained():
   assert np.abs(bias).max() > 0  # it was 0
 
 
+@pytest.mark.slow
 def test_the_command_runs(tmp_path, data_dir):
   out = tmp_path / "results.json"
   arguments = ["--quick", "--workers=0,1", "--batch_size=4", "--step_ms=1", "--recipe=vit"]

@@ -89,9 +89,10 @@ def test_rows_know_their_targets():
   "sections, num_rows",
   [
     (["--only=vit"], 4),
-    pytest.param([], 12, marks=pytest.mark.slow),  # compiles for most of a minute
+    ([], 12),
   ],
 )
+@pytest.mark.slow  # compiles for most of a minute
 def test_the_command_runs(tmp_path, sections, num_rows):
   out = tmp_path / "results.json"
   command = [sys.executable, "-m", "experiments.benchmark_training"]

@@ -205,6 +205,7 @@ def start(tmp_path):
     process.wait()
 
 
+@pytest.mark.slow
 def test_sigterm_stops_a_run_that_then_goes_on(start, config, tmp_path):
   """Bit for bit as if nothing had come."""
   total_epochs = 60

@@ -92,7 +92,9 @@ METHODS = {
 }
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+  "method", [m if m == "srigl" else pytest.param(m, marks=pytest.mark.slow) for m in METHODS]
+)
 def test_a_run_of_a_pack_equals_one_that_trains_alone(tmp_path, method):
   together = in_directories(tmp_path / "pack", changes=METHODS[method])
   results = train_pack(together)
@@ -102,6 +104,7 @@ def test_a_run_of_a_pack_equals_one_that_trains_alone(tmp_path, method):
     assert_equal_training(tmp_path / workdir.name, workdir)
 
 
+@pytest.mark.slow
 def test_devices_and_statistics_of_a_batch_in_a_pack(tmp_path):
   """A convolutional network on two devices."""
   together = in_directories(tmp_path / "pack", names="ab")

@@ -139,6 +139,7 @@ def stream_config():
   return config
 
 
+@pytest.mark.slow
 def test_streams_on_any_number_of_devices(tmp_path):
   for count in (1, 4):
     with devices(count):
