@@ -2,12 +2,13 @@
 
 import time
 import traceback
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
-from experiments.files import read_json, write_json
+from experiments.files import as_json, read_json, write_json
 
 _FILE = "failed.json"
 
@@ -40,9 +41,16 @@ def write_failure(workdir: Path, failure: Failure, config: ConfigDict) -> None:
   write_json(workdir / _FILE, {**failure._asdict(), "time": now, "config": config.to_dict()})
 
 
-def read_failure(workdir: Path) -> Failure | None:
-  """Why the run failed; None if it did not."""
+def read_failure(workdir: Path, config: Mapping[str, Any] | None = None) -> Failure | None:
+  """Why the run failed; None if it did not.
+
+  Args:
+    workdir: the run's.
+    config: if given, what failed with another one does not count: it may have been corrected.
+  """
   values = read_json(workdir / _FILE)
+  if values and config is not None and values["config"] != as_json(config):
+    return None
   return values and Failure(values["error"], values["traceback"], values["killed"])
 
 

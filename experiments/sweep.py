@@ -62,7 +62,7 @@ def run_sweep(
     name: failure
     for name in runs
     if name not in finished
-    and (failure := read_failure(workdir / name))
+    and (failure := read_failure(workdir / name, runs[name].to_dict()))
     and not (retry or failure.killed)
   }
   for i, name in enumerate(runs, start=1):

@@ -198,6 +198,17 @@ def test_a_failing_run_does_not_stop_the_others(tmp_path, training, capsys):
   assert run_sweep(tiny_sweep(), tmp_path)[2] == failed
   assert fake.trained == []
   assert "dense/seed1: failed before (KeyError" in capsys.readouterr().out
+  before = read_json(tmp_path / "dense" / "seed1" / "failed.json")
+  before["config"]["optimizer"]["learning_rate"] = 1e9  # has been corrected since
+  write_json(tmp_path / "dense" / "seed1" / "failed.json", before)
+  assert run_sweep(tiny_sweep(), tmp_path)[2] == {}
+  assert fake.trained == ["dense/seed1"]
+
+
+def test_what_failed_is_tried_again_on_request(tmp_path, training):
+  training({"dense/seed1": KeyError("no good")})
+  run_sweep(tiny_sweep(), tmp_path)
+  fake = training()
   assert run_sweep(tiny_sweep(), tmp_path, retry=True)[2] == {}
   assert fake.trained == ["dense/seed1"]
   assert not (tmp_path / "dense" / "seed1" / "failed.json").exists()
