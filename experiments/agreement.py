@@ -28,6 +28,8 @@ def first_decides(decide: Callable[[], bool]) -> bool:
   """
   if jax.process_count() == 1:
     return decide()
+  # The first message between processes has to come soon; later ones may take their time.
+  multihost_utils.broadcast_one_to_all(np.int32(_NO))
   outcome = _FAILED
   try:
     if jax.process_index() == 0:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
-from experiments.files import as_json, read_json, write_json
+from experiments.files import InUseError, as_json, read_json, write_json
 
 _FILE = "failed.json"
 
@@ -19,7 +19,7 @@ class Failure(NamedTuple):
   Attributes:
     error: in a sentence.
     traceback: where it came from, if that is known.
-    killed: whether it was the machine's fault, and it should simply be tried again.
+    killed: whether the run is not to blame, and should simply be tried again.
   """
 
   error: str
@@ -32,7 +32,8 @@ def failure_of(outcome: dict[str, Any] | Exception) -> dict[str, Any] | Failure:
   if not isinstance(outcome, Exception):
     return outcome
   error = f"{type(outcome).__name__}: {outcome}"
-  return Failure(error, "".join(traceback.format_exception(outcome)))
+  trace = "".join(traceback.format_exception(outcome))
+  return Failure(error, trace, killed=isinstance(outcome, InUseError))
 
 
 def write_failure(workdir: Path, failure: Failure, config: ConfigDict) -> None:

@@ -1,9 +1,27 @@
-"""Writing files so that none is ever half written or lost."""
+"""Writing files so that none is ever half written or lost, by one process at a time."""
 
+import contextlib
 import json
 import os
+import socket
+import time
+import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+try:
+  import fcntl
+except ImportError:  # not a POSIX system: directories are not guarded there
+  fcntl = None  # type: ignore[assignment]
+
+PATIENCE_SECONDS = 120.0
+"""How long a directory in use is waited for: as long as a network file system may take to notice
+that a machine is gone."""
+
+
+class InUseError(ValueError):
+  """A directory is another process's."""
 
 
 def write_text(path: Path, text: str) -> None:
@@ -22,6 +40,57 @@ def write_json(path: Path, value: Any) -> None:
 def read_json(path: Path) -> Any:
   """Reads a JSON file; None if there is none."""
   return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+
+@contextlib.contextmanager
+def held(directory: Path) -> Iterator[None]:
+  """Keeps a directory for this process, by a lock on the file `.lock` in it.
+
+  The system takes the lock back when the process ends, in whatever way. One in use is waited for,
+  since its process may be about to save and end.
+
+  Args:
+    directory: is made if there is none.
+
+  Raises:
+    InUseError: if another process still holds it after `PATIENCE_SECONDS`.
+  """
+  directory.mkdir(parents=True, exist_ok=True)
+  until = time.monotonic() + PATIENCE_SECONDS
+  with (directory / ".lock").open("a+") as file:
+    said = False
+    while not _lock(file):
+      file.seek(0)
+      holder = file.read().strip() or "another process"
+      if time.monotonic() >= until:
+        raise InUseError(
+          f"{directory} is in use by {holder}, and two would spoil each other's files. Wait for it "
+          "to end or stop it; or give another --workdir."
+        )
+      if not said:
+        said = True
+        warnings.warn(
+          f"{directory} is in use by {holder}: waiting for up to {PATIENCE_SECONDS:g} s.",
+          stacklevel=4,
+        )
+      time.sleep(min(0.5, PATIENCE_SECONDS))
+    file.truncate(0)
+    file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+    file.flush()
+    yield
+
+
+def _lock(file: Any) -> bool:
+  """Whether the file is now locked for this process, or cannot be on this file system."""
+  if fcntl is None:
+    return True
+  try:
+    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    return True
+  except BlockingIOError:
+    return False
+  except OSError:
+    return True
 
 
 def as_json(value: Any) -> Any:

@@ -1,7 +1,9 @@
 """Ctrl-C and SIGTERM as a request to save and stop."""
 
 import contextlib
+import ctypes
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -11,6 +13,7 @@ class Interrupted(Exception):
   """A run was asked to stop and has saved its state; `args[0]` is the signal's number."""
 
 
+_PR_SET_PDEATHSIG = 1
 _watching: Callable[[], int] | None = None
 
 
@@ -49,3 +52,9 @@ def watch_signals() -> Iterator[Callable[[], int]]:
     _watching = None
     for each, handler in before.items():
       signal.signal(each, handler)
+
+
+def stop_with_parent() -> None:
+  """Lets this process be sent SIGTERM when its parent ends; known to Linux only."""
+  if sys.platform == "linux":
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGTERM))

@@ -1,6 +1,5 @@
 """Several processes of one command on this machine, talking over loopback."""
 
-import ctypes
 import os
 import signal
 import socket
@@ -10,9 +9,10 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+from experiments.interrupt import stop_with_parent
+
 _POLL_SECONDS = 0.05
 _GRACE_SECONDS = 20.0  # for the others to notice that one has died
-_PR_SET_PDEATHSIG = 1
 _OURS = ("--processes", "--devices_per_process")
 
 
@@ -50,7 +50,7 @@ def launch(arguments: Sequence[str], *, num_processes: int, num_devices: int = 0
         command,
         env=_environment(num_devices),
         start_new_session=True,  # a terminal's Ctrl-C comes through `forward` alone
-        preexec_fn=_stop_with_parent,
+        preexec_fn=stop_with_parent,
       )
       processes.append(process)
       _give_share(process.pid, i, num_processes)
@@ -107,12 +107,6 @@ def _environment(num_devices: int) -> dict[str, str]:
     # Devices that wait for each other starve XLA's pool of threads if it has one for each core.
     environ.setdefault("NPROC", "64")
   return environ
-
-
-def _stop_with_parent() -> None:
-  """Lets a process be asked to stop if the launcher is killed; known to Linux only."""
-  if sys.platform == "linux":
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGTERM))
 
 
 def _give_share(pid: int, index: int, count: int) -> None:

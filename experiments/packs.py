@@ -103,7 +103,7 @@ def choose_size(pack: str, config: ConfigDict) -> int:
   if pack == "off":
     return 1
   if pack == "auto":
-    return 1 if jax.default_backend() == "cpu" or config.model.name != "mlp" else 8
+    return 1 if config.model.name != "mlp" or jax.default_backend() == "cpu" else 8
   if not pack.isdecimal() or int(pack) < 1:
     raise ValueError(f"--pack is {pack!r}; it must be auto, off, or a number of runs.")
   return int(pack)

@@ -7,6 +7,7 @@ stopped, skips what is finished, and leaves alone what has failed until `--retry
 ends with one table and the figures of all runs.
 """
 
+import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,7 +17,7 @@ from ml_collections import ConfigDict
 
 from experiments import cli, estimate, packs, workers
 from experiments.failures import Failure, forget_failure, read_failure, write_failure
-from experiments.files import read_json
+from experiments.files import held, read_json
 from experiments.interrupt import Interrupted
 from experiments.report import write_sweep_report
 from experiments.run import check_owner
@@ -49,14 +50,24 @@ def run_sweep(
 
   Raises:
     ValueError: if the sweep is not usable, `workdir` holds runs of another one under the same
-      names, or no run could be finished.
+      names or is in use, or no run could be finished.
     Interrupted: if it was asked to stop; what was training is saved.
   """
   runs = expand(sweep)
   for name, config in runs.items():
     check_owner(workdir / name, config)
   size = packs.choose_size(pack, next(iter(runs.values())))
-  write_record(sweep, workdir, command)
+  with held(workdir):
+    write_record(sweep, workdir, command)
+    failures = _train(runs, workdir, jobs, size, retry)
+    path, table = write_sweep_report(workdir)
+  return path, table, {name: failure.error for name, failure in failures.items()}
+
+
+def _train(
+  runs: dict[str, ConfigDict], workdir: Path, jobs: int, size: int, retry: bool
+) -> dict[str, Failure]:
+  """Trains what is not finished, in packs of `size`; returns why runs failed, by name."""
   finished = {name for name in runs if _is_finished(workdir / name)}
   failures = {
     name: failure
@@ -86,9 +97,7 @@ def run_sweep(
       workers.train_here(tasks, watcher)
     else:
       workers.train_in_processes(tasks, watcher, jobs=jobs, cache_dir=workdir / ".compiled")
-  failures |= {str(path.relative_to(workdir)): f for path, f in watcher.failures.items()}
-  path, table = write_sweep_report(workdir)
-  return path, table, {name: failure.error for name, failure in failures.items()}
+  return failures | {str(path.relative_to(workdir)): f for path, f in watcher.failures.items()}
 
 
 def _is_finished(workdir: Path) -> bool:
@@ -116,6 +125,8 @@ def main() -> int:
   values, sweep = flags.FLAGS, _CONFIG.value
   workdir = Path(values.workdir or Path("runs") / cli.config_name())
   cli.use_compile_cache(workdir / ".compiled")
+  if values.jobs > 1:  # the devices' memory is the workers'
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
   how = {"jobs": values.jobs, "pack": values.pack}
   print(estimate.of_sweep(sweep, workdir, **how, calibrate=values.dry_run), flush=True)
   if values.dry_run:

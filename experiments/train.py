@@ -23,7 +23,7 @@ from experiments.data import Dataset, ImageStream, Prefetch
 from experiments.data.stream import Batch
 from experiments.devices import divide, replicate
 from experiments.distributed import is_first
-from experiments.files import read_json, write_json
+from experiments.files import held, read_json, write_json
 from experiments.interrupt import Interrupted, watch_signals
 from experiments.logbook import Logbook, averages
 from experiments.memory import memory_of
@@ -50,7 +50,7 @@ def train(config: ConfigDict, workdir: Path, *, watch: Watch = NO_WATCH) -> dict
     The results, as `results.json` holds them.
 
   Raises:
-    ValueError: if the config is not usable, or `workdir` belongs to another config.
+    ValueError: if the config is not usable, or `workdir` belongs to another config or is in use.
     FloatingPointError: if the loss is not finite; the last checkpoint stays.
     Interrupted: after SIGINT or SIGTERM, once the state is saved.
   """
@@ -91,7 +91,7 @@ def train_pack(
     data: Dataset | ImageStream | None = None
     for workdir, config in configs.items():
       try:
-        if first_decides(lambda: _is_finished(workdir, config)):  # noqa: B023
+        if first_decides(lambda: _is_finished(workdir, config, stack)):  # noqa: B023
           outcomes[workdir] = _reported(workdir, read_json(workdir / "results.json"))
           continue
         run = prepare(config, data) if data else prepare(config)
@@ -129,10 +129,18 @@ def _finish(log: Logbook, state: TrainState, index: int, num_runs: int) -> Outco
     return error
 
 
-def _is_finished(workdir: Path, config: ConfigDict) -> bool:
-  """Whether a run has its results; refuses a directory that is not its own."""
+def _is_finished(workdir: Path, config: ConfigDict, stack: ExitStack) -> bool:
+  """Whether a run has its results; if not, keeps its directory for this process.
+
+  Raises:
+    ValueError: if the directory is another run's, or in use.
+  """
+  results = workdir / "results.json"
   check_owner(workdir, config)
-  return (workdir / "results.json").exists()
+  if not results.exists():
+    stack.enter_context(held(workdir))
+    check_owner(workdir, config)  # as whoever held it has left it
+  return results.exists()
 
 
 def _reported(workdir: Path, results: dict[str, Any] | None) -> dict[str, Any]:

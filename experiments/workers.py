@@ -23,7 +23,7 @@ from ml_collections import ConfigDict
 
 from experiments import cli
 from experiments.failures import Failure, failure_of
-from experiments.interrupt import Interrupted, watch_signals
+from experiments.interrupt import Interrupted, stop_with_parent, watch_signals
 from experiments.progress import Show
 from experiments.train import train_pack
 
@@ -189,6 +189,7 @@ def _work(connection: Connection, jobs: int, cores: list[int], cache_dir: Path) 
   """Trains what comes through the connection, until it is closed or a signal comes."""
   if hasattr(os, "setpgrp"):
     os.setpgrp()  # Ctrl-C is the parent's, who passes it on
+  stop_with_parent()
   if cores:
     os.sched_setaffinity(0, cores)  # before jax starts its threads
   os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", f"{0.9 / jobs:.3f}")  # on GPU

@@ -1,6 +1,9 @@
 """Files that are never half written, and names that are never misread."""
 
 import os
+import subprocess
+import sys
+import threading
 
 import pytest
 
@@ -36,3 +39,40 @@ def test_choose():
     choose(table, "adm", "optimizer")
   with pytest.raises(ValueError, match=r"^optimizer is 'x'; it must be one of sgd, adam\.$"):
     choose(table, "x", "optimizer")
+
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from experiments.files import held
+
+with held(Path(sys.argv[1])):
+  print("held", flush=True)
+  time.sleep(60)
+"""
+
+
+def test_a_directory_is_one_process_s(tmp_path, monkeypatch):
+  """Until that has ended, however it ends."""
+  monkeypatch.setattr(files, "PATIENCE_SECONDS", 0.0)
+  other = subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE)
+  try:
+    assert other.stdout.readline() == b"held\n"
+    said = f"in use by process {other.pid} on .*--workdir"
+    with pytest.raises(files.InUseError, match=said), files.held(tmp_path):
+      raise AssertionError("two hold it")
+  finally:
+    other.kill()
+    other.communicate()
+  with files.held(tmp_path):
+    assert f"process {os.getpid()} on" in (tmp_path / ".lock").read_text()
+  with files.held(tmp_path):  # it was given back
+    pass
+
+
+def test_a_directory_in_use_is_waited_for(tmp_path):
+  other = subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE)
+  assert other.stdout.readline() == b"held\n"
+  threading.Timer(0.2, other.kill).start()
+  with pytest.warns(UserWarning, match="waiting"), files.held(tmp_path):
+    other.communicate()

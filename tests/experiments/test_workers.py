@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import signal
 
+import jax
 import pytest
 
 from experiments.failures import Failure
@@ -23,6 +24,7 @@ LONG = {
 
 @pytest.fixture(autouse=True)
 def one_device_each(monkeypatch):
+  jax.devices()  # those of this process are settled
   monkeypatch.setenv("XLA_FLAGS", "")
   monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 
