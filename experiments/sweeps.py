@@ -86,6 +86,9 @@ def variants_of(sweep: ConfigDict) -> list[Variant]:
 def expand(sweep: ConfigDict) -> dict[str, ConfigDict]:
   """The runs of a sweep: `{"variant/seedN": config}`.
 
+  The first seed of every variant comes before the second of any, so that a sweep which is stopped
+  can already be compared.
+
   Args:
     sweep: see `variants_of`.
 
@@ -93,18 +96,19 @@ def expand(sweep: ConfigDict) -> dict[str, ConfigDict]:
     ValueError: as `variants_of`, or if a variant sets a field that the base has not.
   """
   runs = {}
-  for variant in variants_of(sweep):
-    for seed in variant.seeds:
-      config = ConfigDict(sweep.base.to_dict()).lock()
-      try:
-        config.update(variant.differences)
-      except (AttributeError, KeyError, TypeError) as error:
-        raise ValueError(
-          f"Variant {variant.name!r} of the sweep does not fit its base: {error}"
-        ) from error
-      config.seed = seed
-      config.name = f"{variant.name}, seed {seed}"
-      runs[f"{variant.name}/seed{seed}"] = config
+  variants = variants_of(sweep)
+  rounds = itertools.zip_longest(*([(v, seed) for seed in v.seeds] for v in variants))
+  for variant, seed in filter(None, itertools.chain.from_iterable(rounds)):
+    config = ConfigDict(sweep.base.to_dict()).lock()
+    try:
+      config.update(variant.differences)
+    except (AttributeError, KeyError, TypeError) as error:
+      raise ValueError(
+        f"Variant {variant.name!r} of the sweep does not fit its base: {error}"
+      ) from error
+    config.seed = seed
+    config.name = f"{variant.name}, seed {seed}"
+    runs[f"{variant.name}/seed{seed}"] = config
   return runs
 
 
