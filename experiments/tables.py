@@ -1,8 +1,9 @@
 """Puts the tables of results files into README.md and docs: `python -m experiments.tables`.
 
 A page asks for a table with a pair of comments, between which the table of
-`experiments/results/NAME.json` is put: `<!-- results: NAME -->` and `<!-- /results -->`. With
-`--check` nothing is written, and a stale page is an error.
+`experiments/results/NAME.json` is put: `<!-- results: NAME -->` and `<!-- /results -->`. A file
+may have other tables beside its `table`: `<!-- results: NAME.KEY -->`. With `--check` nothing is
+written, and a stale page is an error.
 """
 
 import re
@@ -15,27 +16,33 @@ from experiments.files import read_json, write_text
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "experiments" / "results"
-_BLOCK = re.compile(r"<!-- results: (?P<name>[\w-]+) -->\n.*?<!-- /results -->", re.DOTALL)
+_BLOCK = re.compile(
+  r"<!-- results: (?P<name>[\w-]+)(?:\.(?P<key>\w+))? -->\n.*?<!-- /results -->", re.DOTALL
+)
 
 
 def fill(text: str, results: Path = RESULTS) -> str:
   """The page with every table as its results file has it now.
 
   Raises:
-    ValueError: if a page asks for a results file that does not exist.
+    ValueError: if a page asks for a results file, or a table in it, that does not exist.
   """
 
   def table(match: re.Match[str]) -> str:
-    name = match["name"]
+    name, key = match["name"], match["key"] or "table"
     result = read_json(results / f"{name}.json")
     if result is None:
       raise ValueError(
         f"A page asks for the results {name!r}, but {results / name}.json does not exist: run the "
         "command that writes it, or remove the block."
       )
+    if key not in result:
+      raise ValueError(
+        f"A page asks for {key!r} of the results {name!r}, which has none: run its command again."
+      )
     machine = ", ".join(f"{k} {v}" for k, v in result["environment"].items())
-    lines = [result["table"], "", f"Printed by `{result['command']}` on {machine}."]
-    return "\n".join([f"<!-- results: {name} -->", *lines, "<!-- /results -->"])
+    lines = [result[key], "", f"Printed by `{result['command']}` on {machine}."]
+    return "\n".join([match[0].partition("\n")[0], *lines, "<!-- /results -->"])
 
   return _BLOCK.sub(table, text)
 

@@ -145,8 +145,26 @@ def summary(rows: Sequence[Row], command: str, about: dict[str, Any]) -> dict[st
   return result
 
 
+def headline(rows: Sequence[Row]) -> str:
+  """Condensed against dense, for the README: all threads, layers and whole models."""
+  lines = ["| | dense | condensed | times faster (quartiles) |", "|---|--:|--:|---|"]
+  for row in rows:
+    name, _, methods = row.name.rpartition(": ")
+    peer, _, ours = methods.partition(" / ")
+    if peer != "dense" or ours not in ("cpu", "condensed") or name.endswith(" 1 thread"):
+      continue
+    times = [_duration(quartiles(row.times[method])[1]) for method in (peer, ours)]
+    low, middle, high = quartiles(row.ratios)
+    lines.append(f"| {name} | {times[0]} | {times[1]} | {middle:.1f} ({low:.1f}–{high:.1f}) |")
+  return "\n".join(lines)
+
+
+def _duration(seconds: float) -> str:
+  return f"{1e6 * seconds:.3g} µs" if seconds < 1e-3 else f"{1e3 * seconds:.3g} ms"
+
+
 def publish(path: Path, cells: Sequence[Cell], rows: Sequence[Row], result: dict[str, Any]) -> None:
-  """Writes the results file of README and docs: targets, and medians of the 90 % layers."""
+  """Writes the results file of README (`headline`) and docs: targets, medians of 90 % layers."""
   tables = [as_markdown(rows)]
   for group in groups([cell for cell in cells if abs(cell.sparsity - 0.9) < 0.005]):
     head = ["µs per call", *(f"batch {cell.batch}" for cell in group)]
@@ -159,4 +177,5 @@ def publish(path: Path, cells: Sequence[Cell], rows: Sequence[Row], result: dict
     | {"auto": cell.choice}
     for cell in cells
   ]
-  write_json(path, result | {"table": "\n\n".join(tables), "cells": medians})
+  shown = {"table": "\n\n".join(tables), "headline": headline(rows)}
+  write_json(path, result | shown | {"cells": medians})

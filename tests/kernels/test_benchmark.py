@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import srigl_jax as sx
+from experiments import tables
 from kernels.benchmark import fit, layers, measure, models, peers, report, targets
 from srigl_kernels import cost
 from srigl_kernels.problems import Problem, make_problem
@@ -160,6 +161,13 @@ def test_reports(tmp_path):
   published = json.loads((tmp_path / "published.json").read_text())
   assert published["command"] == "the command" and published["environment"] == {"machine": "this"}
   assert "| dense | 7.5 | - |" in published["table"] and "| comparison |" in published["table"]
+  assert published["headline"].splitlines()[2:] == [
+    "| vit_ffn_up 90 %, batch 256, 4 threads | 7.5 µs | 1.5 µs | 5.0 (5.0–5.0) |"
+  ]
+  page = "<!-- results: published.headline -->\n<!-- /results -->"
+  assert published["headline"] in tables.fill(page, tmp_path)
+  with pytest.raises(ValueError, match="'footer' of the results 'published', which has none"):
+    tables.fill(page.replace("headline", "footer"), tmp_path)
 
 
 def test_constants_are_found_again():
