@@ -46,29 +46,42 @@ def active_neurons(
     path: of the image to write.
     title: of the whole figure.
   """
-  layers = list(
-    dict.fromkeys(x for shares in methods.values() for column in shares.values() for x in column)
-  )
-  sparsities = sorted({s for shares in methods.values() for s in shares})
+  layers, sparsities = _rows_and_columns(methods)
   size = (2 + len(methods) * (1 + 0.55 * len(sparsities)), 1.6 + 0.26 * len(layers))
-  figure, row = plt.subplots(
-    1, len(methods), figsize=size, layout="constrained", sharey=True, squeeze=False
-  )
-  for axes, (name, shares) in zip(row[0], methods.items(), strict=True):
-    table = [[shares.get(s, {}).get(layer, np.nan) for s in sparsities] for layer in layers]
+  figure = plt.figure(figsize=size, layout="constrained")
+  _neurons_by_layer(figure, methods, xlabel="sparsity (%)")
+  figure.suptitle(title)
+  save(figure, path)
+
+
+def _rows_and_columns(
+  panels: Mapping[Any, Mapping[float, Mapping[str, float]]],
+) -> tuple[list[str], list[float]]:
+  """Layers and columns of tables of active neurons."""
+  tables = panels.values()
+  layers = dict.fromkeys(x for table in tables for column in table.values() for x in column)
+  return list(layers), sorted({x for table in tables for x in table})
+
+
+def _neurons_by_layer(
+  figure: Any, panels: Mapping[str, Mapping[float, Mapping[str, float]]], *, xlabel: str
+) -> None:
+  """Shares of neurons as colours and numbers, layers downwards, a panel for each table."""
+  layers, columns = _rows_and_columns(panels)
+  row = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+  for axes, (name, shares) in zip(row, panels.items(), strict=True):
+    table = [[shares.get(x, {}).get(layer, np.nan) for x in columns] for layer in layers]
     percent = 100 * np.array(table, float)
     image = axes.imshow(percent, cmap="viridis", vmin=0, vmax=100, aspect="auto")
     for (i, j), value in np.ndenumerate(percent):
       if not np.isnan(value):
         color = "white" if value < 60 else "black"
         axes.text(j, i, f"{value:.0f}", ha="center", va="center", color=color, fontsize=7)
-    axes.set_xticks(range(len(sparsities)), [_percent(s) for s in sparsities])
+    axes.set_xticks(range(len(columns)), [_percent(x) for x in columns])
     axes.set_yticks(range(len(layers)), layers, fontsize=7)
-    axes.set_xlabel("sparsity (%)")
+    axes.set_xlabel(xlabel)
     axes.set_title(name)
-  figure.colorbar(image, ax=row[0], label="active neurons (%)")
-  figure.suptitle(title)
-  save(figure, path)
+  figure.colorbar(image, ax=row, label="active neurons (%)")
 
 
 def accuracy(
@@ -114,6 +127,7 @@ def accuracy(
 
 def gamma_sal(
   sparsities: Mapping[float, Mapping[float, Mapping[str, Interval]]],
+  layers: Mapping[float, Mapping[float, Mapping[str, float]]],
   path: Path,
   *,
   title: str = "",
@@ -122,10 +136,15 @@ def gamma_sal(
 
   Args:
     sparsities: by sparsity and γ_sal: `{"accuracy": ..., "active_neurons": ...}`.
+    layers: share of neurons with an incoming weight, by sparsity, γ_sal and layer
+      (`active_by_layer`), drawn below.
     path: of the image to write.
     title: of the whole figure.
   """
-  figure, row = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")
+  height = 1.6 + 0.26 * len(_rows_and_columns(layers)[0])
+  figure = plt.figure(figsize=(11, 4 + height), layout="constrained")
+  above, below = figure.subfigures(2, 1, height_ratios=(4, height))  # type: ignore[misc]
+  row = above.subplots(1, 2)
   names = {"accuracy": "test accuracy (%)", "active_neurons": "active neurons (%)"}
   for axes, (name, ylabel) in zip(row, names.items(), strict=True):
     for i, (sparsity, values) in enumerate(sparsities.items()):
@@ -139,6 +158,8 @@ def gamma_sal(
         label=f"{_percent(sparsity)} % sparse",
       )
     finish(axes, xlabel="γ_sal (%)", ylabel=ylabel)
+  panels = {f"{_percent(sparsity)} % sparse": table for sparsity, table in layers.items()}
+  _neurons_by_layer(below, panels, xlabel="γ_sal (%)")
   figure.suptitle(title)
   save(figure, path)
 

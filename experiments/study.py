@@ -58,6 +58,7 @@ class Study(NamedTuple):
     variants: all of them, also those without a finished run.
     missing: how many runs are not finished.
     failed: why runs failed, by name.
+    published: others' accuracy with its interval, by method and place on the study's axis.
   """
 
   name: str
@@ -66,6 +67,7 @@ class Study(NamedTuple):
   variants: list[StudyVariant]
   missing: int
   failed: dict[str, str]
+  published: dict[str, dict[float, tuple[float, float]]]
 
 
 def mean_and_interval(values: Sequence[float]) -> tuple[float, float]:
@@ -104,7 +106,11 @@ def collect(workdir: Path) -> Study:
   if not any(v.runs for v in variants):
     reasons = "".join(f" {name}: {error}" for name, error in failed.items())
     raise ValueError(f"No run in {workdir} is finished: run the sweep again, it goes on.{reasons}")
-  return Study(record["name"], record["study"], record["command"], variants, missing, failed)
+  published: dict[str, dict[float, tuple[float, float]]] = {}
+  for method, place, accuracy, half_width in record.get("published", ()):
+    published.setdefault(method, {})[place] = accuracy, half_width
+  said = record["name"], record["study"], record["command"]
+  return Study(*said, variants, missing, failed, published)
 
 
 def results_file(study: Study, table: str) -> dict[str, Any]:

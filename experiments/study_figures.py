@@ -34,7 +34,7 @@ def _sparsity(study: Study, path: Path) -> None:
       by_sparsity[variant.axes["sparsity"]] = variant.interval("test_accuracy")
     elif variant.config["method"]["name"] == "dense":
       dense = variant.interval("test_accuracy")
-  figures_studies.accuracy(methods, path, dense=dense, title=study.name)
+  figures_studies.accuracy(methods, path, dense=dense, published=study.published, title=study.name)
 
 
 def _neurons(study: Study, path: Path) -> None:
@@ -48,14 +48,18 @@ def _neurons(study: Study, path: Path) -> None:
 
 def _gamma(study: Study, path: Path) -> None:
   sparsities: dict[float, dict[float, dict[str, Interval]]] = {}
+  layers: dict[float, dict[float, dict[str, float]]] = {}
   for variant in _finished(study):
     if "gamma_sal" in variant.axes:
       sparsity = variant.axes.get("sparsity", variant.config["method"]["sparsity"])
-      sparsities.setdefault(sparsity, {})[variant.axes["gamma_sal"]] = {
+      gamma = variant.axes["gamma_sal"]
+      sparsities.setdefault(sparsity, {})[gamma] = {
         "accuracy": variant.interval("test_accuracy"),
         "active_neurons": variant.interval("active_neurons"),
       }
-  figures_studies.gamma_sal(sparsities, path, title=study.name)
+      shares = active_by_layer([run.results for run in variant.runs])
+      layers.setdefault(sparsity, {})[gamma] = shares
+  figures_studies.gamma_sal(sparsities, layers, path, title=study.name)
 
 
 def _length(study: Study, path: Path) -> None:

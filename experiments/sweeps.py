@@ -43,7 +43,8 @@ def variants_of(sweep: ConfigDict) -> list[Variant]:
   Args:
     sweep: `base` (a run's config), `variants`: for each a name, the differences, and optionally
       `{"seeds": ..., "axes": ...}`; `seeds`, of those that have none of their own; optionally
-      `study`, a key of `STUDIES`.
+      `study`, a key of `STUDIES`, and `published`, figures to draw beside: method, place on the
+      axis, accuracy and half width of its interval of each.
 
   Raises:
     ValueError: if there is nothing to run, two variants have one name, or the study is unknown or
@@ -130,6 +131,7 @@ def write_record(sweep: ConfigDict, workdir: Path, command: str) -> None:
     "name": sweep.name,
     "study": sweep.get("study", "methods"),
     "command": command,
+    "published": [list(point) for point in sweep.get("published", ())],
     "variants": variants,
   }
   path = workdir / "sweep.json"

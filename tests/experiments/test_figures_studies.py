@@ -88,8 +88,11 @@ def test_gamma_sal(drawn, tmp_path):
     0.3: {"accuracy": (0.9, 0.01), "active_neurons": (0.8, math.nan)},
     0.0: {"accuracy": (0.8, 0.01), "active_neurons": (1.0, math.nan)},
   }
-  gamma_sal({0.99: values}, tmp_path / "figure.png")
-  left, right = drawn().axes
+  layers = {0.99: {0.3: {"a": 0.5, "b": 1.0}, 0.0: {"a": 1.0}}}
+  gamma_sal({0.99: values}, layers, tmp_path / "figure.png")
+  left, right, below, _ = (axes for figure in drawn().subfigs for axes in figure.axes)
+  assert [text.get_text() for text in below.texts] == ["100", "50", "100"]
+  assert [tick.get_text() for tick in below.get_xticklabels()] == ["0", "30"]
   assert lines_of(left) == {"99 % sparse": [[0, 80], [30, 90]]}
   assert lines_of(right) == {"99 % sparse": [[0, 100], [30, 80]]}
 

@@ -8,11 +8,13 @@ import shutil
 import numpy as np
 import pytest
 
+from configs.sweeps.sparsity import get_config as sparsity_sweep
 from experiments import figures, figures_studies
-from experiments.files import write_json
+from experiments.files import read_json, write_json
 from experiments.record import read_metrics
 from experiments.report import write_run_report, write_sweep_report
 from experiments.study import collect, mean_and_interval, results_file
+from experiments.sweeps import write_record
 
 PNG = b"\x89PNG\r\n"
 
@@ -145,6 +147,7 @@ def write_run(directory, *, accuracy, **changes):
     "training_flops": 0.375,
     "steps": 1000,
     "environment": {"python": "3.11"},
+    "layers": [{"path": "x/kernel", "density": 0.5, "active_neurons": 2, "num_neurons": 4}],
   }
   write_json(directory / "results.json", results | changes)
   write_json(directory / "config.json", CONFIG)
@@ -261,6 +264,22 @@ def test_figure_of_a_study(tmp_path, study, axis):
       write_run(tmp_path / variant / f"seed{seed}", accuracy=0.5 + seed / 10)
   path, _ = write_sweep_report(tmp_path)
   assert images_of(path) == ["figures/study.png", "figures/comparison.png"]
+
+
+def test_published_figures_are_drawn_beside(tmp_path, monkeypatch):
+  """From the sweep's config, through its record, to the figure."""
+  drawn = {}
+  monkeypatch.setattr(figures_studies, "accuracy", lambda *a, **kwargs: drawn.update(kwargs))
+  sweep = sparsity_sweep("wrn22")
+  write_record(sweep, tmp_path, "python -m x")
+  record = read_json(tmp_path / "sweep.json")
+  variant = tmp_path / "rigl_99"
+  write_run(variant / "seed42", accuracy=0.5)
+  write_json(variant / "seed42" / "config.json", record["variants"]["rigl_99"]["config"])
+  write_sweep_report(tmp_path)
+  assert drawn["published"]["srigl"][0.99] == pytest.approx((0.8266, 0.0089))
+  assert {len(points) for points in drawn["published"].values()} == {6}
+  assert sparsity_sweep("quick").published == ()
 
 
 def test_figure_of_neurons(tmp_path, monkeypatch):
