@@ -36,6 +36,10 @@ SMALL = {
 }
 
 
+# Compiling these takes many seconds; others train the same optimizers, test_models their layers.
+LONG = ("cifar10_wrn22", "imagenet_mobilenetv3", "imagenet_resnet50")
+
+
 def run_config(name, *arguments):
   return importlib.import_module(f"configs.{name}").get_config(*arguments)
 
@@ -98,7 +102,9 @@ def test_an_unknown_method_is_refused(name):
     run_config(name, "srgil")
 
 
-@pytest.mark.parametrize("name", RUNS)
+@pytest.mark.parametrize(
+  "name", [pytest.param(n, marks=pytest.mark.slow) if n in LONG else n for n in RUNS]
+)
 def test_a_config_trains_two_steps(name, tmp_path, monkeypatch):
   monkeypatch.setattr(train_module.report, "write_run_report", lambda workdir: None)
   with devices(1), quick_compiler():

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from absl.testing import flagsaver
 
-from experiments import cli
+from experiments import cli, estimate
 from experiments.files import read_json
 from tests.experiments.tiny import STEPS_PER_EPOCH, assert_same, checkpoint_steps, read_checkpoint
 
@@ -151,7 +151,8 @@ def test_train_then_report(command, config, tmp_path):
 
 
 @pytest.mark.usefixtures("one_device")
-def test_sweep_then_report(command, tmp_path):
+def test_sweep_then_report(command, tmp_path, monkeypatch):
+  monkeypatch.setattr(estimate, "_CALIBRATION_SECONDS", 1e-9)
   path, workdir = tmp_path / "two.py", tmp_path / "sweep"
   path.write_text(SWEEP)
   code, output, _ = command("sweep", f"--config={path}", f"--workdir={workdir}", "--dry_run")

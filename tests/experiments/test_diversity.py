@@ -10,6 +10,7 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from experiments import models
+from experiments import train as train_module
 from experiments.diversity import (
   as_json,
   cka_by_pair,
@@ -37,7 +38,8 @@ def sweep(tmp_path_factory):
     base.model.kwargs.hidden = (8, 6)
   variants = (("dense", {"method": {"name": "dense"}}), ("srigl", {"method": {"name": "srigl"}}))
   config = ConfigDict({"name": "S", "base": base, "variants": variants, "seeds": (0, 1)}).lock()
-  with devices(1), quick_compiler():
+  with devices(1), quick_compiler(), pytest.MonkeyPatch.context() as patch:
+    patch.setattr(train_module.report, "write_run_report", lambda workdir: None)
     run_sweep(config, workdir)
   return workdir
 

@@ -171,7 +171,8 @@ DIGITS = (
 def run_command(workdir, *flags):
   """Runs `experiments.train` on digits; one virtual device in each process."""
   command = [sys.executable, "-m", "experiments.train", *DIGITS, f"--workdir={workdir}", *flags]
-  environ = os.environ | {"XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
+  flags = "--xla_backend_optimization_level=0"  # as in conftest.py, but one device
+  environ = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
   return subprocess.run(
     command,
     cwd=Path(__file__).parents[2],

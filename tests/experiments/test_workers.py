@@ -73,6 +73,7 @@ def test_a_killed_worker_is_a_failed_run_and_the_others_go_on(tmp_path):
   assert not multiprocessing.active_children()
 
 
+@pytest.mark.slow  # test_sweep.py stops a sweep in one process
 def test_workers_save_when_the_sweep_is_asked_to_stop(tmp_path):
   """What waits is not begun."""
   training = set()

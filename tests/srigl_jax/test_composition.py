@@ -253,27 +253,6 @@ def test_pmap_keeps_masks_identical():
   assert int(state.step) == 6
 
 
-def test_sharded_parameters():
-  mesh = Mesh(np.asarray(jax.devices()).reshape(2, 4), ("data", "model"))
-  spec = {
-    "conv": {"kernel": PartitionSpec("data", None, None, "model"), "bias": PartitionSpec()},
-    "head": {"kernel": PartitionSpec("model", "data"), "bias": PartitionSpec()},
-  }
-  shardings = jax.tree.map(
-    lambda s: NamedSharding(mesh, s), spec, is_leaf=lambda x: isinstance(x, PartitionSpec)
-  )
-  tx = srigl(SGD)
-  params = jax.device_put(helpers.params(), shardings)
-  state = tx.init(params)
-  params = sx.apply_masks(params, state.masks)
-  step = jax.jit(step_of(tx))
-  for i in range(6):
-    grads = jax.device_put(helpers.gradients(plain_run().params, i), shardings)
-    params, state = jax.block_until_ready(step(params, state, grads))
-  assert not params["conv"]["kernel"].sharding.is_fully_replicated
-  assert_same_as_plain_run(params, sx.get_masks(state))
-
-
 # ---------------------------------------------------------------- trees and trainers
 
 
