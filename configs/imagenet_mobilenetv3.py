@@ -18,8 +18,8 @@ accelerator nor more than some hundred images. Another sparsity by `--config.met
 
 Expected on 8 GPUs: 8 hours for either size. That is 769 million images at 3,500 images/s on each
 GPU, a guess from the rates at which A100s train networks of depthwise convolutions, which memory
-bounds (not measured here). It is input that will decide: 28,000 images/s take some hundred
-processes of decoding, for 16 processes alone count with days.
+bounds (not measured here). It is input that will decide: 28,000 images/s want 60 processes on as
+many cores (docs/scaling.md); with the 16 that are the default count with 30 hours.
 
 The authors' runs may ablate classes of the classifier, which is surely not meant; here it is
 protected. There is no exponential moving average of weights in their recipe, and no dropout.

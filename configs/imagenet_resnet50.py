@@ -14,12 +14,14 @@ follows a colon chooses a method and a length, `--config=configs/imagenet_resnet
 `:rigl-2x`, and `:smoke` (or `:rigl-smoke`) is a few steps that need neither an accelerator nor more
 than some hundred images. Another sparsity by `--config.method.sparsity=0.95`.
 
-Expected on 8 GPUs: 2, 4 and 9 hours for 1x, 2x and 5x, if 16 processes or more of input keep up.
-That is 131, 262 and 655 million images at 2,500 images/s on each GPU, about what an A100 trains a
-dense ResNet-50 at in mixed precision (not measured here; a masked network costs the same). In
-FLOPs, three forward passes of 8.19e9 each: 3.2e18 for 1x. 64 images of a batch lie on each GPU at a
-time, 128 in 5x; a smaller `--config.data.batch_size` with more
-`--config.optimizer.accumulation_steps` takes less memory, as does `--config.model.kwargs.remat`.
+Expected on 8 GPUs: 2, 4 and 9 hours for 1x, 2x and 5x, if input keeps up. That is 131, 262 and 655
+million images at 2,500 images/s on each GPU, about what an A100 trains a dense ResNet-50 at in
+mixed precision (not measured here; a masked network costs the same). 20,000 images/s want 45
+processes of input on as many cores (docs/scaling.md); with the 16 that are the default count with
+5, 10 and 25 hours, or raise `--config.data.kwargs.num_workers`. In FLOPs, three forward passes of
+8.19e9 each: 3.2e18 for 1x. 64 images of a batch lie on each GPU at a time, 128 in 5x; a smaller
+`--config.data.batch_size` with more `--config.optimizer.accumulation_steps` takes less memory, as
+does `--config.model.kwargs.remat`.
 
 The authors' 1x batch is an eighth of RigL's 4096, so ΔT and the gradients averaged are eightfold;
 5x has RigL's. There is no config of theirs for 2x: milestones are from a comment, the rest is 1x.
