@@ -39,7 +39,7 @@ from experiments.files import write_json
 from experiments.record import environment
 from experiments.sessions import read_sessions
 
-_OUT = Path("experiments/results/faults.json")
+_PUBLISHED = Path("experiments/results/faults.json")
 _ROOT = Path(__file__).resolve().parent.parent
 _EVERY = 15  # steps from checkpoint to checkpoint
 _EPOCH = 21  # steps
@@ -226,11 +226,9 @@ def table(rows: list[Row]) -> str:
 
 def main() -> int:
   """The command."""
-  workdir, out = Path(flags.FLAGS.workdir).absolute(), Path(flags.FLAGS.out)
+  workdir = Path(flags.FLAGS.workdir).absolute()
   if workdir.exists() and any(workdir.iterdir()):
     raise ValueError(f"{workdir} is not empty: give a --workdir that is new.")
-  if out.exists() and not flags.FLAGS.overwrite:
-    raise ValueError(f"{out} exists: give another --out, or --overwrite to replace it.")
   rows = []
   for num_processes in (1, 2):
     undisturbed = workdir / f"undisturbed{num_processes}"
@@ -245,13 +243,15 @@ def main() -> int:
   for row in rows:
     row["message"] = row["message"].replace(str(workdir), "DIR")
   command = "python -m experiments.faults --workdir=DIR"
-  write_json(out, {"command": command, "environment": environment(), "table": shown, "rows": rows})
-  print(f"\n{shown}\n\n{out}")
+  result = {"command": command, "environment": environment(), "table": shown, "rows": rows}
+  outs = [workdir / "faults.json", *([_PUBLISHED] if flags.FLAGS.publish else [])]
+  for out in outs:
+    write_json(out, result)
+  print(f"\n{shown}\n\n{', '.join(map(str, outs))}")
   return 0 if all(map(is_sound, rows)) else 1
 
 
 if __name__ == "__main__":
   flags.DEFINE_string("workdir", None, "A directory for the runs; must be new.", required=True)
-  flags.DEFINE_string("out", str(_OUT), "Where the results go.")
-  flags.DEFINE_bool("overwrite", False, "Replace the results.")
+  flags.DEFINE_bool("publish", False, f"Also write {_PUBLISHED}, whose table is in docs.")
   cli.run(main)
