@@ -23,16 +23,18 @@ class Logbook:
   """The records and checkpoints of a run.
 
   Attributes:
-    run: the run.
+    run: the run, its `init_state` in shapes only.
     workdir: its directory.
     step: batches done when it was opened.
-    state: where it goes on from: the last checkpoint, or step 0.
+    state: where it goes on from: the last checkpoint, or step 0; None once it was taken.
     error: why it can go on no more; None while it can.
   """
 
   def __init__(self, run: Run, workdir: Path):
     """Opens the directory and reads the last checkpoint."""
-    self.run, self.workdir = run, workdir
+    # What is not let go of here stays in memory as long as training lasts.
+    self.run = run._replace(init_state=jax.eval_shape(lambda: run.init_state))
+    self.workdir = workdir
     self.error: Exception | None = None
     if is_first():
       write_json(workdir / "config.json", run.config.to_dict())
@@ -43,9 +45,16 @@ class Logbook:
     except BaseException:
       self._checkpoints.close()
       raise
-    self.state: TrainState = run.init_state if restored is None else restored
-    self.step = int(self.state.step)
-    self._summary, self._summary_step = run.summarize(self.state), self.step
+    state = run.init_state if restored is None else restored
+    self.state: TrainState | None = state
+    self.step = int(state.step)
+    self._summary, self._summary_step = run.summarize(state), self.step
+
+  def take_state(self) -> TrainState:
+    """Where the run goes on from, which is not kept here any longer; to be called once."""
+    state, self.state = self.state, None
+    assert state is not None, "the state has been taken"
+    return state
 
   def start(self) -> None:
     """Opens the records, to go on from `state`."""

@@ -35,7 +35,8 @@ class Run(NamedTuple):
     apply: the model, see `models.functional`.
     tx: the optimizer, the method round it.
     schedule: learning rate by optimizer step.
-    init_state: the state at step 0, weights masked.
+    init_state: the state at step 0, weights masked, in the host's memory; its shapes once training
+      has begun (`Logbook`).
     macs: multiply-accumulates for one example of each dense layer.
     share_of_weights: weights of the model relative to those of the config's; less than 1 if it has
       been narrowed.
@@ -205,7 +206,7 @@ def prepare(config: ConfigDict, data: Dataset | ImageStream | None = None) -> Ru
     apply=apply,
     tx=tx,
     schedule=schedule,
-    init_state=TrainState(jnp.zeros((), jnp.int32), params, model_state, opt_state),
+    init_state=jax.device_get(TrainState(jnp.zeros((), jnp.int32), params, model_state, opt_state)),
     macs=macs,
     share_of_weights=share_of_weights,
     share_of_macs=share_of_macs,

@@ -94,9 +94,8 @@ def train_pack(
         if first_decides(lambda: _is_finished(workdir, config, stack)):  # noqa: B023
           outcomes[workdir] = _reported(workdir, read_json(workdir / "results.json"))
           continue
-        run = prepare(config, data) if data else prepare(config)
-        data = run.data
-        log = stack.enter_context(closing(Logbook(run, workdir)))
+        log = stack.enter_context(closing(Logbook(prepare(config, data), workdir)))
+        data = log.run.data
         groups.setdefault((log.step, packs.signature(log.state)), []).append(log)
       except Exception as error:
         outcomes[workdir] = error
@@ -171,7 +170,7 @@ def _loop(logs: Sequence[Logbook], show_progress: ShowProgress, watch: Watch) ->
     max_steps=run.max_steps,
   )
   eval_fn = make_eval_fn(run.apply, run.feed, num_runs=num_runs)
-  state = replicate(packs.stack([log.state for log in logs]))
+  state = replicate(packs.stack([log.take_state() for log in logs]))
   resident = replicate(run.feed.resident)
   eval_every = run.steps(config.eval_every_epochs)
   save_every = run.steps(config.checkpoint_every_epochs)

@@ -1,9 +1,13 @@
 """Whole runs: every method, any number of devices, interrupted and resumed, refused and broken."""
 
+import contextlib
+import gc
 import json
 import math
 import signal
+import weakref
 
+import jax
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
@@ -11,6 +15,7 @@ from ml_collections import ConfigDict
 from experiments import train as train_module
 from experiments.files import read_json
 from experiments.interrupt import Interrupted
+from experiments.logbook import Logbook
 from experiments.record import read_metrics
 from experiments.run import prepare
 from experiments.train import train
@@ -125,6 +130,18 @@ def test_a_run_starts_sparse_and_scaled_to_its_fan_in():
   dense = prepare(tiny_config({"method.name": "dense"})).init_state.params["hidden/0/kernel"]
   mask = np.asarray(states[""].opt_state.masks["hidden/0/kernel"])
   np.testing.assert_array_equal(states[""].params["hidden/0/kernel"], np.where(mask, dense, 0))
+
+
+def test_the_first_state_takes_no_room_while_training_lasts(tmp_path):
+  """Neither on a device, nor in the host's memory."""
+  run = prepare(tiny_config())
+  assert {type(leaf) for leaf in jax.tree.leaves(run.init_state)} == {np.ndarray}
+  kernel = weakref.ref(run.init_state.params["hidden/0/kernel"])
+  with contextlib.closing(Logbook(run, tmp_path)) as log:
+    del run
+    log.take_state()
+    gc.collect()
+    assert kernel() is None
 
 
 def test_results_are_those_of_the_last_checkpoint(finished_run):
