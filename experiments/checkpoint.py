@@ -4,6 +4,7 @@ With several processes, process 0 reads and writes and the others get from it wh
 have the same state, and only one needs the disk. Every process must make the same calls.
 """
 
+import contextlib
 import shutil
 import warnings
 from pathlib import Path
@@ -181,13 +182,15 @@ class Checkpoints:
     """Clears up after a save that failed, and says what can be done."""
     step, num_bytes = self._saving or (-1, 0)
     self._saving = None
+    with contextlib.suppress(Exception):  # of further files of it that could not be written
+      self._manager.close()
     # What the failed save has left takes the room that is missing.
     for path in self._directory.glob("*.orbax-checkpoint-tmp*"):
       shutil.rmtree(path, ignore_errors=True)
-    self._manager.close()
     self._manager = self._open()  # the old one counts on what it has not written
     free = shutil.disk_usage(self._directory).free
-    reason = str(error).rpartition(": ")[2] or type(error).__name__
+    # Tensorstore describes the whole array after the reason, in brackets.
+    reason = str(error).rpartition(": ")[2].partition(" [")[0] or type(error).__name__
     return OSError(
       f"The checkpoint of step {step} could not be written to {self._directory} ({reason}). It "
       f"takes up to {num_bytes / 1e6:.1f} MB; {free / 1e6:.1f} MB are free there. The checkpoints "

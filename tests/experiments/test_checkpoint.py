@@ -3,7 +3,6 @@
 import contextlib
 import gc
 import os
-import resource
 import shutil
 import subprocess
 import sys
@@ -18,6 +17,7 @@ import pytest
 
 from experiments.checkpoint import Checkpoints
 from experiments.devices import replicate
+from tests.experiments.tiny import full_disk
 
 # What the reader leaves behind when it fails complains on being collected.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
@@ -250,25 +250,16 @@ def test_no_byte_can_change_unnoticed(tmp_path):
   assert_state(restore(tmp_path), 2)
 
 
-@contextlib.contextmanager
-def full_disk(num_bytes=100_000):
-  """Writes past this size of a file fail, as they do for want of room; needs no rights."""
-  before = resource.getrlimit(resource.RLIMIT_FSIZE)
-  resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, before[1]))
-  try:
-    yield
-  finally:
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
-
-
 FULL = r"step {} could not be written to {} \(.*\). It takes up to 0\.4 MB; .* MB are free there"
 
 
-def test_a_full_disk_is_an_error_that_leaves_the_last_good_checkpoint(tmp_path):
+@pytest.mark.parametrize("num_bytes", [100_000, 0])
+def test_a_full_disk_is_an_error_that_leaves_the_last_good_checkpoint(tmp_path, num_bytes):
+  """Whether there is room for the small files or for none, when several of them fail at once."""
   with opened(tmp_path, keep=1) as checkpoints:
     checkpoints.save(1, noise(1), None)
     checkpoints.wait()
-    with full_disk():
+    with full_disk(num_bytes):
       checkpoints.save(2, noise(2), None)
       with pytest.raises(OSError, match=FULL.format(2, tmp_path)):
         checkpoints.wait()
@@ -278,11 +269,12 @@ def test_a_full_disk_is_an_error_that_leaves_the_last_good_checkpoint(tmp_path):
   assert steps_in(tmp_path) == [2]
 
 
-def test_a_failed_save_is_tried_again_once_with_the_next_state(tmp_path):
+@pytest.mark.parametrize("num_bytes", [100_000, 0])
+def test_a_failed_save_is_tried_again_once_with_the_next_state(tmp_path, num_bytes):
   with opened(tmp_path) as checkpoints:
     checkpoints.save(1, noise(1), None)
     checkpoints.wait()
-    with full_disk():
+    with full_disk(num_bytes):
       checkpoints.save(2, noise(2), None)
       with (
         pytest.warns(UserWarning, match=FULL.format(2, tmp_path) + ".* the state of step 3"),

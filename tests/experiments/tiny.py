@@ -1,6 +1,7 @@
 """A run of a second or two, and a look at what it leaves behind."""
 
 import contextlib
+import resource
 import signal
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -98,6 +99,17 @@ def interrupted_at(poll: int) -> Iterator[None]:
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr("experiments.train.watch_signals", watch)
     yield
+
+
+@contextlib.contextmanager
+def full_disk(num_bytes: int = 100_000) -> Iterator[None]:
+  """Writes past this size of a file fail, as they do for want of room; needs no rights."""
+  before = resource.getrlimit(resource.RLIMIT_FSIZE)
+  resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, before[1]))
+  try:
+    yield
+  finally:
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def checkpoint_steps(workdir: Path) -> list[int]:
