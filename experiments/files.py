@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import shutil
 import socket
 import time
 import warnings
@@ -98,3 +99,53 @@ def as_json(value: Any) -> Any:
   if isinstance(value, dict):
     return {k: as_json(v) for k, v in value.items()}
   return [as_json(v) for v in value] if isinstance(value, list | tuple) else value
+
+
+class Appender:
+  """A file that grows. What cannot be written waits in memory, in order, until it can."""
+
+  def __init__(self, path: Path):
+    """Opens the file, at its end if it is there."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    self._path, self._waiting = path, b""
+    self._file = open(path, "ab", buffering=0)  # noqa: SIM115
+
+  def write(self, data: bytes) -> None:
+    """Appends; if that fails, a warning says so, and the next call tries again."""
+    is_well = not self._waiting
+    self._waiting += data
+    try:
+      self._write()
+    except OSError as error:
+      if is_well:
+        problem = f"{self._problem(error)} What is to be written waits in memory."
+        warnings.warn(problem, stacklevel=2)
+
+  def settle(self) -> None:
+    """Returns once all that was appended is on disk.
+
+    Raises:
+      OSError: if it cannot be written.
+    """
+    try:
+      self._write()
+      os.fsync(self._file.fileno())
+    except OSError as error:
+      raise OSError(f"{self._problem(error)} Make room there, and start again.") from error
+
+  def close(self) -> None:
+    """Closes the file; a warning says how much of it could not be written."""
+    try:
+      self._write()
+    except OSError as error:
+      lost = f"Its last {len(self._waiting)} bytes are lost."
+      warnings.warn(f"{self._problem(error)} {lost}", stacklevel=2)
+    self._file.close()
+
+  def _write(self) -> None:
+    while self._waiting:  # a file system that is nearly full takes a part
+      self._waiting = self._waiting[self._file.write(self._waiting) :]
+
+  def _problem(self, error: OSError) -> str:
+    free = shutil.disk_usage(self._path.parent).free
+    return f"{self._path} cannot be written ({error.strerror}); {free / 1e6:.1f} MB are free there."

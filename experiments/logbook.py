@@ -110,7 +110,14 @@ class Logbook:
       self._recorder.write("test", step, **values)
 
   def save(self, step: int, state: TrainState, *, test_accuracy: float | None) -> None:
-    """Starts saving a checkpoint."""
+    """Starts saving a checkpoint.
+
+    Raises:
+      OSError: if it cannot be written, or if the records until now cannot: a run that goes on from
+        the checkpoint would not write them again.
+    """
+    if self._recorder:
+      self._recorder.settle()
     self._checkpoints.save(step, state, test_accuracy=test_accuracy)
 
   def wait(self) -> None:

@@ -9,28 +9,28 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from tensorboardX import SummaryWriter
 
+from experiments.board import Board
+from experiments.files import Appender
 from experiments.tracking import Tracker
 from srigl_jax import Summary
 
 
 class Recorder:
-  """Appends records to `metrics.jsonl` and TensorBoard event files in a run's directory."""
+  """Appends records to `metrics.jsonl` and TensorBoard event files in a run's directory.
+
+  A file system that fails does not stop it: what cannot be written waits for the next record.
+  """
 
   def __init__(self, workdir: Path, *, step: int, tracker: Tracker | None = None):
     """Opens the files for a run that goes on from `step`; a tracker is told the same."""
     self._tracker = tracker
-    workdir.mkdir(parents=True, exist_ok=True)
     path = workdir / "metrics.jsonl"
     cut_off = path.exists() and not path.read_bytes().endswith(b"\n")
-    self._lines = open(path, "a", encoding="utf-8")  # noqa: SIM115
+    self._lines = Appender(path)
     if cut_off:  # by a kill in the middle of a line, which is not to swallow the next one
-      self._lines.write("\n")
-    # TensorBoard forgets what an interrupted run wrote at this step and after.
-    purge = {"purge_step": step + 1} if step else {}
-    suffix = f".{step}"  # the time in a file's name has seconds only
-    self._events = SummaryWriter(str(workdir / "tensorboard"), filename_suffix=suffix, **purge)
+      self._lines.write(b"\n")
+    self._board = Board(workdir / "tensorboard", step=step)
 
   def write(self, kind: str, step: int, **values: float) -> None:
     """Records numbers.
@@ -76,19 +76,25 @@ class Recorder:
 
   def _show(self, values: Mapping[str, float | None], step: int) -> None:
     """Shows numbers where people look at them."""
-    for name, value in values.items():
-      self._events.add_scalar(name, value, step)
+    self._board.show(values, step)
     if self._tracker:
       self._tracker.log(values, step=step)
 
   def _write_line(self, record: dict[str, Any]) -> None:
-    self._lines.write(json.dumps(record) + "\n")
-    self._lines.flush()
+    self._lines.write(json.dumps(record).encode() + b"\n")
+
+  def settle(self) -> None:
+    """Returns once all records are on disk.
+
+    Raises:
+      OSError: if they cannot be written.
+    """
+    self._lines.settle()
 
   def close(self) -> None:
     """Closes the files."""
     self._lines.close()
-    self._events.close()
+    self._board.close()
     if self._tracker:
       self._tracker.finish()
 

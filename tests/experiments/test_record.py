@@ -2,6 +2,7 @@
 
 import json
 import struct
+import threading
 
 import optax
 import pytest
@@ -10,6 +11,7 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 import srigl_jax as sx
 from experiments.record import Recorder, environment, read_metrics
 from tests import helpers
+from tests.experiments.tiny import full_disk
 
 
 def record(workdir, steps, *, start=0, loss=1.0):
@@ -101,6 +103,40 @@ def test_tensorboard_shows_every_step_once(tmp_path):
     6: 16.0,
     8: 18.0,
   }
+
+
+def test_a_full_disk_neither_stops_nor_costs_records(tmp_path):
+  """They wait in memory, TensorBoard's too, and all are there once there is room."""
+  recorder = Recorder(tmp_path, step=0)
+  recorder.write("train", 1, loss=1.0)
+  with full_disk(200), pytest.warns(UserWarning) as warned:
+    writing = threading.Thread(
+      target=lambda: [recorder.write("train", step, loss=float(step)) for step in range(2, 99)],
+      daemon=True,
+    )
+    writing.start()
+    writing.join(20)
+    assert not writing.is_alive()
+    with pytest.raises(OSError, match=r"jsonl cannot be written \(File too large\); .* MB"):
+      recorder.settle()
+  # One for each file, not one for each record.
+  assert sum("cannot be written" in str(warning.message) for warning in warned) == 2
+  assert len(read_metrics(tmp_path)["train"]) < 10
+  recorder.write("train", 99, loss=99.0)
+  recorder.settle()
+  assert [r["loss"] for r in read_metrics(tmp_path)["train"]] == list(range(1, 100))
+  recorder.close()
+  board = scalars_on_the_board(tmp_path)
+  assert [board["train/loss", step] for step in range(1, 100)] == list(range(1, 100))
+
+
+def test_records_that_a_full_disk_has_cost_are_spoken_of(tmp_path):
+  recorder = Recorder(tmp_path, step=0)
+  with full_disk(10), pytest.warns(UserWarning) as warned:
+    recorder.write("train", 1, loss=1.0)
+    recorder.close()
+  assert "metrics.jsonl cannot be written" in str(warned[-2].message)
+  assert "bytes are lost" in str(warned[-2].message)
 
 
 def test_topology_by_layer(tmp_path):

@@ -16,7 +16,7 @@ from experiments import train as train_module
 from experiments.files import read_json
 from experiments.interrupt import Interrupted
 from experiments.logbook import Logbook
-from experiments.record import read_metrics
+from experiments.record import Recorder, read_metrics
 from experiments.run import prepare
 from experiments.train import train
 from tests.experiments.tiny import (
@@ -430,6 +430,21 @@ def test_unreadable_checkpoints_cost_only_time(tmp_path, finished_run):
   assert checkpoint_steps(tmp_path) == [4, 6, 8, 12]
   assert_same(read_checkpoint(tmp_path), read_checkpoint(finished_run[0]))
   assert_same(read_checkpoint(tmp_path, 8), read_checkpoint(finished_run[0], 8))
+
+
+def test_no_checkpoint_without_its_records(tmp_path, monkeypatch):
+  """A run that goes on from it would not write them again."""
+  settled = []
+
+  def fail_the_second_time(recorder):
+    settled.append(recorder)
+    if len(settled) == 2:
+      raise OSError("there is no room for records")
+
+  monkeypatch.setattr(Recorder, "settle", fail_the_second_time)
+  with pytest.raises(OSError, match="no room for records"):
+    train(tiny_config(EVERY_TWO), tmp_path)
+  assert checkpoint_steps(tmp_path) == [2]
 
 
 # ---- divergence --------------------------------------------------------------------------------
