@@ -1,7 +1,10 @@
 """What all processes of a run must agree on: how they start, and the masks on every device."""
 
 import collections
+import contextlib
+import secrets
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeVar
 
 import jax
@@ -66,6 +69,26 @@ def from_first(read: Callable[[], Tree | None], template: Tree) -> Tree | None:
   given = jax.tree.leaves(tree) if tree is not None else leaves
   received = [_broadcast(x, like) for x, like in zip(given, leaves, strict=True)]
   return jax.tree.unflatten(structure, received)
+
+
+def all_see(directory: Path) -> bool:
+  """Whether a directory is the same one for all processes; process 0 makes it if it is not there.
+
+  Every process must call it.
+  """
+  name = np.frombuffer(secrets.token_bytes(8), np.uint8)
+  name = np.asarray(multihost_utils.broadcast_one_to_all(name))
+  mark = directory / f".seen-{name.tobytes().hex()}"
+  if jax.process_index() == 0:
+    with contextlib.suppress(OSError):
+      directory.mkdir(parents=True, exist_ok=True)
+      mark.touch()
+  multihost_utils.sync_global_devices("mark set")
+  found = multihost_utils.process_allgather(np.int32(mark.exists()))
+  if jax.process_index() == 0:
+    with contextlib.suppress(OSError):
+      mark.unlink()
+  return bool(np.all(found))
 
 
 def _broadcast(value: Any, template: Any) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -199,6 +200,41 @@ def test_two_processes(tmp_path):
   refused = run_command(tmp_path / "two", "--processes=2", "--config.seed=1")
   assert refused.returncode == 2
   assert "holds a run of another config" in refused.stderr
+
+
+_COMPILES = """
+import sys
+from pathlib import Path
+import jax, jax.numpy as jnp
+from experiments import cli
+own, shared, port, i = sys.argv[1:]
+jax.distributed.initialize(f"127.0.0.1:{port}", 2, int(i))
+for folder in (own, shared):
+  cli.use_compile_cache(Path(folder))
+  print("used:", jax.config.jax_compilation_cache_dir, flush=True)
+print(float(jax.jit(lambda x: jnp.sin(x) + 1)(0.0)))
+"""
+
+
+def test_compiled_programs_are_kept_only_where_all_processes_see_them(tmp_path):
+  """Else one would find its program and the other would not: on GPUs, that one waits for ever."""
+  with socket.socket() as s:
+    s.bind(("127.0.0.1", 0))
+    port = s.getsockname()[1]
+  start = lambda i: subprocess.Popen(
+    [sys.executable, "-c", _COMPILES, tmp_path / f"host{i}", tmp_path / "all", str(port), str(i)],
+    cwd=Path(__file__).parents[2],
+    env=os.environ | {"XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"},
+    stdout=subprocess.PIPE,
+    text=True,
+  )
+  processes = [start(i) for i in (0, 1)]
+  printed = [process.communicate(timeout=120)[0].splitlines() for process in processes]
+  said = [[line for line in lines if "Gloo" not in line] for lines in printed]
+  assert said == [["used: None", f"used: {tmp_path / 'all'}", "1.0"]] * 2
+  assert not (tmp_path / "host1").exists() and not list((tmp_path / "host0").iterdir())
+  assert list((tmp_path / "all").iterdir())  # and in it they are kept
+  assert not list((tmp_path / "all").glob(".seen*"))
 
 
 # ---- batches, masks ----------------------------------------------------------------------------
