@@ -112,8 +112,9 @@ class Checkpoints:
   def restore(self, template: State, *, step: int | None = None) -> State | None:
     """The latest checkpoint that can be read and is undamaged, in memory; None if there is none.
 
-    Later ones that are not are deleted then: the run will come to their steps again, and could
-    save neither there nor before.
+    Later ones that are not are moved out of the way then: the run will come to their steps again,
+    and could save neither there nor before. They may well be sound, if it was the file system that
+    failed.
 
     Args:
       template: a state of the same structure, shapes and dtypes.
@@ -136,9 +137,8 @@ class Checkpoints:
           stacklevel=2,
         )
       else:
-        for unreadable in steps[:i]:
-          if not self._read_only:
-            self._manager.delete(unreadable)
+        if i and not self._read_only:
+          self._set_aside(steps[:i])
         return state
     if steps:
       raise ValueError(
@@ -146,6 +146,17 @@ class Checkpoints:
         "config and version: see the warnings. Use another --workdir to start afresh."
       )
     return None
+
+  def _set_aside(self, steps: list[int]) -> None:
+    """Moves checkpoints to a directory beside this one, under names that are free there."""
+    aside = self._directory.with_name(f"{self._directory.name}-unreadable")
+    aside.mkdir(exist_ok=True)
+    for step in steps:
+      places = (aside / f"{step}{end}" for end in ("", *(f".{n}" for n in range(1, 1000))))
+      place = next(place for place in places if not place.exists())
+      (self._directory / str(step)).rename(place)
+      warnings.warn(f"The checkpoint that could not be read is now {place}.", stacklevel=2)
+    self._manager.reload()
 
   def _read(self, step: int, template: State) -> State:
     # What is read stays in memory: the devices that saved it may have been others.

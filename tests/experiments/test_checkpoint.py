@@ -204,6 +204,31 @@ def test_an_unreadable_checkpoint_gives_way_to_the_one_before(tmp_path, damage):
   assert_state(state, 2)
 
 
+def test_what_cannot_be_read_is_kept_beside(tmp_path, monkeypatch):
+  """A file system that fails for a moment has damaged nothing; twice, as new ones take the step."""
+  directory = tmp_path / "checkpoints"
+  save(directory, {1: None, 2: None})
+  read = Checkpoints._read
+
+  def fail(self, step, template):
+    if step > 1:
+      raise OSError("Stale file handle")
+    return read(self, step, template)
+
+  for name in ("2", "2.1"):
+    with monkeypatch.context() as patch:
+      patch.setattr(Checkpoints, "_read", fail)
+      with pytest.warns(UserWarning) as warned, opened(directory) as checkpoints:
+        assert_state(checkpoints.restore(state_of(0)), 1)
+        assert steps_in(directory) == [1]
+        checkpoints.save(2, state_of(2), None)
+    beside = tmp_path / "checkpoints-unreadable" / name
+    assert [str(beside) in str(warning.message) for warning in warned] == [False, True]
+    assert_state(restore(directory), 2)
+    shutil.copytree(beside, tmp_path / name / "2")
+    assert_state(restore(tmp_path / name), 2)
+
+
 def noise(step):
   """A state too random to be compressed, 400 kB."""
   bits = np.random.default_rng(step).integers(0, 2**32, 100_000, np.uint32)
@@ -298,7 +323,7 @@ def test_a_run_can_save_over_and_before_unreadable_checkpoints(tmp_path):
   truncate_metadata(tmp_path / "6")
   with opened(tmp_path) as checkpoints, pytest.warns(UserWarning, match="cannot be read") as seen:
     assert_state(checkpoints.restore(state_of(0)), 1)
-    assert len(seen) == 2
+    assert len(seen) == 4  # each is named when it is read and when it is moved
     for step in (2, 4, 5):
       checkpoints.save(step, state_of(step), None)
   with warnings.catch_warnings():
