@@ -3,7 +3,7 @@
 import os
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +48,7 @@ def _parse(argv: Sequence[str]) -> list[str]:
     rest = flags.FLAGS(list(argv))
     flags.FLAGS.validate_all_flags()
     config = flags.FLAGS["config"].value if "config" in flags.FLAGS else None
+    _refuse_addresses(flags.FLAGS.flag_values_dict())
     if config is not None:
       config.to_dict()  # a config file that cannot be loaded complains when it is first used
     return rest
@@ -61,6 +62,17 @@ def _parse(argv: Sequence[str]) -> list[str]:
     names = ", ".join(sorted(str(p) for p in Path("configs").rglob("*.py") if p.stem[0] != "_"))
     fail(f"{error}. The configs here are {names}; commands are run from the checkout.")
   raise AssertionError("fail() does not return")
+
+
+def _refuse_addresses(values: Mapping[str, Any]) -> None:
+  """Fails for gs:// and the like: as a path, it names a directory here, on a disk that may go."""
+  for name in ("workdir", "out"):
+    value = values.get(name)
+    if isinstance(value, str) and "://" in value:
+      fail(
+        f"--{name} is {value!r}; it must be a directory that is mounted here. Mount the bucket "
+        "(gcsfuse, s3fs), or give a disk that outlives this machine."
+      )
 
 
 def _guarded(main: Callable[[], int | None], argv: Sequence[str]) -> int | None:

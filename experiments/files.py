@@ -29,7 +29,10 @@ def write_text(path: Path, text: str) -> None:
   """Writes a text file beside its place and renames it there."""
   path.parent.mkdir(parents=True, exist_ok=True)
   beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-  beside.write_text(text, encoding="utf-8")
+  with open(beside, "w", encoding="utf-8") as file:
+    file.write(text)
+    file.flush()
+    os.fsync(file.fileno())  # a machine that fails after the renaming could leave an empty file
   os.replace(beside, path)
 
 
@@ -39,8 +42,19 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-  """Reads a JSON file; None if there is none."""
-  return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+  """Reads a JSON file; None if there is none.
+
+  Raises:
+    ValueError: if it is not JSON, naming the file.
+  """
+  if not path.exists():
+    return None
+  try:
+    return json.loads(path.read_text(encoding="utf-8"))
+  except ValueError as error:  # nor text, perhaps
+    raise ValueError(
+      f"{path} is damaged ({error}). Copy it from a backup, or move it away to do without it."
+    ) from error
 
 
 @contextlib.contextmanager

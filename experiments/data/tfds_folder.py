@@ -27,8 +27,18 @@ ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar into DIR/downloads/manual/.
 
 
 def data_folder(data_dir: str | None) -> Path:
-  """Chooses the folder: the argument, else `TFDS_DATA_DIR`, else `~/tensorflow_datasets`."""
-  return Path(data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
+  """Chooses the folder: the argument, else `TFDS_DATA_DIR`, else `~/tensorflow_datasets`.
+
+  Raises:
+    ValueError: if it is an address such as gs://..., which the files cannot be read from.
+  """
+  folder = data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
+  if "://" in folder:
+    raise ValueError(
+      f"The folder of data sets is {folder!r}; it must be a directory that is mounted here. Copy "
+      "the data set to a disk (reading it at random from a mounted bucket is slow)."
+    )
+  return Path(folder).expanduser()
 
 
 def how_to_get(name: str) -> str:

@@ -59,6 +59,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*found in sys.modules:RuntimeWa
     ([DIGITS, "--config.method.sparsity=1.0"], r"sparsity is 1\.0; it must lie in \[0, 1\)"),
     ([DIGITS, "--config.data.batch_size=60"], r"batch_size is 60; it must be a multiple.*\(8\)"),
     ([DIGITS, "--config.model.dtype=float61"], r"dtype must be one of .*, got float61"),
+    ([DIGITS, "--workdir=gs://b/run"], r"--workdir is 'gs://b/run'; .* Mount the bucket"),
     ([DIGITS, "now"], r"Unexpected argument 'now': flags are written --name=value"),
     (["--config=configs/sweeps/digits.py"], r"sweep's: use python -m experiments\.sweep"),
   ],

@@ -396,6 +396,15 @@ def test_missing_cifar10_says_what_to_do(tmp_path, monkeypatch):
     data.load("cifar10")
 
 
+def test_a_bucket_is_no_folder(monkeypatch):
+  """As a path its address would be that of a directory here."""
+  with pytest.raises(ValueError, match=r"'gs://bucket/tfds'; it must be .* mounted"):
+    data.load("cifar10", data_dir="gs://bucket/tfds")
+  monkeypatch.setenv("TFDS_DATA_DIR", "s3://bucket/tfds")
+  with pytest.raises(ValueError, match=r"'s3://bucket/tfds'"):
+    data.load("imagenet2012")
+
+
 def test_cifar10_in_another_format_is_refused(small_cifar10, tmp_path):
   _, train, test = small_cifar10
   write_cifar10(tmp_path / "cifar10" / "3.0.2", train, test, file_format="tfrecord")

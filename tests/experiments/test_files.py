@@ -19,6 +19,24 @@ def test_json_comes_back(tmp_path):
   assert [p.name for p in path.parent.iterdir()] == ["value.json"]
 
 
+@pytest.mark.parametrize("content", [b"", b'{"a": ', b"\x00\xff"])
+def test_a_damaged_file_is_named(tmp_path, content):
+  path = tmp_path / "config.json"
+  path.write_bytes(content)
+  with pytest.raises(ValueError, match=r"config\.json is damaged \(.*\).* move it away"):
+    files.read_json(path)
+
+
+def test_a_file_is_on_disk_before_it_takes_its_place(tmp_path, monkeypatch):
+  """Or a machine that fails would leave the new name with nothing behind it."""
+  done = []
+  monkeypatch.setattr(os, "fsync", lambda number: done.append("synced"))
+  replace = os.replace
+  monkeypatch.setattr(os, "replace", lambda *a: (done.append("renamed"), replace(*a)))
+  files.write_json(tmp_path / "value.json", 1)
+  assert done == ["synced", "renamed"]
+
+
 def test_a_write_cut_short_leaves_the_old_file(tmp_path, monkeypatch):
   path = tmp_path / "value.json"
   files.write_json(path, 1)
