@@ -10,10 +10,11 @@ Which processes there are is taken from the first of these that says so:
 Otherwise the process is alone.
 """
 
+import collections
 import os
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -51,7 +52,8 @@ def join(values: Mapping[str, Any]) -> None:
     values: of the flags, by name.
 
   Raises:
-    ValueError: if what is said about the processes does not make sense.
+    ValueError: if what is said about the processes does not make sense, or they cannot share a
+      batch evenly.
     TimeoutError: if some do not start in time; it names them.
   """
   timeout = values["start_timeout_s"]
@@ -61,6 +63,7 @@ def join(values: Mapping[str, Any]) -> None:
   if cluster is None:
     if values["cluster"] == "auto":
       jax.distributed.initialize(initialization_timeout=int(timeout))
+      check_devices(jax.devices())
     return
   call_roll(cluster, timeout_s=timeout)
   jax.distributed.initialize(
@@ -70,6 +73,21 @@ def join(values: Mapping[str, Any]) -> None:
     cluster_detection_method="deactivate",
     initialization_timeout=max(30, int(timeout)),
   )
+  check_devices(jax.devices())
+
+
+def check_devices(devices: Sequence[jax.Device]) -> None:
+  """Raises a ValueError if processes have different numbers of all these devices.
+
+  Each gets as much of a batch as the others, which its devices share.
+  """
+  counts = collections.Counter(device.process_index for device in devices)
+  if len(set(counts.values())) > 1:
+    listed = ", ".join(f"process {i} has {counts[i]}" for i in sorted(counts))
+    raise ValueError(
+      f"All processes need the same number of devices, but {listed}. One may have failed, or be "
+      "hidden by CUDA_VISIBLE_DEVICES; leave out that host, or let the others use fewer."
+    )
 
 
 def is_with_others() -> bool:
@@ -133,9 +151,25 @@ def _slurm(environ: Mapping[str, str]) -> Cluster | None:
   count = int(environ.get("SLURM_STEP_NUM_TASKS", 1))
   if count < 2:
     return None
+  _check_slurm_gpus(environ)
   # "gpu7", "gpu[003-010,012],login1": the first name, its prefix and its first number.
   match = re.match(r"([^,\[]+)(?:\[(\d+))?", environ["SLURM_STEP_NODELIST"])
   assert match, environ["SLURM_STEP_NODELIST"]
   port = 61440 + int(environ["SLURM_JOB_ID"]) % 4096  # jobs that share a node rarely share it
   host = match[1] + (match[2] or "")
   return Cluster(f"{host}:{port}", count, int(environ["SLURM_PROCID"]))
+
+
+def _check_slurm_gpus(environ: Mapping[str, str]) -> None:
+  """Raises a ValueError if several tasks would take the same GPUs."""
+  # "8", "8(x4)", "2,1(x3)"
+  tasks = re.findall(r"(?:^|,)(\d+)", environ.get("SLURM_STEP_TASKS_PER_NODE", ""))
+  visible = [gpu for gpu in environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if gpu]
+  if not visible or str(len(visible)) != environ.get("SLURM_GPUS_ON_NODE"):
+    return
+  if (most := max(map(int, tasks), default=1)) > 1:
+    raise ValueError(
+      f"SLURM has started {most} tasks on a node, and each sees all of its {len(visible)} GPUs. "
+      "Start one task on each node (--ntasks-per-node=1), which uses them all, or give each task "
+      "its own (--gpus-per-task=1)."
+    )

@@ -1,8 +1,10 @@
 """Which processes there are: from flags, the environment, SLURM."""
 
+import types
+
 import pytest
 
-from experiments.distributed import find_cluster
+from experiments.distributed import check_devices, find_cluster
 from experiments.roll_call import Cluster
 
 NOTHING = {"coordinator": None, "num_processes": None, "process_id": None}
@@ -34,6 +36,37 @@ def test_the_first_that_says_so_counts():
 def test_the_first_node_of_a_slurm_step(nodes, first):
   cluster = find_cluster(NOTHING, SLURM | {"SLURM_STEP_NODELIST": nodes})
   assert cluster.host == first
+
+
+GPUS = {"SLURM_GPUS_ON_NODE": "8", "CUDA_VISIBLE_DEVICES": "0,1,2,3,4,5,6,7"}
+
+
+@pytest.mark.parametrize("tasks", ["8", "8(x2)", "1,2(x3)"])
+def test_slurm_tasks_that_would_share_their_gpus_are_refused(tasks):
+  environ = SLURM | GPUS | {"SLURM_STEP_TASKS_PER_NODE": tasks}
+  with pytest.raises(ValueError, match=r"all of its 8 GPUs.*--ntasks-per-node=1.*--gpus-per-task"):
+    find_cluster(NOTHING, environ)
+
+
+@pytest.mark.parametrize(
+  "environ",
+  [
+    {"SLURM_STEP_TASKS_PER_NODE": "1(x2)"} | GPUS,
+    {"SLURM_STEP_TASKS_PER_NODE": "2"} | GPUS | {"CUDA_VISIBLE_DEVICES": "4,5,6,7"},
+    {"SLURM_STEP_TASKS_PER_NODE": "2"},  # without GPUs
+    GPUS,
+  ],
+)
+def test_slurm_tasks_with_gpus_of_their_own(environ):
+  assert find_cluster(NOTHING, SLURM | environ).num_processes == 2
+
+
+def test_processes_need_the_same_number_of_devices():
+  device = lambda process: types.SimpleNamespace(process_index=process)
+  check_devices([device(i) for i in (0, 0, 1, 1)])
+  check_devices([device(0)])
+  with pytest.raises(ValueError, match=r"process 0 has 2, process 1 has 1\. One may have failed"):
+    check_devices([device(i) for i in (0, 1, 0)])
 
 
 def test_one_slurm_task_is_alone():
