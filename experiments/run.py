@@ -19,8 +19,18 @@ from experiments.models.narrow import narrow
 from experiments.optimizer import learning_rate, make_optimizer
 from experiments.steps import TrainState, steps_per_dispatch
 
-# Settings that do not change what is learnt: another machine may need others.
-MAY_CHANGE = ("data.data_dir", "data.kwargs.num_workers", "train.wandb_project")
+# Settings that do not change what is learnt, up to rounding: another machine may need others.
+MAY_CHANGE = (
+  "data.data_dir",
+  "data.kwargs.num_workers",
+  "model.kwargs.remat",
+  "train.checkpoint_every_epochs",
+  "train.eval_batch_size",
+  "train.keep_checkpoints",
+  "train.log_every_steps",
+  "train.steps_per_dispatch",
+  "train.wandb_project",
+)
 
 
 class Run(NamedTuple):

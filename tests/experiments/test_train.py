@@ -376,6 +376,23 @@ def test_where_the_data_lie_is_no_difference(finished_run):
   assert train(tiny_config({"data.data_dir": "/elsewhere"}), workdir) == results
 
 
+def test_a_run_goes_on_with_what_another_machine_needs(tmp_path, finished_run):
+  """Less memory and less disk, say: what is learnt is the same."""
+  with interrupted_at(2), pytest.raises(Interrupted):
+    train(tiny_config(), tmp_path)
+  changes = {
+    "train.checkpoint_every_epochs": 0.25,
+    "train.eval_batch_size": 3,
+    "train.keep_checkpoints": 1,
+    "train.log_every_steps": 1,
+    "train.steps_per_dispatch": 1,
+  }
+  results = train(tiny_config(changes), tmp_path)
+  assert_same(read_checkpoint(tmp_path), read_checkpoint(finished_run[0]))
+  assert results["test_accuracy"] == finished_run[1]["test_accuracy"]
+  assert read_json(tmp_path / "config.json")["train"]["eval_batch_size"] == 3
+
+
 def test_a_config_that_cannot_be_used_leaves_the_directory_free(tmp_path):
   with pytest.raises(ValueError, match="batch_size"):
     train(tiny_config({"data.batch_size": 1000}), tmp_path)
