@@ -2,8 +2,10 @@
 
 import collections
 import contextlib
+import json
 import secrets
-from collections.abc import Callable
+import zlib
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -69,6 +71,32 @@ def from_first(read: Callable[[], Tree | None], template: Tree) -> Tree | None:
   given = jax.tree.leaves(tree) if tree is not None else leaves
   received = [_broadcast(x, like) for x, like in zip(given, leaves, strict=True)]
   return jax.tree.unflatten(structure, received)
+
+
+def check_same(facts: Mapping[str, Any]) -> None:
+  """Compares what processes have been told; every process must call it.
+
+  Args:
+    facts: what must be the same everywhere, by its name for people; as JSON holds it.
+
+  Raises:
+    ValueError: if something is not, in every process; it names them.
+  """
+  if jax.process_count() == 1:
+    return
+  numbers = [zlib.crc32(json.dumps(value, sort_keys=True).encode()) for value in facts.values()]
+  found = np.asarray(multihost_utils.process_allgather(np.asarray(numbers, np.uint32)))
+  differing = [
+    f"the {name} (processes {', '.join(map(str, odd))})"
+    for name, column in zip(facts, found.T, strict=True)
+    if len(odd := np.flatnonzero(column != column[0]))
+  ]
+  if differing:
+    raise ValueError(
+      f"Not all processes have the same as process 0: {'; '.join(differing)}. They would train "
+      "different networks. Start all by the same command, in the same environment, with copies of "
+      "the same data set."
+    )
 
 
 def all_see(directory: Path) -> bool:

@@ -9,10 +9,11 @@ from typing import Any
 
 import jax
 
+from experiments.agreement import check_same
 from experiments.checkpoint import Checkpoints
 from experiments.distributed import is_first
-from experiments.files import write_json
-from experiments.record import Recorder
+from experiments.files import as_json, write_json
+from experiments.record import Recorder, versions
 from experiments.run import Run
 from experiments.sessions import write_session
 from experiments.steps import Metrics, TrainState
@@ -31,7 +32,12 @@ class Logbook:
   """
 
   def __init__(self, run: Run, workdir: Path):
-    """Opens the directory and reads the last checkpoint."""
+    """Opens the directory and reads the last checkpoint.
+
+    Raises:
+      ValueError: if the run is not the same in all processes, or no checkpoint can be read.
+    """
+    check_same(_facts(run))
     # What is not let go of here stays in memory as long as training lasts.
     self.run = run._replace(init_state=jax.eval_shape(lambda: run.init_state))
     self.workdir = workdir
@@ -129,6 +135,15 @@ class Logbook:
     if self._recorder:
       self._recorder.close()
     self._checkpoints.close()
+
+
+def _facts(run: Run) -> dict[str, Any]:
+  """What makes the run, by its name for people; without what each host has for itself."""
+  config = as_json(run.config.to_dict())
+  del config["data"]["data_dir"]
+  config["data"]["kwargs"].pop("num_workers", None)
+  images = [run.data.num_train, run.data.num_test, run.data.num_classes]
+  return {"config": config, "number of images": images, "versions": versions()}
 
 
 def averages(window: Sequence[Metrics], index: int) -> dict[str, float]:

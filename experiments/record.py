@@ -101,17 +101,21 @@ class Recorder:
 
 def environment() -> dict[str, Any]:
   """Versions and machine, for results that others should be able to place."""
-  packages = ("jax", "jaxlib", "flax", "optax", "srigl-jax")
   device = jax.local_devices()[0]
   return {
-    "python": platform.python_version(),
-    **{name: _version(name) for name in packages},
+    **versions(),
     "device": f"{jax.local_device_count()} × {device.device_kind}",
     "processor": _processor(),
     "cpu_cores": len(os.sched_getaffinity(0))
     if hasattr(os, "sched_getaffinity")
     else os.cpu_count(),
   }
+
+
+def versions() -> dict[str, str]:
+  """Those of Python and of the packages that results depend on."""
+  packages = ("jax", "jaxlib", "flax", "optax", "srigl-jax")
+  return {"python": platform.python_version()} | {name: _version(name) for name in packages}
 
 
 def _version(package: str) -> str:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -202,27 +203,37 @@ def test_two_processes(tmp_path):
   assert "holds a run of another config" in refused.stderr
 
 
-_COMPILES = """
+_TOGETHER = """
 import sys
 from pathlib import Path
 import jax, jax.numpy as jnp
 from experiments import cli
-own, shared, port, i = sys.argv[1:]
+from experiments.agreement import check_same
+port, i, *folders = sys.argv[1:]
 jax.distributed.initialize(f"127.0.0.1:{port}", 2, int(i))
-for folder in (own, shared):
+check_same({"rate": 0.1, "size": [8, 2]})
+try:
+  check_same({"rate": 0.1 + int(i), "size": [8, 2]})
+except ValueError as error:
+  print(error)
+for folder in folders:
   cli.use_compile_cache(Path(folder))
   print("used:", jax.config.jax_compilation_cache_dir, flush=True)
 print(float(jax.jit(lambda x: jnp.sin(x) + 1)(0.0)))
 """
 
 
-def test_compiled_programs_are_kept_only_where_all_processes_see_them(tmp_path):
-  """Else one would find its program and the other would not: on GPUs, that one waits for ever."""
+def test_what_two_processes_agree_on(tmp_path):
+  """What they were told, and whether they see the same directory.
+
+  Compiled programs are kept only in one that both see. Otherwise one process would find its program
+  and the other would not, and on GPUs that one would wait for choices that the first never makes.
+  """
   with socket.socket() as s:
     s.bind(("127.0.0.1", 0))
-    port = s.getsockname()[1]
+    port = str(s.getsockname()[1])
   start = lambda i: subprocess.Popen(
-    [sys.executable, "-c", _COMPILES, tmp_path / f"host{i}", tmp_path / "all", str(port), str(i)],
+    [sys.executable, "-c", _TOGETHER, port, str(i), tmp_path / f"host{i}", tmp_path / "all"],
     cwd=Path(__file__).parents[2],
     env=os.environ | {"XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"},
     stdout=subprocess.PIPE,
@@ -230,8 +241,10 @@ def test_compiled_programs_are_kept_only_where_all_processes_see_them(tmp_path):
   )
   processes = [start(i) for i in (0, 1)]
   printed = [process.communicate(timeout=120)[0].splitlines() for process in processes]
-  said = [[line for line in lines if "Gloo" not in line] for lines in printed]
-  assert said == [["used: None", f"used: {tmp_path / 'all'}", "1.0"]] * 2
+  for lines in printed:
+    error, *said = (line for line in lines if "Gloo" not in line)
+    assert re.match(r"Not all .* as process 0: the rate \(processes 1\)\. They would", error)
+    assert said == ["used: None", f"used: {tmp_path / 'all'}", "1.0"]
   assert not (tmp_path / "host1").exists() and not list((tmp_path / "host0").iterdir())
   assert list((tmp_path / "all").iterdir())  # and in it they are kept
   assert not list((tmp_path / "all").glob(".seen*"))
