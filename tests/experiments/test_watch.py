@@ -1,12 +1,15 @@
 """What is written down about a run besides its numbers: sessions, memory, traces, a model card."""
 
+import gc
 import json
 import sys
 import types
 
+import jax
 import pytest
 
 from experiments import report, sessions
+from experiments import train as train_module
 from experiments.files import read_json
 from experiments.interrupt import Interrupted
 from experiments.model_card import write_model_card
@@ -65,6 +68,36 @@ def test_memory_of_each_part(tmp_path, capsys):
   assert found["arrays_total"] == sum(arrays.values())
   assert found["step"] > 0
   assert "memory of a device: parameters 0.0 MB" in capsys.readouterr().err
+
+
+def test_a_resumed_run_holds_one_network(tmp_path, monkeypatch):
+  """On the first device, too, where it made another one to see what a checkpoint should have."""
+  config = tiny_config()
+  with config.unlocked():
+    config.model.kwargs.hidden = (700, 700)
+  with interrupted_at(2), pytest.raises(Interrupted):
+    train(config, tmp_path)
+  real, on_device = train_module.make_train_fn, []
+
+  def make_train_fn(*arguments, **kwargs):
+    train_fn = real(*arguments, **kwargs)
+
+    def counting(*arguments):
+      results = jax.block_until_ready(train_fn(*arguments))
+      gc.collect()
+      alive = [x for x in jax.live_arrays() if not x.is_deleted()]
+      on_device.append(sum(x.nbytes for x in alive) - before)
+      return results
+
+    return counting
+
+  monkeypatch.setattr(train_module, "make_train_fn", make_train_fn)
+  gc.collect()
+  before = sum(x.nbytes for x in jax.live_arrays() if not x.is_deleted())
+  train(config, tmp_path)
+  arrays = read_json(tmp_path / "memory.json")["arrays_total"]
+  assert arrays > 4_000_000
+  assert all(0.9 * arrays < number < 1.1 * arrays for number in on_device)
 
 
 def test_a_dense_run_has_no_masks_in_memory(tmp_path):
