@@ -73,17 +73,19 @@ def from_first(read: Callable[[], Tree | None], template: Tree) -> Tree | None:
   return jax.tree.unflatten(structure, received)
 
 
-def check_same(facts: Mapping[str, Any]) -> None:
-  """Compares what processes have been told; every process must call it.
+def check_same(tell: Callable[[], Mapping[str, Any]]) -> None:
+  """Compares what processes go by; every process must call it.
 
   Args:
-    facts: what must be the same everywhere, by its name for people; as JSON holds it.
+    tell: gives what must be the same everywhere, by its name for people; as JSON holds it. It is
+      not called if there is one process only.
 
   Raises:
     ValueError: if something is not, in every process; it names them.
   """
   if jax.process_count() == 1:
     return
+  facts = tell()
   numbers = [zlib.crc32(json.dumps(value, sort_keys=True).encode()) for value in facts.values()]
   found = np.asarray(multihost_utils.process_allgather(np.asarray(numbers, np.uint32)))
   differing = [
@@ -94,8 +96,8 @@ def check_same(facts: Mapping[str, Any]) -> None:
   if differing:
     raise ValueError(
       f"Not all processes have the same as process 0: {'; '.join(differing)}. They would train "
-      "different networks. Start all by the same command, in the same environment, with copies of "
-      "the same data set."
+      "different networks. Start all by the same command, from copies of the same checkout, data "
+      "set and environment."
     )
 
 

@@ -15,7 +15,7 @@ from experiments.distributed import is_first
 from experiments.files import as_json, write_json
 from experiments.record import Recorder, versions
 from experiments.run import Run
-from experiments.sessions import write_session
+from experiments.sessions import code, write_session
 from experiments.steps import Metrics, TrainState
 from experiments.tracking import open_tracker
 
@@ -37,7 +37,7 @@ class Logbook:
     Raises:
       ValueError: if the run is not the same in all processes, or no checkpoint can be read.
     """
-    check_same(_facts(run))
+    check_same(lambda: _facts(run))
     # What is not let go of here stays in memory as long as training lasts.
     self.run = run._replace(init_state=jax.eval_shape(lambda: run.init_state))
     self.workdir = workdir
@@ -143,7 +143,7 @@ def _facts(run: Run) -> dict[str, Any]:
   del config["data"]["data_dir"]
   config["data"]["kwargs"].pop("num_workers", None)
   images = [run.data.num_train, run.data.num_test, run.data.num_classes]
-  return {"config": config, "number of images": images, "versions": versions()}
+  return {"config": config, "number of images": images, "code": code(), "versions": versions()}
 
 
 def averages(window: Sequence[Metrics], index: int) -> dict[str, float]:

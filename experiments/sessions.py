@@ -1,6 +1,8 @@
 """What has trained a run: a line of `sessions.jsonl` for each time that it was started."""
 
 import datetime
+import hashlib
+import importlib
 import json
 import socket
 import subprocess
@@ -51,6 +53,16 @@ def describe() -> dict[str, Any]:
     "platform": jax.default_backend(),
     **environment(),
   }
+
+
+def code() -> str:
+  """A digest of the Python files that make a run, wherever they are."""
+  digest = hashlib.sha256()
+  for package in ("experiments", "srigl_jax", "srigl_kernels"):
+    for folder in map(Path, importlib.import_module(package).__path__):
+      for path in sorted(folder.rglob("*.py")):
+        digest.update(str(path.relative_to(folder)).encode() + path.read_bytes())
+  return digest.hexdigest()
 
 
 def _now() -> str:

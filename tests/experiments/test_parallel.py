@@ -211,9 +211,9 @@ from experiments import cli
 from experiments.agreement import check_same
 port, i, *folders = sys.argv[1:]
 jax.distributed.initialize(f"127.0.0.1:{port}", 2, int(i))
-check_same({"rate": 0.1, "size": [8, 2]})
+check_same(lambda: {"rate": 0.1, "size": [8, 2]})
 try:
-  check_same({"rate": 0.1 + int(i), "size": [8, 2]})
+  check_same(lambda: {"rate": 0.1 + int(i), "size": [8, 2]})
 except ValueError as error:
   print(error)
 for folder in folders:

@@ -2,6 +2,7 @@
 
 import gc
 import json
+import shutil
 import sys
 import types
 
@@ -43,6 +44,25 @@ def test_the_commit_is_known_in_a_checkout_and_only_there(monkeypatch, tmp_path)
   monkeypatch.setattr(sessions, "_ROOT", tmp_path)
   about = sessions.describe()
   assert about["git_commit"] is None and about["git_dirty"] is None
+
+
+def test_the_code_is_told_by_what_is_in_its_files(monkeypatch, tmp_path):
+  """Also by the names of files, and whatever folder a package is in."""
+  made = []
+  for i, (name, text) in enumerate([("a.py", "x = 1"), ("a.py", "x = 2"), ("b.py", "x = 1")]):
+    folder = tmp_path / str(i)
+    folder.mkdir()
+    (folder / name).write_text(text)
+    (folder / "notes.txt").write_text(str(i))
+    made.append(types.SimpleNamespace(__path__=[str(folder)]))
+  shutil.copytree(tmp_path / "0", tmp_path / "copy")
+  made.append(types.SimpleNamespace(__path__=[str(tmp_path / "copy")]))
+  digests = []
+  for module in made:
+    with monkeypatch.context() as patch:
+      patch.setattr(sessions.importlib, "import_module", lambda name, module=module: module)
+      digests.append(sessions.code())
+  assert digests[0] == digests[3] and len(set(digests)) == 3
 
 
 def test_a_session_cut_off_by_a_kill_is_passed_over(tmp_path):
