@@ -26,14 +26,22 @@ class InUseError(ValueError):
 
 
 def write_text(path: Path, text: str) -> None:
-  """Writes a text file beside its place and renames it there."""
+  """Writes a text file beside its place and renames it there.
+
+  Raises:
+    OSError: if it cannot be written, naming the file; what was there is left.
+  """
   path.parent.mkdir(parents=True, exist_ok=True)
   beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-  with open(beside, "w", encoding="utf-8") as file:
-    file.write(text)
-    file.flush()
-    os.fsync(file.fileno())  # a machine that fails after the renaming could leave an empty file
-  os.replace(beside, path)
+  try:
+    with open(beside, "w", encoding="utf-8") as file:
+      file.write(text)
+      file.flush()
+      os.fsync(file.fileno())  # a machine that fails after the renaming could leave an empty file
+    os.replace(beside, path)
+  except OSError as error:
+    beside.unlink(missing_ok=True)
+    raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -118,11 +126,20 @@ def as_json(value: Any) -> Any:
 class Appender:
   """A file that grows. What cannot be written waits in memory, in order, until it can."""
 
-  def __init__(self, path: Path):
-    """Opens the file, at its end if it is there."""
+  def __init__(self, path: Path, *, lines: bool = False):
+    """Opens the file, at its end if it is there.
+
+    Args:
+      path: of the file.
+      lines: whether it is one of lines, of which a kill may have cut off the last; that one is not
+        to swallow the next.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
+    cut_off = lines and path.exists() and path.read_bytes()[-1:] not in (b"", b"\n")
     self._path, self._waiting = path, b""
     self._file = open(path, "ab", buffering=0)  # noqa: SIM115
+    if cut_off:
+      self.write(b"\n")
 
   def write(self, data: bytes) -> None:
     """Appends; if that fails, a warning says so, and the next call tries again."""

@@ -25,11 +25,7 @@ class Recorder:
   def __init__(self, workdir: Path, *, step: int, tracker: Tracker | None = None):
     """Opens the files for a run that goes on from `step`; a tracker is told the same."""
     self._tracker = tracker
-    path = workdir / "metrics.jsonl"
-    cut_off = path.exists() and not path.read_bytes().endswith(b"\n")
-    self._lines = Appender(path)
-    if cut_off:  # by a kill in the middle of a line, which is not to swallow the next one
-      self._lines.write(b"\n")
+    self._lines = Appender(workdir / "metrics.jsonl", lines=True)
     self._board = Board(workdir / "tensorboard", step=step)
 
   def write(self, kind: str, step: int, **values: float) -> None:

@@ -1,5 +1,6 @@
 """What has trained a run: a line of `sessions.jsonl` for each time that it was started."""
 
+import contextlib
 import datetime
 import hashlib
 import importlib
@@ -12,6 +13,7 @@ from typing import Any
 
 import jax
 
+from experiments.files import Appender
 from experiments.record import environment
 
 _ROOT = Path(__file__).resolve().parent.parent
@@ -25,8 +27,8 @@ def write_session(workdir: Path, *, step: int) -> None:
     step: that the run goes on from.
   """
   line = {"step": step, "started": _now(), **describe()}
-  with open(workdir / "sessions.jsonl", "a", encoding="utf-8") as lines:
-    lines.write(json.dumps(line) + "\n")
+  with contextlib.closing(Appender(workdir / "sessions.jsonl", lines=True)) as lines:
+    lines.write(json.dumps(line).encode() + b"\n")
 
 
 def read_sessions(workdir: Path) -> list[dict[str, Any]]:

@@ -9,6 +9,7 @@ import pytest
 
 from experiments import files
 from experiments.registry import choose
+from tests.experiments.tiny import full_disk
 
 
 def test_json_comes_back(tmp_path):
@@ -25,6 +26,15 @@ def test_a_damaged_file_is_named(tmp_path, content):
   path.write_bytes(content)
   with pytest.raises(ValueError, match=r"config\.json is damaged \(.*\).* move it away"):
     files.read_json(path)
+
+
+def test_a_full_disk_leaves_the_old_file_and_names_it(tmp_path):
+  path = tmp_path / "value.json"
+  files.write_json(path, 1)
+  with full_disk(0), pytest.raises(OSError, match=r"File too large: '.*/value\.json'"):
+    files.write_json(path, 2)
+  assert files.read_json(path) == 1
+  assert [p.name for p in tmp_path.iterdir()] == ["value.json"]
 
 
 def test_a_file_is_on_disk_before_it_takes_its_place(tmp_path, monkeypatch):
