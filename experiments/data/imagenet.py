@@ -6,6 +6,7 @@ normalised and mixed, all as the authors do it.
 
 import functools
 import os
+import warnings
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -84,14 +85,16 @@ def load_imagenet2012(
   """
   recipe = _Recipe(image_size, crop, randaugment_magnitude, mixup, cutmix)
   recipe.check()
+  num_workers = _num_workers(num_workers)
   folder = tfds_folder.find(tfds_folder.data_folder(data_dir), "imagenet2012", "ImageNet")
+  _warn_of_few_cores(num_workers)
   train, test = open_records(folder)
   return _stream(
     "imagenet2012",
     recipe,
     Images(train, functools.partial(_augmented, recipe=recipe), _test_crop(image_size)),
     Images(test, functools.partial(_augmented, recipe=recipe), _test_crop(image_size)),
-    _num_workers(num_workers),
+    num_workers,
   )
 
 
@@ -212,10 +215,22 @@ def _mixed(
 def _num_workers(asked: int | None) -> int:
   """The number of worker processes."""
   if asked is None:
-    cores = (
-      len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    )
-    return max(1, cores - 1)
+    return max(1, _cores() - 1)
   if asked < 0:
     raise ValueError(f"num_workers is {asked}; it must be 0 (no processes) or more.")
   return asked
+
+
+def _cores() -> int:
+  """Those that this process may use."""
+  return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _warn_of_few_cores(num_workers: int) -> None:
+  if num_workers > (cores := _cores()):
+    warnings.warn(
+      f"num_workers is {num_workers}, but this process may use {cores} of the machine's cores: "
+      "images may come slowly. Under SLURM, srun gives a task one core unless --cpus-per-task is "
+      "given to srun itself.",
+      stacklevel=3,
+    )

@@ -3,6 +3,7 @@
 import io
 import os
 import sys
+import warnings
 from pathlib import Path
 
 import jax
@@ -293,6 +294,16 @@ def test_the_usual_number_of_workers_leaves_a_core(monkeypatch):
   assert imagenet._num_workers(None) == 5
   monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {3})
   assert imagenet._num_workers(None) == 1
+
+
+def test_more_workers_than_cores_are_warned_of(small_imagenet, monkeypatch):
+  """As where SLURM binds a task to one core; they may still be right, so they are not refused."""
+  monkeypatch.setattr(imagenet, "_cores", lambda: 1)
+  with pytest.warns(UserWarning, match=r"num_workers is 2, but .* use 1 .* --cpus-per-task"):
+    assert load(small_imagenet[0], image_size=14, num_workers=2).num_workers == 2
+  with warnings.catch_warnings():
+    warnings.simplefilter("error")
+    load(small_imagenet[0], image_size=14, num_workers=1)
 
 
 # ---- the real thing ----------------------------------------------------------------------------
