@@ -1,12 +1,9 @@
 """What all processes of a run must agree on: how they start, and the masks on every device."""
 
 import collections
-import contextlib
 import json
-import secrets
 import zlib
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any, TypeVar
 
 import jax
@@ -99,26 +96,6 @@ def check_same(tell: Callable[[], Mapping[str, Any]]) -> None:
       "different networks. Start all by the same command, from copies of the same checkout, data "
       "set and environment."
     )
-
-
-def all_see(directory: Path) -> bool:
-  """Whether a directory is the same one for all processes; process 0 makes it if it is not there.
-
-  Every process must call it.
-  """
-  name = np.frombuffer(secrets.token_bytes(8), np.uint8)
-  name = np.asarray(multihost_utils.broadcast_one_to_all(name))
-  mark = directory / f".seen-{name.tobytes().hex()}"
-  if jax.process_index() == 0:
-    with contextlib.suppress(OSError):
-      directory.mkdir(parents=True, exist_ok=True)
-      mark.touch()
-  multihost_utils.sync_global_devices("mark set")
-  found = multihost_utils.process_allgather(np.int32(mark.exists()))
-  if jax.process_index() == 0:
-    with contextlib.suppress(OSError):
-      mark.unlink()
-  return bool(np.all(found))
 
 
 def _broadcast(value: Any, template: Any) -> np.ndarray:

@@ -11,7 +11,6 @@ import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from experiments.agreement import all_see
 from experiments.distributed import is_with_others, leave_at_once
 
 
@@ -111,11 +110,12 @@ def _exit_code(error: Exception) -> int:
 def use_compile_cache(directory: Path) -> None:
   """Keeps compiled programs in a directory, so that resuming and repeating start sooner.
 
-  With several processes, all must see it, and otherwise none uses it: process 0 alone writes it. On
-  GPUs processes share the work of choosing kernels while they compile, so one that finds nothing
-  there would wait for the choices of another that has found its program and compiles nothing.
+  Several processes do without. Process 0 alone would write, and the others find what it wrote only
+  if they share its disk and JAX gives their programs the same keys (on CPUs it does not). On GPUs
+  they divide the choice of kernels among them, so one that compiles would wait, for up to a day,
+  for another that has found its program and compiles nothing.
   """
-  if is_with_others() and not all_see(directory):
+  if is_with_others():
     return
   jax.config.update("jax_compilation_cache_dir", str(directory.absolute()))
   jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
