@@ -97,6 +97,10 @@ def _supervise(options: argparse.Namespace) -> int:
   from kernels.benchmark import gpu_report
 
   results = read_json(out)
+  if not results["rows"]:
+    out.unlink()
+    print("nothing was measured, so no results file is left")
+    return 1
   results["table"] = gpu_report.tables(results)
   write_json(out, results)
   print(results["table"])

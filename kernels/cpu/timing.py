@@ -4,9 +4,12 @@
     PYTHONPATH=kernels taskset -c 0 python kernels/cpu/timing.py --isa=avx512,avx2 --batch=1,64
     PYTHONPATH=kernels python kernels/cpu/timing.py --gradients --batch=64,256
 
-Per case and method: microseconds of the median call (of the fastest), and how many times faster
-than dense that is. Inputs rotate; results are checked before they are timed. With `--gradients`
-what training calls: the product with values that change, and the gradients in x and in the values.
+Per case and method: microseconds of the median call (of the fastest round), and how many times
+faster than dense that is: the median over rounds of the ratio within a round. Inputs rotate;
+results are checked before they are timed. `empty` is a jitted `x + 1`, `one weight` the kernel's
+call of a layer of these sizes with a single weight: what is above the latter is the product. With
+`--gradients` what training calls: the product with values that change, and the gradients in x and
+in the values.
 """
 
 import argparse
@@ -22,6 +25,7 @@ from srigl_kernels import cpu, cpu_gradients, make_condensed
 
 # (inputs, neurons, active neurons, fan-in): the feed-forward layers of ViT-B/16 at 90 %.
 LAYERS = {"up": (768, 3072, 1145, 206), "down": (3072, 768, 768, 307)}
+_FLOORS = ("empty", "one weight")  # what takes part, but computes something else
 _NUM_INPUTS = 4
 _ROUNDS = 15
 _WARM_UP = 5
@@ -39,17 +43,19 @@ def make_layer(num_inputs, num_neurons, num_active, fan_in, rng):
 
 
 def time_case(methods, xs, repeats):
-  """Seconds of every call of every method, the methods taking turns."""
+  """Seconds of the median call of every round and method, the methods taking turns."""
   times = {name: [] for name in methods}
   for turn in range(_ROUNDS + 1):
     for name, (prepare, call) in methods.items():
       prepare()
+      calls = []
       for i in range(_WARM_UP + repeats):
         arguments = xs[i % len(xs)]
         start = time.perf_counter()
         call(*arguments).block_until_ready()
-        if turn > 0 and i >= _WARM_UP:
-          times[name].append(time.perf_counter() - start)
+        calls.append(time.perf_counter() - start)
+      if turn > 0:
+        times[name].append(np.median(calls[_WARM_UP:]))
   return times
 
 
@@ -61,7 +67,14 @@ def make_methods(layer, isas, rng):
   bias = jnp.asarray(rng.standard_normal(num_neurons, dtype=np.float32))
   dense = jax.jit(lambda x, kernel, bias: jnp.dot(x, kernel) + bias[None])
   sparse = jax.jit(cpu.matmul)
-  methods = {"dense": (lambda: None, lambda x: dense(x, kernel, bias))}
+  empty = jax.jit(lambda x: x + 1)
+  one = make_layer(num_inputs, num_neurons, 1, 1, rng)[:3]
+  methods = {
+    "dense": (lambda: None, lambda x: dense(x, kernel, bias)),
+    "empty": (lambda: None, empty),
+  }
+  packed_one = cpu.pack(*one, num_inputs, num_neurons)
+  methods["one weight"] = (lambda: None, lambda x: sparse(x, packed_one, bias))
   for isa in isas:
     cpu.set_isa(isa)
     packed = cpu.pack(*condensed, num_inputs, num_neurons)
@@ -117,19 +130,17 @@ def check(methods, arguments, pick=lambda y: y):
   want = pick(methods["dense"][1](*arguments))
   for name, (prepare, call) in methods.items():
     prepare()
-    if name != "dense":
+    if name not in ("dense", *_FLOORS):
       np.testing.assert_allclose(call(*arguments), want, atol=1e-3)
 
 
 def report(title, times):
   """Prints a line."""
   print(f"{title}:", end="")
-  dense_median, dense_fastest = np.median(times["dense"]), min(times["dense"])
   for name, seconds in times.items():
-    median, fastest = np.median(seconds), min(seconds)
-    print(f"  {name} {median * 1e6:.1f} ({fastest * 1e6:.1f})", end="")
-    if name != "dense":
-      print(f" = {dense_median / median:.1f}x ({dense_fastest / fastest:.1f}x)", end="")
+    print(f"  {name} {np.median(seconds) * 1e6:.1f} ({min(seconds) * 1e6:.1f})", end="")
+    if name not in ("dense", *_FLOORS):
+      print(f" = {np.median(np.divide(times['dense'], seconds)):.1f}x", end="")
   print(flush=True)
 
 

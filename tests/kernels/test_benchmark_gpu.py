@@ -156,6 +156,15 @@ def test_a_process_that_dies_loses_one_row(tmp_path, monkeypatch):
     gpu_check.main([f"--out={out}", "--tiny"])
 
 
+def test_without_a_gpu_no_results_file_is_left(tmp_path, monkeypatch, capfd):
+  monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+  out = tmp_path / "out.json"
+  assert gpu_check.main([f"--out={out}"]) == 1
+  said = capfd.readouterr()
+  assert "jax finds no GPU here" in said.err and "nothing was measured" in said.out
+  assert list(tmp_path.iterdir()) == []
+
+
 def test_a_process_that_hangs_is_ended(tmp_path, monkeypatch):
   out = tmp_path / "out.json"
   out.write_text("{}")
