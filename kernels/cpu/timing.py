@@ -6,10 +6,10 @@
 
 Per case and method: microseconds of the median call (of the fastest round), and how many times
 faster than dense that is: the median over rounds of the ratio within a round. Inputs rotate;
-results are checked before they are timed. `empty` is a jitted `x + 1`, `one weight` the kernel's
-call of a layer of these sizes with a single weight: what is above the latter is the product. With
-`--gradients` what training calls: the product with values that change, and the gradients in x and
-in the values.
+results are checked before they are timed. `empty` is a jitted call that adds two numbers, `bias`
+the kernel's call of a layer of these sizes without active neurons: what is above the latter is the
+product. With `--gradients` what training calls: the product with values that change, and the
+gradients in x and in the values.
 """
 
 import argparse
@@ -25,7 +25,7 @@ from srigl_kernels import cpu, cpu_gradients, make_condensed
 
 # (inputs, neurons, active neurons, fan-in): the feed-forward layers of ViT-B/16 at 90 %.
 LAYERS = {"up": (768, 3072, 1145, 206), "down": (3072, 768, 768, 307)}
-_FLOORS = ("empty", "one weight")  # what takes part, but computes something else
+_FLOORS = ("empty", "bias")  # what takes part, but computes something else
 _NUM_INPUTS = 4
 _ROUNDS = 15
 _WARM_UP = 5
@@ -35,7 +35,7 @@ def make_layer(num_inputs, num_neurons, num_active, fan_in, rng):
   """Random values, indices and active neurons of a layer, and its dense kernel."""
   values = rng.standard_normal((num_active, fan_in), dtype=np.float32)
   columns = [rng.choice(num_inputs, fan_in, replace=False) for _ in range(num_active)]
-  indices = np.sort(np.array(columns, np.int32), axis=1)
+  indices = np.sort(np.array(columns, np.int32).reshape(num_active, fan_in), axis=1)
   active = np.sort(rng.choice(num_neurons, num_active, replace=False)).astype(np.int32)
   kernel = np.zeros((num_inputs, num_neurons), np.float32)
   kernel[indices, active[:, None]] = values
@@ -67,14 +67,14 @@ def make_methods(layer, isas, rng):
   bias = jnp.asarray(rng.standard_normal(num_neurons, dtype=np.float32))
   dense = jax.jit(lambda x, kernel, bias: jnp.dot(x, kernel) + bias[None])
   sparse = jax.jit(cpu.matmul)
-  empty = jax.jit(lambda x: x + 1)
-  one = make_layer(num_inputs, num_neurons, 1, 1, rng)[:3]
+  empty = jax.jit(lambda x: x[0, 0] + 1)
+  no_neurons = make_layer(num_inputs, num_neurons, 0, 0, rng)[:3]
   methods = {
     "dense": (lambda: None, lambda x: dense(x, kernel, bias)),
     "empty": (lambda: None, empty),
   }
-  packed_one = cpu.pack(*one, num_inputs, num_neurons)
-  methods["one weight"] = (lambda: None, lambda x: sparse(x, packed_one, bias))
+  packed_bias = cpu.pack(*no_neurons, num_inputs, num_neurons)
+  methods["bias"] = (lambda: None, lambda x: sparse(x, packed_bias, bias))
   for isa in isas:
     cpu.set_isa(isa)
     packed = cpu.pack(*condensed, num_inputs, num_neurons)
