@@ -233,7 +233,7 @@ inline size_t UncheckedWindowBegin(const std::vector<uint8_t>& bytes) {
   PatternHeader header;
   WindowSections sections;
   memcpy(&header, bytes.data(), sizeof(header));
-  return WindowLayout(header, &sections) ? sections.headers : bytes.size();
+  return WindowLayout(header, &sections) ? sections.paths : bytes.size();
 }
 
 // The gradients of a case; counts layers that were spoilt. False after reporting a finding.

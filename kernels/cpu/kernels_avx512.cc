@@ -4,6 +4,8 @@
 #define SRIGL_WIDTH 16
 #include <immintrin.h>
 
+#include <algorithm>
+
 #include "gradients-inl.h"
 
 namespace srigl {
@@ -14,68 +16,6 @@ inline __m512 LoadValues(const float* values) { return _mm512_loadu_ps(values); 
 inline __m512 LoadValues(const uint16_t* values) {
   const __m256i bits = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(values));
   return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16));
-}
-
-// The columns of a packet, kSteps bytes per lane, as one integer per lane: the permutation reads
-// the lowest five bits, so going on to the next step is a shift.
-template <int kSteps>
-inline __m512i LoadColumns(const uint8_t* columns) {
-  if constexpr (kSteps == 4) return _mm512_loadu_si512(columns);
-  if constexpr (kSteps == 2) {
-    return _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(columns)));
-  }
-  return _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(columns)));
-}
-
-// Where a run of packets stands, and the inputs it reads.
-template <typename Value>
-struct Stream {
-  const WindowHeader* headers;
-  const uint8_t* columns;
-  const Value* values;
-  const float* x;
-  int64_t stride;
-  uint32_t last_start;  // a start beyond it is clamped to it
-};
-
-// Adds `num_packets` packets of kSteps steps to the sums of kRows batch rows. Several sums per
-// batch row (kChains) hide the latency of the additions when there are few rows.
-template <int kSteps, int kRows, int kChains, typename Value>
-inline void AddPackets(Stream<Value>* stream, int64_t num_packets, __m512 (&sums)[kRows][kChains]) {
-  const WindowHeader* headers = stream->headers;
-  const uint8_t* columns = stream->columns;
-  const Value* values = stream->values;
-  for (int64_t p = 0; p < num_packets; ++p) {
-    uint32_t start0 = headers[p].start[0], start1 = headers[p].start[1];
-    if (start0 > stream->last_start) start0 = stream->last_start;
-    if (start1 > stream->last_start) start1 = stream->last_start;
-    __m512i index[kSteps];
-    __m512 value[kSteps];
-    index[0] = LoadColumns<kSteps>(columns);
-    asm("" : "+v"(index[0]));  // else GCC loads it once more for every step
-#pragma GCC unroll 4
-    for (int s = 0; s < kSteps; ++s) {
-      if (s > 0) index[s] = _mm512_srli_epi32(index[0], 8 * s);
-      value[s] = LoadValues(values + s * kGroupRows);
-    }
-    const float* x = stream->x;
-#pragma GCC unroll 8
-    for (int r = 0; r < kRows; ++r) {
-      const __m512 low = _mm512_loadu_ps(x + start0);
-      const __m512 high = _mm512_loadu_ps(x + start1);
-#pragma GCC unroll 4
-      for (int s = 0; s < kSteps; ++s) {
-        const __m512 picked = _mm512_permutex2var_ps(low, index[s], high);
-        sums[r][s % kChains] = _mm512_fmadd_ps(value[s], picked, sums[r][s % kChains]);
-      }
-      x += stream->stride;
-    }
-    columns += kSteps * kGroupRows;
-    values += kSteps * kGroupRows;
-  }
-  stream->headers = headers + num_packets;
-  stream->columns = columns;
-  stream->values = values;
 }
 
 // Spreads the sums of one group over the outputs it owns, ablated neurons between them.
@@ -105,27 +45,52 @@ inline void WriteGroup(const WindowView& view, const MatMul& call, int64_t g, in
 template <int kRows, typename Value>
 void Group(const WindowView& view, const MatMul& call, const float* x, int64_t stride, int64_t row,
            int64_t g) {
-  constexpr int kChains = kRows == 1 ? 4 : kRows == 2 ? 2 : 1;
-  const WindowGroup& group = view.groups[g];
-  const int64_t columns = view.in_features > kWindowColumns ? view.in_features : kWindowColumns;
-  Stream<Value> stream = {view.headers + group.packet_begin,
-                          view.columns + group.step_begin * kGroupRows,
-                          static_cast<const Value*>(view.values) + group.step_begin * kGroupRows,
-                          x,
-                          stride,
-                          static_cast<uint32_t>(columns - kWindowColumns)};
+  constexpr int kChains = kRows == 1 ? 4 : kRows == 2 ? 2 : 1;  // hide the latency of additions
+  const int64_t end = view.groups[g + 1].packet_begin;
+  int64_t packet = view.groups[g].packet_begin;
+  const uint8_t* columns = view.columns + packet * kPacketValues;
+  const Value* values = static_cast<const Value*>(view.values) + packet * kPacketValues;
+  // A start beyond it is clamped to it.
+  const auto last_start =
+      static_cast<uint32_t>(std::max<int64_t>(view.in_features - kWindowColumns, 0));
   __m512 sums[kRows][kChains];
 #pragma GCC unroll 8
   for (int r = 0; r < kRows; ++r) {
 #pragma GCC unroll 4
     for (int c = 0; c < kChains; ++c) sums[r][c] = _mm512_setzero_ps();
   }
-  AddPackets<4>(&stream, group.num_packets4, sums);
-  AddPackets<2>(&stream, group.num_packets2, sums);
-  AddPackets<1>(&stream,
-                view.groups[g + 1].packet_begin - group.packet_begin - group.num_packets4 -
-                    group.num_packets2,
-                sums);
+  for (; packet < end; ++packet) {
+    const WindowPath path = view.paths[packet];
+    uint32_t starts[kPacketSteps + 1];
+#pragma GCC unroll 5
+    for (int i = 0; i <= kPacketSteps; ++i) starts[i] = std::min(WindowStart(path, i), last_start);
+    __m512i index[kPacketSteps];
+    __m512 value[kPacketSteps];
+    index[0] = _mm512_loadu_si512(columns);
+    asm("" : "+v"(index[0]));  // else GCC loads it once more for every step
+#pragma GCC unroll 4
+    for (int s = 0; s < kPacketSteps; ++s) {
+      // The permutation reads the lowest five bits only.
+      if (s > 0) index[s] = _mm512_srli_epi32(index[0], 8 * s);
+      value[s] = LoadValues(values + s * kGroupRows);
+    }
+    const float* inputs = x;
+#pragma GCC unroll 8
+    for (int r = 0; r < kRows; ++r) {
+      __m512 window = _mm512_loadu_ps(inputs + starts[0]);
+#pragma GCC unroll 4
+      for (int s = 0; s < kPacketSteps; ++s) {
+        __m512 next = _mm512_loadu_ps(inputs + starts[s + 1]);
+        asm("" : "+v"(next));  // else GCC loads it twice
+        const __m512 picked = _mm512_permutex2var_ps(window, index[s], next);
+        sums[r][s % kChains] = _mm512_fmadd_ps(value[s], picked, sums[r][s % kChains]);
+        window = next;
+      }
+      inputs += stride;
+    }
+    columns += kPacketValues;
+    values += kPacketValues;
+  }
 #pragma GCC unroll 8
   for (int r = 0; r < kRows; ++r) {
     __m512 sum = sums[r][0];

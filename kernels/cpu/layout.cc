@@ -34,7 +34,7 @@ class Cursor {
 bool SaneHeader(const PatternHeader& header) {
   return header.in_features >= 0 && header.out_features >= 0 && header.num_active >= 0 &&
          header.num_active <= header.out_features && header.num_values >= 0 &&
-         header.num_packets >= 0 && header.num_masks >= 0;
+         header.num_masks >= 0;
 }
 
 template <typename T>
@@ -84,11 +84,11 @@ bool TileLayout(const PatternHeader& header, TileSections* sections) {
 }
 
 bool WindowLayout(const PatternHeader& header, WindowSections* sections) {
-  if (!SaneHeader(header) || header.num_values % kGroupRows != 0) return false;
+  if (!SaneHeader(header) || header.num_values % kPacketValues != 0) return false;
   Cursor cursor;
   cursor.Add(1, sizeof(PatternHeader));
   sections->groups = cursor.Add(CeilDiv(header.num_active, kGroupRows) + 1, sizeof(WindowGroup));
-  sections->headers = cursor.Add(header.num_packets, sizeof(WindowHeader));
+  sections->paths = cursor.Add(header.num_values / kPacketValues, sizeof(WindowPath));
   sections->masks = cursor.Add(header.num_masks, sizeof(uint16_t));
   sections->columns = cursor.Add(header.num_values, 1);
   sections->total = cursor.end();
@@ -147,30 +147,24 @@ const char* ParseWindow(Bytes pattern, Bytes values, ValueType type, WindowView*
   view->num_active = header.num_active;
   view->num_groups = CeilDiv(header.num_active, kGroupRows);
   view->groups = Section<WindowGroup>(pattern.data, sections.groups);
-  view->headers = Section<WindowHeader>(pattern.data, sections.headers);
+  view->paths = Section<WindowPath>(pattern.data, sections.paths);
   view->masks = Section<uint16_t>(pattern.data, sections.masks);
   view->columns = Section<uint8_t>(pattern.data, sections.columns);
   view->values = values.data;
   view->value_type = type;
 
-  const int64_t num_steps = header.num_values / kGroupRows;
+  const int64_t num_packets = header.num_values / kPacketValues;
   // Every difference is taken between numbers already known to lie in [0, 2^62).
   for (int64_t g = 0; g <= view->num_groups; ++g) {
     const WindowGroup& group = view->groups[g];
-    if (group.packet_begin < 0 || group.packet_begin > header.num_packets ||
-        group.step_begin < 0 || group.step_begin > num_steps || group.mask_begin < 0 ||
+    if (group.packet_begin < 0 || group.packet_begin > num_packets || group.mask_begin < 0 ||
         group.mask_begin > header.num_masks || group.output_begin < 0 ||
-        group.output_begin > header.out_features || group.num_packets4 < 0 ||
-        group.num_packets2 < 0) {
+        group.output_begin > header.out_features) {
       return "the window pattern's groups are out of range";
     }
     if (g == 0) continue;
     const WindowGroup& last = view->groups[g - 1];
-    const int64_t packets4 = last.num_packets4, packets2 = last.num_packets2;
-    const int64_t packets1 = group.packet_begin - last.packet_begin - packets4 - packets2;
-    if (packets1 < 0 ||
-        group.step_begin - last.step_begin != 4 * packets4 + 2 * packets2 + packets1 ||
-        group.output_begin < last.output_begin ||
+    if (group.packet_begin < last.packet_begin || group.output_begin < last.output_begin ||
         group.mask_begin - last.mask_begin !=
             CeilDiv(group.output_begin - last.output_begin, kGroupRows)) {
       return "the window pattern's groups do not fit together";
@@ -178,13 +172,12 @@ const char* ParseWindow(Bytes pattern, Bytes values, ValueType type, WindowView*
   }
   const WindowGroup& first = view->groups[0];
   const WindowGroup& end = view->groups[view->num_groups];
-  if (first.packet_begin != 0 || first.step_begin != 0 || first.mask_begin != 0 ||
-      first.output_begin != 0 || end.packet_begin != header.num_packets ||
-      end.step_begin != num_steps || end.mask_begin != header.num_masks ||
+  if (first.packet_begin != 0 || first.mask_begin != 0 || first.output_begin != 0 ||
+      end.packet_begin != num_packets || end.mask_begin != header.num_masks ||
       (view->num_groups > 0 && end.output_begin != header.out_features)) {
     return "the window pattern's groups do not cover it";
   }
-  if (header.num_packets > 0 && header.in_features < 1) {
+  if (num_packets > 0 && header.in_features < 1) {
     return "the window pattern's header is out of range";
   }
   return nullptr;

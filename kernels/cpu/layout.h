@@ -18,10 +18,12 @@
 //   a list is checked in every call, an order of values (gradients.h) clamped entry by entry.
 //
 // Window pattern, for small batches on AVX-512 (see kernels_avx512.cc):
-//   Sixteen rows make a group, one per lane. A packet of T steps (4, 2 or 1) holds T weights of
-//   every row whose columns lie in two windows of 16 columns; a step's weight finds its input with
-//   one two-register permutation. Rows have equal fan-in, so the packer can fill packets nearly
-//   completely by choosing windows in a good order (see pack.cc).
+//   Sixteen rows make a group, one per lane. A packet holds four steps of one weight per row, and
+//   reads five windows of 16 columns, the nodes of a path: the columns of a step lie in the two
+//   windows that it joins, and one two-register permutation finds its inputs. A path takes five
+//   loads where four pairs would take eight; the same two windows in turn make four steps of one
+//   pair. Rows have equal fan-in, so packets can be filled nearly completely by choosing windows in
+//   a good order (see pack_windows.cc).
 
 #ifndef SRIGL_KERNELS_CPU_LAYOUT_H_
 #define SRIGL_KERNELS_CPU_LAYOUT_H_
@@ -35,10 +37,12 @@ inline constexpr int kPanelRows = 64;         // rows of a panel
 inline constexpr int kMaxBlockColumns = 256;  // a column within a block is one byte
 inline constexpr int kGroupRows = 16;         // rows of a window group: the lanes of a register
 inline constexpr int kWindowColumns = 16;     // columns of one window
+inline constexpr int kPacketSteps = 4;        // steps of a packet, the bytes of an index register
+inline constexpr int kPacketValues = kPacketSteps * kGroupRows;
 inline constexpr int kSectionBytes = 64;      // sections start at multiples of this
 
 inline constexpr uint32_t kTileMagic = 0x31545253;    // "SRT1"
-inline constexpr uint32_t kWindowMagic = 0x31575253;  // "SRW1"
+inline constexpr uint32_t kWindowMagic = 0x32575253;  // "SRW2"
 
 enum class ValueType : int32_t { kFloat32 = 0, kBFloat16 = 1 };
 
@@ -52,9 +56,8 @@ struct PatternHeader {
   int32_t num_active;
   int32_t block_columns;  // tile pattern; 0 in a window pattern
   int32_t reserved;
-  int64_t num_values;   // tile: weights; window: steps * 16
-  int64_t num_packets;  // window pattern; 0 in a tile pattern
-  int64_t num_masks;    // window pattern; 0 in a tile pattern
+  int64_t num_values;  // tile: weights; window: packets * 64
+  int64_t num_masks;   // window pattern; 0 in a tile pattern
 };
 
 // One row of a (block, panel): which row of the panel, and how many weights follow.
@@ -66,18 +69,24 @@ struct TileRow {
 // One group of sixteen rows; an entry after the last group closes the ranges.
 struct WindowGroup {
   int64_t packet_begin;
-  int64_t step_begin;
   int64_t mask_begin;  // one mask per 16 outputs of [output_begin, next.output_begin)
   int32_t output_begin;
-  int32_t num_packets4;  // packets of four steps, then of two, then of one
-  int32_t num_packets2;
   int32_t reserved;
 };
 
-// Start columns of a packet's two windows.
-struct WindowHeader {
-  uint32_t start[2];
-};
+// The five windows of a packet in one word, because a load costs more than taking it apart. Lowest
+// 32 bits: the first column of the leftmost window. Then for each window six bits, how many windows
+// it lies to the right of that one.
+using WindowPath = uint64_t;
+
+inline constexpr int kPathReach = 64;
+
+// First column of window `i` of a path; that it may lie outside the layer is not noticed.
+inline uint32_t WindowStart(WindowPath path, int i) {
+  constexpr uint32_t kMask = (kPathReach - 1) * kWindowColumns;
+  // (path >> (32 + 6 * i)) % 64 * 16
+  return static_cast<uint32_t>(path) + (static_cast<uint32_t>(path >> (28 + 6 * i)) & kMask);
+}
 
 struct TileView {
   int64_t in_features;
@@ -101,11 +110,11 @@ struct WindowView {
   int64_t out_features;
   int64_t num_active;
   int64_t num_groups;
-  const WindowGroup* groups;    // [num_groups + 1]
-  const WindowHeader* headers;  // [num_packets]
-  const uint16_t* masks;        // [num_masks] bit i: output i of the sixteen is active
-  const uint8_t* columns;       // [num_packets][lane][step]: bit 4 chooses the window
-  const void* values;           // [num_packets][step][lane]
+  const WindowGroup* groups;  // [num_groups + 1]
+  const WindowPath* paths;    // [num_packets]
+  const uint16_t* masks;      // [num_masks] bit i: output i of the sixteen is active
+  const uint8_t* columns;     // [num_packets][lane][step]: bit 4 chooses the step's second window
+  const void* values;         // [num_packets][step][lane]
   ValueType value_type;
 };
 
@@ -125,7 +134,7 @@ struct TileSections {
   size_t starts, panel_outputs, rows, output_rows, columns, total;
 };
 struct WindowSections {
-  size_t groups, headers, masks, columns, total;
+  size_t groups, paths, masks, columns, total;
 };
 bool TileLayout(const PatternHeader& header, TileSections* sections);
 bool WindowLayout(const PatternHeader& header, WindowSections* sections);
