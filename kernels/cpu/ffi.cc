@@ -99,7 +99,8 @@ SRIGL_EXPORT int32_t srigl_set_isa(const char* name) {
   return 0;
 }
 
-// Packs a layer: the tile pattern always, the window pattern when `windows` is not 0. Returns
+// Packs a layer: the tile pattern always, the window pattern when `windows` is not 0; when it is 2,
+// with the columns in the values, if these can hold them. Returns
 // nullptr and a message when the layer is not valid or memory runs out.
 SRIGL_EXPORT void* srigl_pack(const void* values, const int32_t* indices, const int32_t* active,
                               int32_t bfloat16, int64_t num_active, int64_t fan_in,
@@ -117,7 +118,7 @@ SRIGL_EXPORT void* srigl_pack(const void* values, const int32_t* indices, const 
     }
     auto result = std::make_unique<srigl::PackResult>();
     result->patterns[0] = srigl::PackTiles(layer);
-    if (windows) result->patterns[1] = srigl::PackWindows(layer);
+    if (windows) result->patterns[1] = srigl::PackWindows(layer, windows == 2 && CanEmbed(layer));
     for (int i = 0; i < 2; ++i) result->values[i] = GatherValues(layer, result->patterns[i]);
     return result.release();
   } catch (const std::exception& e) {

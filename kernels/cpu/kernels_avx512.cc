@@ -42,14 +42,17 @@ inline void WriteGroup(const WindowView& view, const MatMul& call, int64_t g, in
   }
 }
 
-template <int kRows, typename Value>
+// Where the columns of a packet come from: bytes, or the values themselves.
+enum class Columns { kBytes, kValues };
+
+template <int kRows, Columns kColumns, typename Value>
 void Group(const WindowView& view, const MatMul& call, const float* x, int64_t stride, int64_t row,
            int64_t g) {
   constexpr int kChains = kRows == 1 ? 4 : kRows == 2 ? 2 : 1;  // hide the latency of additions
   const int64_t end = view.groups[g + 1].packet_begin;
   int64_t packet = view.groups[g].packet_begin;
-  const uint8_t* columns = view.columns + packet * kPacketValues;
-  const Value* values = static_cast<const Value*>(view.values) + packet * kPacketValues;
+  const uint8_t* columns = view.columns;
+  const Value* values = static_cast<const Value*>(view.values);
   // A start beyond it is clamped to it.
   const auto last_start =
       static_cast<uint32_t>(std::max<int64_t>(view.in_features - kWindowColumns, 0));
@@ -66,13 +69,21 @@ void Group(const WindowView& view, const MatMul& call, const float* x, int64_t s
     for (int i = 0; i <= kPacketSteps; ++i) starts[i] = std::min(WindowStart(path, i), last_start);
     __m512i index[kPacketSteps];
     __m512 value[kPacketSteps];
-    index[0] = _mm512_loadu_si512(columns);
-    asm("" : "+v"(index[0]));  // else GCC loads it once more for every step
+    if constexpr (kColumns == Columns::kBytes) {
+      index[0] = _mm512_loadu_si512(columns + packet * kPacketValues);
+      asm("" : "+v"(index[0]));  // else GCC loads it once more for every step
+    }
 #pragma GCC unroll 4
     for (int s = 0; s < kPacketSteps; ++s) {
+      __m512 loaded = LoadValues(values + packet * kPacketValues + s * kGroupRows);
       // The permutation reads the lowest five bits only.
-      if (s > 0) index[s] = _mm512_srli_epi32(index[0], 8 * s);
-      value[s] = LoadValues(values + s * kGroupRows);
+      if constexpr (kColumns == Columns::kValues) {
+        asm("" : "+v"(loaded));  // else GCC loads it twice
+        index[s] = _mm512_castps_si512(loaded);
+      } else if (s > 0) {
+        index[s] = _mm512_srli_epi32(index[0], 8 * s);
+      }
+      value[s] = loaded;
     }
     const float* inputs = x;
 #pragma GCC unroll 8
@@ -88,8 +99,6 @@ void Group(const WindowView& view, const MatMul& call, const float* x, int64_t s
       }
       inputs += stride;
     }
-    columns += kPacketValues;
-    values += kPacketValues;
   }
 #pragma GCC unroll 8
   for (int r = 0; r < kRows; ++r) {
@@ -100,7 +109,7 @@ void Group(const WindowView& view, const MatMul& call, const float* x, int64_t s
   }
 }
 
-template <typename Value>
+template <Columns kColumns, typename Value>
 void WindowOfValues(const WindowView& view, const MatMul& call, int64_t row_begin, int64_t row_end,
                     int64_t group_begin, int64_t group_end) {
   for (int64_t row = row_begin; row < row_end;) {
@@ -118,10 +127,10 @@ void WindowOfValues(const WindowView& view, const MatMul& call, int64_t row_begi
       stride = kWindowColumns;
     }
     for (int64_t g = group_begin; g < group_end; ++g) {
-      if (rows == 8) Group<8, Value>(view, call, x, stride, row, g);
-      if (rows == 4) Group<4, Value>(view, call, x, stride, row, g);
-      if (rows == 2) Group<2, Value>(view, call, x, stride, row, g);
-      if (rows == 1) Group<1, Value>(view, call, x, stride, row, g);
+      if (rows == 8) Group<8, kColumns, Value>(view, call, x, stride, row, g);
+      if (rows == 4) Group<4, kColumns, Value>(view, call, x, stride, row, g);
+      if (rows == 2) Group<2, kColumns, Value>(view, call, x, stride, row, g);
+      if (rows == 1) Group<1, kColumns, Value>(view, call, x, stride, row, g);
     }
     row += rows;
   }
@@ -129,11 +138,11 @@ void WindowOfValues(const WindowView& view, const MatMul& call, int64_t row_begi
 
 void Window(const WindowView& view, const MatMul& call, int64_t row_begin, int64_t row_end,
             int64_t group_begin, int64_t group_end) {
-  if (view.value_type == ValueType::kFloat32) {
-    WindowOfValues<float>(view, call, row_begin, row_end, group_begin, group_end);
-  } else {
-    WindowOfValues<uint16_t>(view, call, row_begin, row_end, group_begin, group_end);
-  }
+  const auto window = view.columns == nullptr ? WindowOfValues<Columns::kValues, float>
+                      : view.value_type == ValueType::kFloat32
+                          ? WindowOfValues<Columns::kBytes, float>
+                          : WindowOfValues<Columns::kBytes, uint16_t>;
+  window(view, call, row_begin, row_end, group_begin, group_end);
 }
 
 }  // namespace

@@ -84,13 +84,16 @@ bool TileLayout(const PatternHeader& header, TileSections* sections) {
 }
 
 bool WindowLayout(const PatternHeader& header, WindowSections* sections) {
-  if (!SaneHeader(header) || header.num_values % kPacketValues != 0) return false;
+  if (!SaneHeader(header) || header.num_values % kPacketValues != 0 ||
+      header.is_embedded < 0 || header.is_embedded > 1) {
+    return false;
+  }
   Cursor cursor;
   cursor.Add(1, sizeof(PatternHeader));
   sections->groups = cursor.Add(CeilDiv(header.num_active, kGroupRows) + 1, sizeof(WindowGroup));
   sections->paths = cursor.Add(header.num_values / kPacketValues, sizeof(WindowPath));
   sections->masks = cursor.Add(header.num_masks, sizeof(uint16_t));
-  sections->columns = cursor.Add(header.num_values, 1);
+  sections->columns = cursor.Add(header.is_embedded ? 0 : header.num_values, 1);
   sections->total = cursor.end();
   return cursor.ok();
 }
@@ -142,6 +145,9 @@ const char* ParseWindow(Bytes pattern, Bytes values, ValueType type, WindowView*
   WindowSections sections;
   if (!WindowLayout(header, &sections)) return "the window pattern's header is out of range";
   if (sections.total != pattern.size) return "the window pattern's size does not match its header";
+  if (header.is_embedded && type != ValueType::kFloat32) {
+    return "columns stand within values of float32 only";
+  }
   view->in_features = header.in_features;
   view->out_features = header.out_features;
   view->num_active = header.num_active;
@@ -149,7 +155,8 @@ const char* ParseWindow(Bytes pattern, Bytes values, ValueType type, WindowView*
   view->groups = Section<WindowGroup>(pattern.data, sections.groups);
   view->paths = Section<WindowPath>(pattern.data, sections.paths);
   view->masks = Section<uint16_t>(pattern.data, sections.masks);
-  view->columns = Section<uint8_t>(pattern.data, sections.columns);
+  view->columns =
+      header.is_embedded ? nullptr : Section<uint8_t>(pattern.data, sections.columns);
   view->values = values.data;
   view->value_type = type;
 

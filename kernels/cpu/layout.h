@@ -23,7 +23,9 @@
 //   windows that it joins, and one two-register permutation finds its inputs. A path takes five
 //   loads where four pairs would take eight; the same two windows in turn make four steps of one
 //   pair. Rows have equal fan-in, so packets can be filled nearly completely by choosing windows in
-//   a good order (see pack_windows.cc).
+//   a good order (see pack_windows.cc). The permutation reads the lowest five bits of its index only.
+//   So where weights may be rounded, a float32 whose lowest five bits are its column (`Embed`) is its
+//   own index, and there is no other: a fifth less to read.
 
 #ifndef SRIGL_KERNELS_CPU_LAYOUT_H_
 #define SRIGL_KERNELS_CPU_LAYOUT_H_
@@ -55,7 +57,7 @@ struct PatternHeader {
   int32_t out_features;
   int32_t num_active;
   int32_t block_columns;  // tile pattern; 0 in a window pattern
-  int32_t reserved;
+  int32_t is_embedded;    // window pattern, 0 or 1: columns stand within the values
   int64_t num_values;  // tile: weights; window: packets * 64
   int64_t num_masks;   // window pattern; 0 in a tile pattern
 };
@@ -113,7 +115,8 @@ struct WindowView {
   const WindowGroup* groups;  // [num_groups + 1]
   const WindowPath* paths;    // [num_packets]
   const uint16_t* masks;      // [num_masks] bit i: output i of the sixteen is active
-  const uint8_t* columns;     // [num_packets][lane][step]: bit 4 chooses the step's second window
+  // [num_packets][lane][step]: bit 4 chooses the step's second window; nullptr: within the values
+  const uint8_t* columns;
   const void* values;         // [num_packets][step][lane]
   ValueType value_type;
 };

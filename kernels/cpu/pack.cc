@@ -133,6 +133,12 @@ std::vector<uint8_t> GatherValues(const Condensed& layer, const Pattern& pattern
     memcpy(values.data() + i * size,
            static_cast<const uint8_t*>(layer.values) + pattern.sources[i] * size, size);
   }
+  for (size_t i = 0; i < pattern.embedded.size(); ++i) {
+    float value;
+    memcpy(&value, values.data() + i * size, sizeof(value));
+    value = Embed(value, pattern.embedded[i]);
+    memcpy(values.data() + i * size, &value, sizeof(value));
+  }
   return values;
 }
 

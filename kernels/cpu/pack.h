@@ -38,6 +38,8 @@ struct Pattern {
   std::vector<uint8_t> bytes;
   // For every packed value its place in the flat `values`, -1 where a packet is padded.
   std::vector<int64_t> sources;
+  // For every packed value the column to embed in it; empty where values stay as they are.
+  std::vector<uint8_t> embedded;
 };
 
 // What is wrong with the layer, or nothing. `active` and every row of `indices` must ascend without
@@ -46,7 +48,9 @@ std::string CheckCondensed(const Condensed& layer);
 
 // All expect a layer that `CheckCondensed` accepts.
 Pattern PackTiles(const Condensed& layer);
-Pattern PackWindows(const Condensed& layer);
+
+// With `embed`, the columns go into the values, which must be finite float32.
+Pattern PackWindows(const Condensed& layer, bool embed);
 
 // Rows of any length.
 Pattern PackTiles(const SparseRows& layer);
@@ -54,6 +58,13 @@ Pattern PackTiles(const SparseRows& layer);
 // The tiles of the transpose, from neurons to inputs: its inputs are the active neurons as `active`
 // numbers them, its outputs all inputs of the layer. Sizes depend on those of the layer only.
 Pattern PackTransposedTiles(const Condensed& layer);
+
+// The float32 with these lowest five bits that is nearest to a finite value: of a normal one it
+// differs by at most 2**-19 of its size. 0 stays 0, whatever its column.
+float Embed(float value, uint8_t column);
+
+// Whether columns can be embedded: the values are finite float32.
+bool CanEmbed(const Condensed& layer);
 
 // The values that go with a pattern.
 std::vector<uint8_t> GatherValues(const Condensed& layer, const Pattern& pattern);

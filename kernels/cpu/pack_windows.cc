@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <array>
+#include <cmath>
 
 #include "pack.h"
 #include "pack_common.h"
@@ -203,7 +204,30 @@ WindowPath Path(const Packet& packet) {
 
 }  // namespace
 
-Pattern PackWindows(const Condensed& layer) {
+float Embed(float value, uint8_t column) {
+  constexpr int32_t kStep = 2 * kWindowColumns, kInfinity = 0x7f800000;
+  if (value == 0) return 0;
+  int32_t bits;
+  memcpy(&bits, &value, sizeof(bits));
+  const int32_t size = bits & 0x7fffffff, sign = bits & ~0x7fffffff;
+  int32_t nearest = size / kStep * kStep + column % kStep;
+  if (nearest - size > kStep / 2) nearest -= kStep;
+  if (size - nearest > kStep / 2) nearest += kStep;
+  if (nearest < 0) nearest += kStep;
+  if (nearest >= kInfinity) nearest -= kStep;
+  nearest |= sign;
+  memcpy(&value, &nearest, sizeof(value));
+  return value;
+}
+
+bool CanEmbed(const Condensed& layer) {
+  if (layer.value_type != ValueType::kFloat32) return false;
+  const float* values = static_cast<const float*>(layer.values);
+  return std::all_of(values, values + layer.num_active * layer.fan_in,
+                     [](float value) { return std::isfinite(value); });
+}
+
+Pattern PackWindows(const Condensed& layer, bool embed) {
   const int64_t num_groups = CeilDiv(layer.num_active, kGroupRows);
   std::vector<WindowGroup> groups(num_groups + 1);
   std::vector<WindowPath> paths;
@@ -219,11 +243,13 @@ Pattern PackWindows(const Condensed& layer) {
     if (g == num_groups) break;
     for (const Packet& packet : packer.Pack(g)) {
       paths.push_back(Path(packet));
-      for (int lane = 0; lane < kGroupRows; ++lane) {
+      for (int lane = 0; lane < kGroupRows && !embed; ++lane) {
         for (const Step& step : packet.steps) columns.push_back(step.columns[lane]);
       }
       for (const Step& step : packet.steps) {
         pattern.sources.insert(pattern.sources.end(), step.sources.begin(), step.sources.end());
+        if (!embed) continue;
+        pattern.embedded.insert(pattern.embedded.end(), step.columns.begin(), step.columns.end());
       }
     }
     int64_t a = g * kGroupRows;
@@ -239,7 +265,8 @@ Pattern PackWindows(const Condensed& layer) {
   }
 
   PatternHeader header = Header(layer, kWindowMagic);
-  header.num_values = static_cast<int64_t>(columns.size());
+  header.is_embedded = embed ? 1 : 0;
+  header.num_values = static_cast<int64_t>(pattern.sources.size());
   header.num_masks = static_cast<int64_t>(masks.size());
   WindowSections sections;
   if (!WindowLayout(header, &sections)) return {};

@@ -22,6 +22,7 @@ class Backend(NamedTuple):
     matmul: `(x [B, I], layout, bias [N] or None, activation) -> y [B, N]` of x's type.
     is_available: whether it can run here.
     needs: what it takes to run, for messages.
+    pack_rounded: as `pack`, where it is faster to compute with weights that are slightly rounded.
     packs_traced: whether `pack` also takes traced arrays.
     pack_pattern: `(condensed) -> layout`, all that does not depend on the values; None where
       `pack` is cheap enough for every call.
@@ -38,6 +39,7 @@ class Backend(NamedTuple):
   matmul: Callable[[Array, Layout, Array | None, str | None], Array]
   is_available: Callable[[], bool] = lambda: True
   needs: str = ""
+  pack_rounded: Callable[[Condensed], Layout] | None = None
   packs_traced: Callable[[], bool] = lambda: True
   pack_pattern: Callable[[Condensed], Layout] | None = None
   with_values: Callable[[Layout, Array], Layout] = lambda layout, values: layout
@@ -61,13 +63,14 @@ def native() -> Any:
     return None
 
 
-def _pack_cpu(condensed: Condensed) -> Layout:
+def _pack_cpu(condensed: Condensed, exact: bool = True) -> Layout:
   return native().pack(
     condensed.values,
     condensed.indices,
     condensed.active,
     condensed.in_features,
     condensed.out_features,
+    exact=exact,
   )
 
 
@@ -88,6 +91,7 @@ BACKENDS: dict[str, Backend] = {
     lambda *args: native().matmul(*args),
     is_available=lambda: native() is not None and jax.default_backend() == "cpu",
     needs="jax running on CPU, and the native library, which `pip install .` builds",
+    pack_rounded=functools.partial(_pack_cpu, exact=False),
     packs_traced=lambda: False,
     pack_pattern=cpu_gradients.pack,
     with_values=cpu_gradients.with_values,
@@ -125,7 +129,12 @@ BACKENDS: dict[str, Backend] = {
 
 
 def pack(
-  name: str, condensed: Condensed, feature_group_count: int = 1, *, gradients: bool = False
+  name: str,
+  condensed: Condensed,
+  feature_group_count: int = 1,
+  *,
+  gradients: bool = False,
+  exact: bool = True,
 ) -> Layout:
   """The layout of one backend; raises as `prepare` does.
 
@@ -152,6 +161,8 @@ def pack(
     condensed = expand_groups(condensed, feature_group_count)
   if gradients and backend.pack_pattern is not None:
     return backend.pack_pattern(condensed)
+  if not exact and backend.pack_rounded is not None:
+    return backend.pack_rounded(condensed)
   return backend.pack(condensed)
 
 

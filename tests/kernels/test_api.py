@@ -45,6 +45,22 @@ def test_a_traced_layer_cannot_be_packed_on_the_host():
     jax.jit(lambda c: condensed_matmul(x, c, backend="cpu"))(condensed)
 
 
+@pytest.mark.parametrize("name", [name for name in BACKENDS if BACKENDS[name].is_available()])
+def test_weights_that_need_not_be_exact(name):
+  x, condensed = make_problem(SMALL)
+  layer = prepare(condensed, backend=name, exact=False)
+  want = condensed_matmul(x, condensed, backend="reference")
+  assert jnp.allclose(condensed_matmul(x, layer), want, rtol=1e-5, atol=1e-5)
+  dx = jax.grad(lambda x, layer: jnp.sin(condensed_matmul(x, layer)).sum())
+  assert jnp.allclose(dx(x, layer), dx(x, prepare(condensed, backend="xla")), atol=1e-4)
+
+
+def test_values_that_may_change_are_exact():
+  _, condensed = make_problem(SMALL)
+  with pytest.raises(ValueError, match="prepare with one of the two"):
+    prepare(condensed, gradients=True, exact=False)
+
+
 WITHOUT_LIBRARY = """
 import warnings
 from srigl_kernels import condensed_matmul, prepare

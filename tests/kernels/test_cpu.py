@@ -174,6 +174,48 @@ def test_a_layer_packed_for_another_target_runs_here(isa):
     )
 
 
+@pytest.mark.parametrize("exact", (True, False))
+def test_weights_are_used_as_they_are_unless_they_may_be_rounded(isa, exact):
+  """Inputs of zeros and a one show the weights themselves."""
+  values, indices, active, _ = layer(150, 60, 40, 30)
+  limits = np.finfo(np.float32)
+  values *= 10.0 ** np.arange(-15, 25, 1, np.float32)[:, None]
+  values[0, :6] = 0, -0.0, limits.max, -limits.max, 4 * limits.tiny, 1
+  packed = cpu.pack(values, indices, active, 150, 60, exact=exact)
+  for rows in (1, 4, 8):
+    for x in np.eye(150, dtype=np.float32)[:144].reshape(-1, rows, 150):
+      y = np.asarray(matmul(x, packed))
+      want = expected(x, values, indices, active, np.zeros(60)).astype(np.float32)
+      if exact or isa != "avx512":
+        np.testing.assert_array_equal(y, want)
+      else:
+        size = np.abs(want, dtype=np.float64)
+        allowed = size * np.where(size == limits.max, 2**-18, 2**-19)
+        assert (np.abs(y - want.astype(np.float64)) <= allowed).all()
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_rounded_weights_give_the_same_to_2_to_the_minus_19(isa, shape):
+  values, indices, active, bias = layer(*shape)
+  packed = cpu.pack(values, indices, active, *shape[:2], exact=False)
+  for batch in (1, 2, 7, 12, 40):
+    x = inputs(batch, shape[0])
+    want = expected(x, values, indices, active, bias)
+    sizes = expected(np.abs(x), np.abs(values), indices, active, np.abs(bias))
+    error = np.abs(matmul(x, packed, bias) - want)
+    assert (error <= 2**-19 * sizes + tolerance(shape[3])).all()
+
+
+def test_rounding_leaves_what_it_cannot_hold(isa):
+  values, indices, active, bias = layer(64, 32, 20, 8)
+  x = inputs(3, 64)
+  same = [jnp.asarray(values, jnp.bfloat16)]
+  same += [np.where(np.arange(8) == 5, bad, values).astype(np.float32) for bad in (np.inf, np.nan)]
+  for kept in same:
+    packs = (cpu.pack(kept, indices, active, 64, 32, exact=exact) for exact in (True, False))
+    np.testing.assert_array_equal(*(matmul(x, packed, bias) for packed in packs))
+
+
 # ---- transformations ----
 
 
