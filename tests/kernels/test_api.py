@@ -45,8 +45,10 @@ def test_a_traced_layer_cannot_be_packed_on_the_host():
     jax.jit(lambda c: condensed_matmul(x, c, backend="cpu"))(condensed)
 
 
-@pytest.mark.parametrize("name", [name for name in BACKENDS if BACKENDS[name].is_available()])
+@pytest.mark.parametrize("name", ["reference", "xla", "structured", "dense", "cpu"])
 def test_weights_that_need_not_be_exact(name):
+  if name == "cpu" and not HAS_CPU:
+    pytest.skip("needs the native kernels")
   x, condensed = make_problem(SMALL)
   layer = prepare(condensed, backend=name, exact=False)
   want = condensed_matmul(x, condensed, backend="reference")
