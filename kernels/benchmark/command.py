@@ -31,7 +31,7 @@ _BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048)
 _QUICK_SPARSITIES = (0.9,)
 _QUICK_BATCHES = (1, 16, 64, 256)
 _QUICK_BATCHES_ONE_THREAD = (1, 256)
-_QUICK_METHODS_ONE_THREAD = ("dense", "structured", "cpu")
+_QUICK_METHODS_ONE_THREAD = ("dense", "structured", "cpu", "cpu_rounded")
 _QUICK = Effort(rounds=9, budget=0.8, limit=0.25)
 
 

@@ -57,13 +57,13 @@ def _dense(layer: Layer) -> Call:
   )
 
 
-def _backend(name: str, isa: str = "") -> Callable[[Layer], Call]:
+def _backend(name: str, isa: str = "", exact: bool = True) -> Callable[[Layer], Call]:
   """A backend of `condensed_matmul`, on a layer that is prepared for it."""
 
   def make(layer: Layer) -> Call:
     if isa:
       cpu.set_isa(isa)
-    prepared = sx.prepare(layer.condensed, backend=name)
+    prepared = sx.prepare(layer.condensed, backend=name, exact=exact)
     return _jitted(lambda x, prepared: sx.condensed_matmul(x, prepared, backend=name), prepared)
 
   return make
@@ -147,9 +147,9 @@ def _brainevent(layer: Layer) -> Call:
   return _jitted(apply, condensed.values, indices, condensed.active, bias)
 
 
-def native(isa: str) -> Peer:
+def native(isa: str, exact: bool = True) -> Peer:
   """The native backend on a CPU target, which the CPU must have."""
-  return Peer(_backend("cpu", isa), isa=isa)
+  return Peer(_backend("cpu", isa, exact), isa=isa)
 
 
 @functools.cache
@@ -177,13 +177,14 @@ def peers(names: tuple[str, ...] = ()) -> dict[str, Peer]:
   """
   no_cpu = "" if BACKENDS["cpu"].is_available() else "the native library is not installed"
   best = "" if no_cpu else _best_isa()
-  no_avx2 = no_cpu or ("" if best == "avx512" else f"the CPU's own target is {best}")
+  no_avx512 = no_cpu or ("" if best == "avx512" else f"the CPU's own target is {best}")
   optional = {name: _absence(name) for name in ("torch", "brainevent") if _wanted(name, names)}
   known = {
     "dense": Peer(_dense),
     "structured": Peer(_backend("structured")),
     "cpu": native(best)._replace(missing=no_cpu),
-    "cpu_avx2": native("avx2")._replace(missing=no_avx2),
+    "cpu_rounded": native(best, exact=False)._replace(missing=no_avx512),
+    "cpu_avx2": native("avx2")._replace(missing=no_avx512),
     "xla": Peer(_backend("xla")),
     "reference": Peer(_backend("reference"), temporary=_gathered),
     "bcsr": Peer(_bcsr, is_csr=True),

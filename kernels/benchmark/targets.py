@@ -43,6 +43,8 @@ def rows(cells: Sequence[Cell]) -> list[Row]:
 def _ratios(cell: Cell) -> Iterator[Row]:
   """Peers over the native kernels, with the targets of the paper's layers."""
   batch = cell.batch
+  if batch == 1:
+    yield from compare(cell, "cpu_rounded")
   if cell.threads == 1:
     yield from compare(cell, "dense", at_least=_DENSE_ONE_THREAD.get(batch))
     return
