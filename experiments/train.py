@@ -182,6 +182,7 @@ def _loop(logs: Sequence[Logbook], show_progress: ShowProgress, watch: Watch) ->
   with (
     watch_signals() as interrupted,
     show_progress(name, step=step, total_steps=run.total_steps) as show,
+    closing(run.feed),
     Prefetch(_calls(logs, pauses), put) as calls,
     closing(Trace(watch.profile if is_first() else None, logs[0].workdir)) as trace,
   ):

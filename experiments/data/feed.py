@@ -27,7 +27,7 @@ class Feed(NamedTuple):
     train_batches: `(start, stop) -> iterator`, this process's part of the batches of steps `start`
       to `stop - 1`: arrays `[B, ...]` by name, of the same shapes in every step.
     test_batches: `() -> iterator`, this process's part of batches that have every test image once;
-      as many of the same shapes in every process.
+      as many of the same shapes in every process. One at a time.
     train_inputs: `(key, places, resident, batch) -> (inputs, targets)`, `[B, H, W, C]` and
       `[B, num_classes]` float32. `key` is the step's, the same on all devices; `places` `[B]` int32
       are those of the examples in the batch of all devices together, so that what is drawn for an
@@ -36,6 +36,7 @@ class Feed(NamedTuple):
       and `[B]` bool, False for what only fills up the last batch. Both functions can be jitted.
     is_stream: whether batches take long to come, and bytes to pass: to be fetched ahead, and one
       at a time.
+    close: ends what loads test batches, and stays for the next pass until then.
   """
 
   resident: Any
@@ -44,6 +45,7 @@ class Feed(NamedTuple):
   train_inputs: Callable[[Array, Array, Any, dict[str, Array]], tuple[Array, Array]]
   test_inputs: Callable[[Any, dict[str, Array]], tuple[Array, Array, Array]]
   is_stream: bool
+  close: Callable[[], None] = lambda: None
 
 
 def make_feed(
@@ -104,16 +106,51 @@ def _stream_feed(
     del resident
     return data.preprocess_fn(batch["image"]), batch["label"], batch["valid"]
 
+  passes = _Passes(data, eval_batch_size, share)
   return Feed(
     resident=(),
     train_batches=lambda start, stop: data.train_batches(
       start, stop, batch_size=batch_size, seed=seed, share=share
     ),
-    test_batches=lambda: data.test_batches(batch_size=eval_batch_size, share=share),
+    test_batches=passes.one,
     train_inputs=train_inputs,
     test_inputs=test_inputs,
     is_stream=True,
+    close=passes.close,
   )
+
+
+class _Passes:
+  """Passes over the test images, by processes that stay from one to the next.
+
+  Starting them takes seconds, for which the devices would wait at every evaluation. In between they
+  hold the first batches of the next pass.
+  """
+
+  _MANY = 1_000_000  # more than any run has evaluations
+
+  def __init__(self, data: ImageStream, batch_size: int, share: Share):
+    self._open = lambda: data.test_batches(batch_size=batch_size, share=share, passes=self._MANY)
+    self._per_pass = -(-data.num_test // batch_size)
+    self._batches: Iterator[Batch] | None = None
+
+  def one(self) -> Iterator[Batch]:
+    """The batches of a pass."""
+    self._batches = self._batches or self._open()
+    is_whole = False
+    try:
+      for _ in range(self._per_pass):
+        yield next(self._batches)
+      is_whole = True
+    finally:
+      if not is_whole:  # the next pass has to begin at its beginning
+        self.close()
+
+  def close(self) -> None:
+    """Ends the processes; another pass would start them again."""
+    batches, self._batches = self._batches, None
+    if batches is not None and hasattr(batches, "close"):
+      batches.close()
 
 
 def _memory_feed(

@@ -147,12 +147,15 @@ class ImageStream:
     order = _TrainingOrder(self.num_train, batch_size, seed)
     return self._batches(self.train, order, range(start, stop), batch_size, share)
 
-  def test_batches(self, *, batch_size: int, share: Share | None = None) -> Iterator[Batch]:
+  def test_batches(
+    self, *, batch_size: int, share: Share | None = None, passes: int = 1
+  ) -> Iterator[Batch]:
     """Loads every test image once, in order.
 
     Args:
       batch_size: images per batch in all processes together.
       share: the part to load. Default: that of this JAX process.
+      passes: how many times over.
 
     Returns:
       An iterator of as many batches in every process: `{"image": [B, H, W, C] uint8, "label": [B]
@@ -163,8 +166,7 @@ class ImageStream:
       ValueError: if the batch cannot be divided among the processes.
     """
     order = _TestOrder(self.num_test, batch_size)
-    steps = range(-(-self.num_test // max(1, batch_size)))
-    return self._batches(self.test, order, steps, batch_size, share)
+    return self._batches(self.test, order, range(passes * order.num_batches), batch_size, share)
 
   def _batches(self, split, order, steps, batch_size, share) -> Iterator[Batch]:
     places = (share or Share.of_this_process()).of_batch(batch_size)
@@ -188,13 +190,18 @@ class _TrainingOrder(NamedTuple):
 
 
 class _TestOrder(NamedTuple):
-  """The records of a batch, one after the other."""
+  """The records of a batch, one after the other, pass after pass."""
 
   num_examples: int
   batch_size: int
 
+  @property
+  def num_batches(self) -> int:
+    """Batches in a pass."""
+    return -(-self.num_examples // max(1, self.batch_size))
+
   def records(self, step: int) -> np.ndarray:
-    records = step * self.batch_size + np.arange(self.batch_size)
+    records = step % self.num_batches * self.batch_size + np.arange(self.batch_size)
     return np.where(records < self.num_examples, records, _PADDING)
 
   def draw(self, step: int, record: int) -> Draw | None:

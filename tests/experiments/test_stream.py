@@ -416,6 +416,31 @@ def test_both_kinds_test_every_image_once():
     assert sum(int(x.sum()) for x in valid) == 20
 
 
+def test_every_pass_over_the_test_images_is_whole():
+  """Also after one that was broken off."""
+  for feed in feeds():
+    whole = list(feed.test_batches())
+    broken_off = feed.test_batches()
+    assert_same_batches([next(broken_off)], whole[:1])
+    broken_off.close()
+    assert_same_batches(feed.test_batches(), whole)
+    assert_same_batches(feed.test_batches(), whole)
+    feed.close()
+    assert_same_batches(feed.test_batches(), whole)
+
+
+def test_processes_stay_between_the_passes_over_the_test_images():
+  alive = lambda: {p.pid for p in multiprocessing.active_children() if "grain" in p.name}
+  feed = data.make_feed(stream(num_workers=1), batch_size=12, eval_batch_size=8, seed=0)
+  first = list(feed.test_batches())
+  workers = alive()
+  assert workers
+  assert_same_batches(feed.test_batches(), first)
+  assert alive() == workers
+  feed.close()
+  assert not alive()
+
+
 @pytest.mark.parametrize("process_count", [2, 4])
 def test_processes_have_parts_of_both_kinds(process_count):
   parts = [feeds(Share(i, process_count)) for i in range(process_count)]
