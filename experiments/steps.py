@@ -200,10 +200,8 @@ def make_train_fn(
   return TrainFn(run, keys)
 
 
-def make_eval_fn(
-  apply: Apply, feed: Feed, *, num_runs: int = 1
-) -> Callable[[TrainState, Any], list[Metrics]]:
-  """Builds `evaluate(state, resident) -> [metrics of a batch]`, each example counting once.
+def make_eval_fn(apply: Apply, feed: Feed, *, num_runs: int = 1) -> Callable[..., list[Metrics]]:
+  """Builds `evaluate(state, resident, passes=1) -> [metrics of a batch]`, each example once.
 
   Args:
     apply: the model.
@@ -211,7 +209,8 @@ def make_eval_fn(
     num_runs: `R`, runs in the pack.
 
   Returns:
-    A function of the stacked state and of what is resident on every device (`replicate`).
+    A function of the stacked state, of what is resident on every device (`replicate`), and of how
+    many evaluations there will be, this one included.
   """
 
   def run_fn(params, model_state, step, x, y, valid):
@@ -233,8 +232,8 @@ def make_eval_fn(
   in_axes = (None, None, None, None, 0)
   run = jax.pmap(batch_fn, axis_name=AXIS, in_axes=in_axes, out_axes=None)
 
-  def evaluate(state, resident):
-    with Prefetch(feed.test_batches(), lambda batch: divide([[batch]], 1)) as batches:
+  def evaluate(state, resident, passes=1):
+    with Prefetch(feed.test_batches(passes), lambda batch: divide([[batch]], 1)) as batches:
       of = lambda batch: run(state.params, state.model_state, state.step, resident, batch)
       return [jax.device_get(of(batch)) for batch in batches]
 

@@ -220,7 +220,8 @@ def _loop(logs: Sequence[Logbook], show_progress: ShowProgress, watch: Watch) ->
         show(step, **shown)
       tests: dict[int, dict[str, float]] = {}
       if finished or step % eval_every == 0:
-        tests = _of_each(logs, eval_fn(state, resident))
+        left = -(-run.total_steps // eval_every) - (step - 1) // eval_every
+        tests = _of_each(logs, eval_fn(state, resident, left))
         for i, test in tests.items():
           logs[i].test(step, test)
       if finished or stopping or step % save_every == 0:

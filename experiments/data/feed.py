@@ -26,8 +26,9 @@ class Feed(NamedTuple):
     resident: arrays that every device needs, once.
     train_batches: `(start, stop) -> iterator`, this process's part of the batches of steps `start`
       to `stop - 1`: arrays `[B, ...]` by name, of the same shapes in every step.
-    test_batches: `() -> iterator`, this process's part of batches that have every test image once;
-      as many of the same shapes in every process. One at a time.
+    test_batches: `(passes=1) -> iterator`, this process's part of batches that have every test
+      image once; as many of the same shapes in every process. One at a time. `passes` is how often
+      it will be called, this time included: what loads them stays as long.
     train_inputs: `(key, places, resident, batch) -> (inputs, targets)`, `[B, H, W, C]` and
       `[B, num_classes]` float32. `key` is the step's, the same on all devices; `places` `[B]` int32
       are those of the examples in the batch of all devices together, so that what is drawn for an
@@ -36,12 +37,12 @@ class Feed(NamedTuple):
       and `[B]` bool, False for what only fills up the last batch. Both functions can be jitted.
     is_stream: whether batches take long to come, and bytes to pass: to be fetched ahead, and one
       at a time.
-    close: ends what loads test batches, and stays for the next pass until then.
+    close: ends what loads test batches, if there are fewer passes than were said.
   """
 
   resident: Any
   train_batches: Callable[[int, int], Iterator[Batch]]
-  test_batches: Callable[[], Iterator[Batch]]
+  test_batches: Callable[..., Iterator[Batch]]
   train_inputs: Callable[[Array, Array, Any, dict[str, Array]], tuple[Array, Array]]
   test_inputs: Callable[[Any, dict[str, Array]], tuple[Array, Array, Array]]
   is_stream: bool
@@ -127,24 +128,25 @@ class _Passes:
   hold the first batches of the next pass.
   """
 
-  _MANY = 1_000_000  # more than any run has evaluations
-
   def __init__(self, data: ImageStream, batch_size: int, share: Share):
-    self._open = lambda: data.test_batches(batch_size=batch_size, share=share, passes=self._MANY)
+    self._open = lambda passes: data.test_batches(batch_size=batch_size, share=share, passes=passes)
     self._per_pass = -(-data.num_test // batch_size)
+    self._left = 0
     self._batches: Iterator[Batch] | None = None
 
-  def one(self) -> Iterator[Batch]:
-    """The batches of a pass."""
-    self._batches = self._batches or self._open()
-    is_whole = False
+  def one(self, passes: int = 1) -> Iterator[Batch]:
+    """The batches of a pass, if `passes` are to come, this one included."""
+    if self._batches is None:
+      self._batches, self._left = self._open(passes), passes
     try:
       for _ in range(self._per_pass):
         yield next(self._batches)
-      is_whole = True
-    finally:
-      if not is_whole:  # the next pass has to begin at its beginning
-        self.close()
+    except BaseException:  # broken off: the next pass has to begin at its beginning
+      self.close()
+      raise
+    self._left -= 1
+    if not self._left:
+      self.close()
 
   def close(self) -> None:
     """Ends the processes; another pass would start them again."""
@@ -162,7 +164,8 @@ def _memory_feed(
     for step in range(start, stop):
       yield {"index": batch_indices(step, 1, batch_size, data.num_train, seed)[0, places]}
 
-  def test_batches():
+  def test_batches(passes=1):
+    del passes
     for start in range(0, data.num_test, eval_batch_size):
       index = np.arange(start, start + eval_batch_size, dtype=np.int32)[test_places]
       valid = index < data.num_test

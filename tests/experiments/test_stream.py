@@ -423,8 +423,8 @@ def test_every_pass_over_the_test_images_is_whole():
     broken_off = feed.test_batches()
     assert_same_batches([next(broken_off)], whole[:1])
     broken_off.close()
-    assert_same_batches(feed.test_batches(), whole)
-    assert_same_batches(feed.test_batches(), whole)
+    assert_same_batches(feed.test_batches(3), whole)
+    assert_same_batches(feed.test_batches(2), whole)
     feed.close()
     assert_same_batches(feed.test_batches(), whole)
 
@@ -432,11 +432,15 @@ def test_every_pass_over_the_test_images_is_whole():
 def test_processes_stay_between_the_passes_over_the_test_images():
   alive = lambda: {p.pid for p in multiprocessing.active_children() if "grain" in p.name}
   feed = data.make_feed(stream(num_workers=1), batch_size=12, eval_batch_size=8, seed=0)
-  first = list(feed.test_batches())
+  first = list(feed.test_batches(3))
   workers = alive()
   assert workers
-  assert_same_batches(feed.test_batches(), first)
+  assert_same_batches(feed.test_batches(2), first)
   assert alive() == workers
+  assert_same_batches(feed.test_batches(1), first)
+  assert not alive()
+  list(feed.test_batches(2))
+  assert alive()
   feed.close()
   assert not alive()
 
