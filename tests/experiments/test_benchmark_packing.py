@@ -17,6 +17,7 @@ def compiled_quickly():
     yield
 
 
+@pytest.mark.slow
 def test_every_way_trains_every_run(monkeypatch):
   calls = []
   real = estimate.make_train_fn

@@ -40,7 +40,7 @@ def sweep(tmp_path_factory):
   config = ConfigDict({"name": "S", "base": base, "variants": variants, "seeds": (0, 1)}).lock()
   with devices(1), quick_compiler(), pytest.MonkeyPatch.context() as patch:
     patch.setattr(train_module.report, "write_run_report", lambda workdir: None)
-    run_sweep(config, workdir)
+    run_sweep(config, workdir, pack="2")
   return workdir
 
 

@@ -341,6 +341,10 @@ SMALL = {
 }
 
 
+# The others of each test compile for seconds and have the same layers.
+LONG = [pytest.param(name, marks=pytest.mark.slow) for name in ("resnet50", "mobilenet_v3_small")]
+
+
 @functools.cache
 def small(name, **kwargs):
   with quick_compiler():
@@ -366,7 +370,7 @@ def batch():
   return jnp.asarray(images), jnp.asarray(rng.integers(0, 5, 6))
 
 
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("name", ["mobilenet_v3_small", "vit_b16", LONG[0]])
 def test_sparse_training_of_every_kind_of_layer(name):
   """Depthwise convolutions, squeeze-and-excitation and attention projections among them."""
   apply, params, model_state = small(name)
@@ -397,7 +401,7 @@ def test_sparse_training_of_every_kind_of_layer(name):
   assert np.isfinite(losses).all() and losses[-1] < losses[0]
 
 
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("name", ["vit_b16", *LONG])
 def test_rematerialisation_changes_nothing(name):
   """Neither loss nor gradients nor statistics; and what is recomputed is in the program."""
   plain, remat = small(name), small(name, remat=True)

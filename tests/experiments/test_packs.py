@@ -122,6 +122,7 @@ def test_devices_and_statistics_of_a_batch_in_a_pack(tmp_path):
 # ---- resumed -----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_pack_goes_on_as_singles(tmp_path):
   with interrupted_at(3), pytest.raises(Interrupted) as stop:
     train_pack(in_directories(tmp_path / "pack"))
@@ -247,6 +248,7 @@ def test_stacking_and_its_inverse():
     jax.tree.map(np.testing.assert_array_equal, packs.unstack(stacked, i, 3), state)
 
 
+@pytest.mark.slow
 def test_each_run_draws_its_own_augmentation():
   """The metrics of a pack are those of its seeds, in their order."""
   run = prepare(tiny_config())

@@ -71,7 +71,7 @@ def test_one_to_eight_devices(tmp_path):
     assert_same_training(tmp_path / count, tmp_path / "1", range(2, 13, 2))
 
 
-@pytest.mark.parametrize("accumulation", [1, 2])
+@pytest.mark.parametrize("accumulation", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_batch_statistics_of_all_devices(tmp_path, accumulation):
   """Synchronised, they are those of the whole batch, so that even they agree."""
   changes = {"optimizer.accumulation_steps": accumulation, "optimizer.learning_rate": 0.02}
@@ -198,6 +198,11 @@ def test_two_processes(tmp_path):
   records = [json.loads(line) for line in lines]
   assert len({(r["kind"], r["step"]) for r in records}) == len(records)  # process 0 alone writes
   assert two.stdout.count("test accuracy") == 1
+
+
+@pytest.mark.slow
+def test_two_processes_are_refused_together(tmp_path):
+  assert run_command(tmp_path / "two", "--processes=2").returncode == 0
   refused = run_command(tmp_path / "two", "--processes=2", "--config.seed=1")
   assert refused.returncode == 2
   assert "holds a run of another config" in refused.stderr
