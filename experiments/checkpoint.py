@@ -6,6 +6,7 @@ have the same state, and only one needs the disk. Every process must make the sa
 
 import contextlib
 import shutil
+import time
 import warnings
 from pathlib import Path
 from typing import Any, TypeVar
@@ -19,6 +20,8 @@ from experiments import checksums
 from experiments.agreement import from_first
 
 State = TypeVar("State")
+
+_CLEARING_SECONDS = 10.0
 
 
 class Checkpoints:
@@ -195,9 +198,7 @@ class Checkpoints:
     self._saving = None
     with contextlib.suppress(Exception):  # of further files of it that could not be written
       self._manager.close()
-    # What the failed save has left takes the room that is missing.
-    for path in self._directory.glob("*.orbax-checkpoint-tmp*"):
-      shutil.rmtree(path, ignore_errors=True)
+    self._clear_up()
     self._manager = self._open()  # the old one counts on what it has not written
     free = shutil.disk_usage(self._directory).free
     # Tensorstore describes the whole array after the reason, in brackets.
@@ -207,6 +208,19 @@ class Checkpoints:
       f"takes up to {num_bytes / 1e6:.1f} MB; {free / 1e6:.1f} MB are free there. The checkpoints "
       "from before are kept. Make room, and the same command goes on from the last one."
     )
+
+  def _clear_up(self) -> None:
+    """Removes what a failed save has left: it takes the room that is missing.
+
+    Of the threads that wrote it only one has been waited for. Others may still put files there.
+    """
+    quiet, until = 0, time.monotonic() + _CLEARING_SECONDS
+    while quiet < 3 and time.monotonic() < until:
+      left = list(self._directory.glob("*.orbax-checkpoint-tmp*"))
+      for path in left:
+        shutil.rmtree(path, ignore_errors=True)
+      quiet = 0 if left else quiet + 1
+      time.sleep(0.1)
 
   def close(self) -> None:
     """Waits for saves under way and lets go of the directory.
