@@ -75,12 +75,12 @@ def get_config(method: str = "srigl") -> ConfigDict:
         "kwargs": {},  # further arguments of the constructor
       },
       "method": {
-        "name": "srigl",  # a key of experiments.method.METHODS; docs/methods.md
+        "name": "srigl",  # a key of experiments.training.methods.METHODS; docs/methods.md
         "sparsity": 0.9,  # of all layers together; nm_srigl and sr_ste: see block_fan_in
         "relative_flops": config_dict.placeholder(float),  # of dense ones, in place of sparsity
         "distribution": "erk",  # erk or uniform
         "fan_in": config_dict.placeholder(int),  # of every neuron, in place of sparsity
-        "dense": (),  # layers kept dense: presets or regular expressions, srigl_jax.rules
+        "dense": (),  # layers kept dense: presets or regular expressions, srigl_jax.layer_filters
         "structure": "unstructured",  # of static's mask: unstructured or constant_fan_in
         "group_size": 1,  # srigl, structured static: consecutive neurons that share their inputs
         "block_fan_in": 2,  # nm_srigl, sr_ste: n connections ...

@@ -33,15 +33,16 @@ import optax
 from absl import flags
 from ml_collections import config_flags
 
-from experiments import cli, data, models
+from experiments import data, models
+from experiments.benchmarks.timing import quartiles, take_turns
+from experiments.common import cli
+from experiments.common.environment import environment
+from experiments.common.files import write_json
+from experiments.common.progress import progress
 from experiments.data.crops import decode
-from experiments.data.draws import record_draws
+from experiments.data.record_rng import record_draws
 from experiments.data.records import Encoded, Images, Records
 from experiments.data.stream import ImageStream, Share
-from experiments.files import write_json
-from experiments.progress import progress
-from experiments.record import environment
-from experiments.timing import quartiles, take_turns
 
 _OUT = Path("experiments/results/benchmark_input.json")
 _ENLARGED = 64  # images that differ

@@ -20,11 +20,11 @@ import jax
 from absl import flags
 from ml_collections import ConfigDict
 
-from experiments import cli
-from experiments.estimate import trainer
-from experiments.files import write_json
-from experiments.timing import Row, as_json, format_table, interleave
-from experiments.workers import shares_of_cores
+from experiments.benchmarks.timing import Row, as_json, format_table, interleave
+from experiments.common import cli
+from experiments.common.files import write_json
+from experiments.sweeps.estimate import trainer
+from experiments.sweeps.workers import shares_of_cores
 
 
 def _train_on_request(connection, cores: list[int], values: dict[str, Any], num_steps: int) -> None:

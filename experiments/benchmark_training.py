@@ -1,7 +1,7 @@
 """What sparse training costs: `python -m experiments.benchmark_training [--quick]`.
 
 Each number is a ratio to a peer that does the same work in the same run: times are taken in turns
-(`experiments.timing`), results are checked first. Everything is float32.
+(`experiments.benchmarks.timing`), results are checked first. Everything is float32.
 
 - Training steps: forward, backward and optimizer, with `srigl` (sparsity 0.9, Erdős–Rényi-Kernel)
   round the optimizer against the optimizer alone, two programs that donate their state. The
@@ -37,10 +37,11 @@ from absl import flags
 from jax import Array
 
 import srigl_jax as sx
-from experiments import cli, models
-from experiments.files import write_json
-from experiments.sorting_update import ARGSORT, SORT, sorting_update
-from experiments.timing import Row, as_json, format_table, interleave
+from experiments import models
+from experiments.benchmarks.sorting_update import ARGSORT, SORT, sorting_update
+from experiments.benchmarks.timing import Row, as_json, format_table, interleave
+from experiments.common import cli
+from experiments.common.files import write_json
 
 _OUT = Path("experiments/results/benchmark_training.json")
 _UPDATE_EVERY = 100

@@ -17,15 +17,15 @@ import numpy as np
 from absl import flags
 from flax import nnx
 
-from experiments import cli
+from experiments.analysis.layer_features import Measured, Run, measure
+from experiments.common import cli
+from experiments.common.environment import environment
+from experiments.common.files import write_json
 from experiments.data import Dataset, ImageStream
-from experiments.figures_studies import diversity as diversity_figure
-from experiments.files import write_json
-from experiments.layer_features import Measured, Run, measure
-from experiments.record import environment
-from experiments.study import mean_and_interval
-from experiments.sweeps import read_record
-from experiments.trained import load_trained
+from experiments.sweeps.plots import diversity as diversity_figure
+from experiments.sweeps.results import mean_and_interval
+from experiments.sweeps.spec import read_record
+from experiments.training.load_run import load_trained
 
 Pair = tuple[str, str]  # of variants
 

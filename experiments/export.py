@@ -12,11 +12,11 @@ import jax.numpy as jnp
 from absl import flags
 
 import srigl_jax as sx
-from experiments import cli
-from experiments.exported import Exported, load_exported
-from experiments.inference import accuracy, num_bytes, predict
-from experiments.record import environment
-from experiments.trained import Trained, load_trained
+from experiments.common import cli
+from experiments.common.environment import environment
+from experiments.deploy.exported import Exported, load_exported
+from experiments.deploy.inference import accuracy, num_bytes, predict
+from experiments.training.load_run import Trained, load_trained
 
 
 def export(trained: Trained, path: Path, *, overwrite: bool = False) -> Exported:

@@ -23,8 +23,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from absl import flags
 
-from experiments import cli
-from experiments.fault_injection import (
+from experiments.benchmarks.fault_injection import (
   TIMEOUT,
   Running,
   checkpoints,
@@ -35,9 +34,10 @@ from experiments.fault_injection import (
   send,
   truncate,
 )
-from experiments.files import write_json
-from experiments.record import environment
-from experiments.sessions import read_sessions
+from experiments.common import cli
+from experiments.common.environment import environment
+from experiments.common.files import write_json
+from experiments.workdir.provenance import read_sessions
 
 _PUBLISHED = Path("experiments/results/faults.json")
 _ROOT = Path(__file__).resolve().parent.parent

@@ -14,10 +14,11 @@ from typing import Any
 import jax
 from absl import flags
 
-from experiments import cli, figures
-from experiments.exported import Exported, load_data, load_exported
-from experiments.files import write_json, write_text
-from experiments.inference import (
+from experiments.common import cli
+from experiments.common.environment import environment
+from experiments.common.files import write_json, write_text
+from experiments.deploy.exported import Exported, load_data, load_exported
+from experiments.deploy.inference import (
   accuracy,
   format_latencies,
   largest_difference,
@@ -25,8 +26,8 @@ from experiments.inference import (
   num_bytes,
   predict,
 )
-from experiments.record import environment
-from experiments.trained import load_trained
+from experiments.reports import figures
+from experiments.training.load_run import load_trained
 
 
 def infer(

@@ -15,14 +15,16 @@ from pathlib import Path
 from absl import flags
 from ml_collections import ConfigDict
 
-from experiments import cli, estimate, packs, workers
-from experiments.failures import Failure, forget_failure, read_failure, write_failure
-from experiments.files import held, read_json
-from experiments.interrupt import Interrupted
-from experiments.report import write_sweep_report
-from experiments.run import check_owner
-from experiments.sweep_progress import SweepProgress
-from experiments.sweeps import expand, write_record
+from experiments import packs
+from experiments.common import cli
+from experiments.common.files import held, read_json
+from experiments.processes.signals import Interrupted
+from experiments.sweeps import estimate, workers
+from experiments.sweeps.failures import Failure, forget_failure, read_failure, write_failure
+from experiments.sweeps.progress import SweepProgress
+from experiments.sweeps.report import write_sweep_report
+from experiments.sweeps.spec import expand, write_record
+from experiments.workdir.owner import check_owner
 
 
 def run_sweep(

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from absl import flags
 
-from experiments import cli
-from experiments.files import read_json, write_text
+from experiments.common import cli
+from experiments.common.files import read_json, write_text
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "experiments" / "results"

@@ -1,8 +1,8 @@
 """Output-norm variance by mask, closed form against simulation: `python -m experiments.theory`.
 
-Networks are drawn as the model of `srigl_jax.theory` says (masks by the library's own functions)
-and the variance of their squared output norm is compared with the closed form, over width, fan-in
-and depth. It writes a results file and a figure; `--quick` takes fewer samples.
+Networks are drawn as the model of `srigl_jax.analysis.norm_variance` says (masks by the library's
+own functions) and the variance of their squared output norm is compared with the closed form, over
+width, fan-in and depth. It writes a results file and a figure; `--quick` takes fewer samples.
 """
 
 import math
@@ -18,12 +18,12 @@ from absl import flags
 from jax import Array
 
 import srigl_jax as sx
-from experiments import cli
-from experiments.figures_theory import NAMES, output_norm_variance_figure
-from experiments.files import write_json
-from experiments.progress import progress
-from experiments.record import environment
-from srigl_jax import theory
+from experiments.analysis.theory_figure import NAMES, output_norm_variance_figure
+from experiments.common import cli
+from experiments.common.environment import environment
+from experiments.common.files import write_json
+from experiments.common.progress import progress
+from srigl_jax.analysis import norm_variance
 
 _AT_A_TIME = 256  # networks
 _SEED = 0
@@ -136,7 +136,7 @@ def simulate(case: Case, num_samples: int, *, seed: int = _SEED) -> list[Point]:
   return [
     Point(
       **case._asdict() | {"depth": i + 1},
-      form=theory.output_norm_variance(case.mask, case.n, case.k, depth=i + 1),
+      form=norm_variance.output_norm_variance(case.mask, case.n, case.k, depth=i + 1),
       simulated=float(column.mean()),
       standard_error=float(column.std(ddof=1) / math.sqrt(num_samples)),
     )
@@ -182,12 +182,12 @@ QUICK = Study(
 def run_study(study: Study) -> dict[str, list[Point]]:
   """All points by the panel that shows them: "width", "fan_in", "depth"."""
   cases = {
-    "width": [Case(mask, n, study.k) for mask in theory.MASKS for n in study.width],
-    "fan_in": [Case(mask, study.n, k) for mask in theory.MASKS for k in study.fan_in],
+    "width": [Case(mask, n, study.k) for mask in norm_variance.MASKS for n in study.width],
+    "fan_in": [Case(mask, study.n, k) for mask in norm_variance.MASKS for k in study.fan_in],
     "depth": [
       Case(mask, study.n_deep, study.k_deep, study.depth, gates)
       for gates in ("bernoulli", "relu")
-      for mask in theory.MASKS
+      for mask in norm_variance.MASKS
     ],
   }
   points: dict[str, list[Point]] = {name: [] for name in cases}

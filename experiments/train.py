@@ -17,22 +17,25 @@ from absl import flags
 from ml_collections import ConfigDict
 
 import srigl_jax as sx
-from experiments import cli, distributed, launch, packs, report
-from experiments.agreement import StopSignal, check_same_masks, first_decides
+from experiments import packs, report
+from experiments.common import cli
+from experiments.common.files import held, read_json, write_json
+from experiments.common.progress import Show, progress
 from experiments.data import Dataset, ImageStream, Prefetch
 from experiments.data.stream import Batch
-from experiments.devices import divide, replicate
-from experiments.distributed import is_first
-from experiments.files import held, read_json, write_json
-from experiments.interrupt import Interrupted, watch_signals
-from experiments.logbook import Logbook, averages
-from experiments.memory import memory_of
-from experiments.model_card import write_model_card
-from experiments.progress import Show, progress
-from experiments.results import results_of
-from experiments.run import check_owner, prepare
-from experiments.steps import Metrics, TrainState, make_eval_fn, make_train_fn
-from experiments.watch import NO_WATCH, Trace, Watch, read_window, report_memory
+from experiments.processes import cluster, local_launch
+from experiments.processes.cluster import is_first
+from experiments.processes.consistency import StopSignal, check_same_masks, first_decides
+from experiments.processes.sharding import divide, replicate
+from experiments.processes.signals import Interrupted, watch_signals
+from experiments.reports.model_card import write_model_card
+from experiments.training.memory import memory_of
+from experiments.training.profiling import NO_WATCH, Trace, Watch, read_window, report_memory
+from experiments.training.results import results_of
+from experiments.training.run_log import Logbook, averages
+from experiments.training.setup import prepare
+from experiments.training.steps import Metrics, TrainState, make_eval_fn, make_train_fn
+from experiments.workdir.owner import check_owner
 
 Outcome = dict[str, Any] | Exception
 ShowProgress = Callable[..., AbstractContextManager[Show]]
@@ -273,12 +276,12 @@ def main() -> int:
   """The command."""
   values = flags.FLAGS.flag_values_dict()
   if values["processes"]:
-    return launch.launch(
-      launch.own_arguments(sys.argv),
+    return local_launch.launch(
+      local_launch.own_arguments(sys.argv),
       num_processes=values["processes"],
       num_devices=values["devices_per_process"],
     )
-  distributed.join(values)
+  cluster.join(values)
   workdir = Path(values["workdir"])
   cli.use_compile_cache(workdir / ".compiled")
   try:
@@ -303,5 +306,5 @@ if __name__ == "__main__":
   flags.DEFINE_string("workdir", None, "Directory of this run.", required=True)
   flags.DEFINE_string("profile", None, "START:STOP: write a trace of these steps to profile/.")
   flags.DEFINE_bool("memory", False, "Also ask the compiler what a step takes: compiles it twice.")
-  distributed.define_flags()
+  cluster.define_flags()
   cli.run(main)

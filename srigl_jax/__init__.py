@@ -4,11 +4,7 @@ Shape letters in docstrings: `I` inputs of a neuron when dense, `N` neurons of a
 """
 
 from srigl_jax.allocation import Allocation, allocate
-from srigl_jax.condense import condense, expand
-from srigl_jax.condense_model import condense_model
-from srigl_jax.counts import share
-from srigl_jax.evolution import LayerView, Topology, per_layer
-from srigl_jax.flops import (
+from srigl_jax.analysis.flops import (
   layer_macs,
   mean_flops,
   relative_flops,
@@ -16,32 +12,37 @@ from srigl_jax.flops import (
   total_macs,
   training_flops,
 )
-from srigl_jax.folding_report import FoldedLayer, FoldingReport, folding_report
-from srigl_jax.initializers import init_sparse_weights
-from srigl_jax.leaves import Axes, Layer, flax_axes, from_matrix, to_matrix
-from srigl_jax.lottery import Rounds, lottery_ticket
-from srigl_jax.masks import Masks, apply_masks, init_masks
-from srigl_jax.methods import nm_srigl, rigl, set_, srigl
-from srigl_jax.model_arrays import merge_condensed, split_condensed
-from srigl_jax.pruning import (
-  global_magnitude_masks,
-  gradual_magnitude_pruning,
-  one_shot_pruning,
-)
-from srigl_jax.rules import all_but, only
-from srigl_jax.selection import largest, largest_per_column, magnitude_key
-from srigl_jax.serialize import (
+from srigl_jax.analysis.summary import LayerSummary, Summary, summarize, warn_if_over_ablated
+from srigl_jax.condensed.condense import condense, expand
+from srigl_jax.condensed.condense_model import condense_model
+from srigl_jax.condensed.folding_report import FoldedLayer, FoldingReport, folding_report
+from srigl_jax.condensed.model_arrays import merge_condensed, split_condensed
+from srigl_jax.condensed.serialize import (
   CondensedFile,
   load_condensed,
   load_condensed_file,
   save_condensed,
 )
-from srigl_jax.snfs import snfs, snfs_update
-from srigl_jax.sr_ste import sr_ste
+from srigl_jax.exact_counts import share
+from srigl_jax.initializers import init_sparse_weights
+from srigl_jax.layer_filters import all_but, only
+from srigl_jax.layers import Axes, Layer, flax_axes, from_matrix, to_matrix
+from srigl_jax.mask_updates import LayerView, Topology, per_layer
+from srigl_jax.masks import Masks, apply_masks, init_masks
+from srigl_jax.methods.lottery import Rounds, lottery_ticket
+from srigl_jax.methods.nm_srigl import nm_srigl
+from srigl_jax.methods.pruning import (
+  global_magnitude_masks,
+  gradual_magnitude_pruning,
+  one_shot_pruning,
+)
+from srigl_jax.methods.rigl import rigl, rigl_update, set_, set_update
+from srigl_jax.methods.snfs import snfs, snfs_update
+from srigl_jax.methods.sr_ste import sr_ste
+from srigl_jax.methods.srigl import srigl, srigl_update
+from srigl_jax.methods.static import fixed_masks, static_sparse
 from srigl_jax.state import SparseState, get_masks, get_state
-from srigl_jax.static import fixed_masks, static_sparse
-from srigl_jax.summary import LayerSummary, Summary, summarize, warn_if_over_ablated
-from srigl_jax.topology import rigl_update, set_update, srigl_update
+from srigl_jax.topk import largest, largest_per_column, magnitude_key
 from srigl_jax.transform import sparse_training
 from srigl_kernels import (
   Condensed,

@@ -16,8 +16,8 @@ from jax import Array
 
 from srigl_jax.blocks import check_structure, num_blocks
 from srigl_jax.distributions import DISTRIBUTIONS
-from srigl_jax.leaves import AxesRule, Layer, check_paths, flax_axes
-from srigl_jax.rules import Rule, find_layers, select
+from srigl_jax.layer_filters import Rule, find_layers, select
+from srigl_jax.layers import AxesRule, Layer, check_paths, flax_axes
 
 Distribution = (
   str | Mapping[str, float] | Callable[[Mapping[str, Layer], float | None], Mapping[str, float]]

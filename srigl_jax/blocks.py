@@ -10,8 +10,8 @@ import numbers
 import jax.numpy as jnp
 from jax import Array
 
-from srigl_jax.leaves import Layer
-from srigl_jax.selection import count_per_column, largest_per_column
+from srigl_jax.layers import Layer
+from srigl_jax.topk import count_per_column, largest_per_column
 
 
 def check_structure(block_size: int | None, group_size: int) -> None:

@@ -4,7 +4,7 @@ import math
 import warnings
 from collections.abc import Collection, Mapping
 
-from srigl_jax.leaves import Layer
+from srigl_jax.layers import Layer
 
 
 def erk(

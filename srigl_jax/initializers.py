@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from srigl_jax.leaves import AxesRule, flax_axes, make_layer, map_leaves
+from srigl_jax.layers import AxesRule, flax_axes, make_layer, map_leaves
 from srigl_jax.masks import Masks, check_masks, fan_ins
 
 # name -> (std or half width as a function of the fan-in, uniform or normal)

@@ -13,8 +13,8 @@ from jax import Array
 
 from srigl_jax.allocation import Allocation
 from srigl_jax.blocks import largest_per_block, num_blocks, num_in_group
-from srigl_jax.leaves import Layer, check_paths, from_matrix, leaf_dict, map_leaves, to_matrix
-from srigl_jax.selection import largest
+from srigl_jax.layers import Layer, check_paths, from_matrix, leaf_dict, map_leaves, to_matrix
+from srigl_jax.topk import largest
 
 Masks = dict[str, Array]
 

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from srigl_jax.leaves import leaf_dict, leaf_path
+from srigl_jax.layers import leaf_dict, leaf_path
 
 
 def mask_moments(inner_state: Any, params: Any, masks: Mapping[str, Array]) -> Any:

@@ -17,11 +17,11 @@ import optax
 from jax import Array
 
 from srigl_jax.allocation import Allocation, allocate
-from srigl_jax.evolution import LayerPlan, Topology, check_topology, evolve
-from srigl_jax.leaves import AxesRule, check_paths, flax_axes, leaf_dict, map_leaves
+from srigl_jax.layer_filters import find_layers, select
+from srigl_jax.layers import AxesRule, check_paths, flax_axes, leaf_dict, map_leaves
+from srigl_jax.mask_updates import LayerPlan, Topology, check_topology, evolve
 from srigl_jax.masks import Masks, check_masks, init_masks
 from srigl_jax.moments import mask_moments
-from srigl_jax.rules import find_layers, select
 from srigl_jax.schedule import num_updates
 from srigl_jax.state import SparseState
 

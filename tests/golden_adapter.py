@@ -9,8 +9,9 @@ import functools
 import jax
 import numpy as np
 
-from srigl_jax import allocation, counts, distributions, schedule, topology
-from srigl_jax.leaves import Axes, make_layer
+import srigl_jax as sx
+from srigl_jax import allocation, distributions, exact_counts, schedule
+from srigl_jax.layers import Axes, make_layer
 
 drop_fraction = schedule.cosine_drop_fraction
 fires = schedule.is_update_step
@@ -18,8 +19,8 @@ accumulates = schedule.accumulates_gradient
 
 # Each layer shape is compiled once and run once: spare the compiler its optimizations.
 _jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
-_srigl = _jit(topology.srigl_update, static_argnames=("budget", "gamma_sal", "salient_base"))
-_rigl = _jit(topology.rigl_update)
+_srigl = _jit(sx.srigl_update, static_argnames=("budget", "gamma_sal", "salient_base"))
+_rigl = _jit(sx.rigl_update)
 
 
 def update(weight, grad, mask, sparsity, drop_fraction, min_salient, threshold_base):
@@ -60,7 +61,7 @@ def fan_in(shape, sparsity):
 
 def exact(drop_fraction):
   """A double that jit traces, so that cases of one shape share a compilation."""
-  return counts.ExactFraction(counts.fraction_digits(drop_fraction))
+  return exact_counts.ExactFraction(exact_counts.fraction_digits(drop_fraction))
 
 
 def torch_layer(path, shape):

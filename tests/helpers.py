@@ -9,7 +9,7 @@ import optax
 from jax.tree_util import tree_leaves_with_path
 
 import srigl_jax as sx
-from srigl_jax.leaves import leaf_dict, leaf_path, make_layer, to_matrix
+from srigl_jax.layers import leaf_dict, leaf_path, make_layer, to_matrix
 
 SGD = optax.sgd(0.1, momentum=0.9, nesterov=True)
 SCHEDULE = {"update_every": 3, "update_until": 8}  # topology updates after steps 3 and 6

@@ -18,8 +18,8 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from experiments.files import read_json
-from experiments.record import read_metrics
+from experiments.common.files import read_json
+from experiments.workdir.metrics import read_metrics
 
 
 def start(arguments: list[str], workdir: Path) -> subprocess.Popen:

@@ -7,7 +7,7 @@ import numpy as np
 
 import srigl_jax as sx
 from configs import base
-from experiments import method
+from experiments.training import methods
 
 PAGE = (Path(__file__).resolve().parent.parent / "docs" / "methods.md").read_text(encoding="utf-8")
 EXAMPLE, ROW = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
@@ -18,7 +18,7 @@ def test_the_table_has_every_config_and_every_public_method():
   configs = [name for row in rows for name in re.findall(r"`(\w+)`", row[0])]
   assert configs == list(base.METHODS)
   functions = {name for row in rows for name in re.findall(r"`(\w+)", row[1])} - {"experiments"}
-  made = {row.function.__name__ for row in method.METHODS.values()}
+  made = {row.function.__name__ for row in methods.METHODS.values()}
   assert functions == made - {"with_extra_args_support"}
   assert functions <= set(sx.__all__)
 
@@ -44,5 +44,5 @@ def test_the_worked_example(capsys):
   # It is about thirty lines, and the row that runs it from a config is one.
   own = EXAMPLE[EXAMPLE.index("def update") : EXAMPLE.index("def loss_fn")]
   assert len(own.strip().splitlines()) < 20
-  scope = {"Method": method.Method, "sampled_rigl": names["sampled_rigl"]} | vars(method)
-  assert isinstance(eval("{" + ROW + "}", scope)["sampled_rigl"], method.Method)
+  scope = {"Method": methods.Method, "sampled_rigl": names["sampled_rigl"]} | vars(methods)
+  assert isinstance(eval("{" + ROW + "}", scope)["sampled_rigl"], methods.Method)

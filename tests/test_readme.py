@@ -9,7 +9,7 @@ import pytest
 
 import srigl_jax as sx
 from experiments import tables
-from srigl_jax.leaves import leaf_dict
+from srigl_jax.layers import leaf_dict
 
 README = Path(__file__).resolve().parent.parent / "README.md"
 SCRIPTS = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)

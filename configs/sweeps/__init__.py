@@ -19,9 +19,9 @@ def study(name: str, kind: str, scale: str, variants, *, quick_seeds=(0, 1, 2)) 
 
   Args:
     name: title of the report.
-    kind: of study, a key of `experiments.sweeps.STUDIES`.
+    kind: of study, a key of `experiments.sweeps.spec.STUDIES`.
     scale: a key of `RUNS`.
-    variants: see `experiments.sweeps.variants_of`.
+    variants: see `experiments.sweeps.spec.variants_of`.
     quick_seeds: at the quick scale; the others take the paper's five.
   """
   if scale not in RUNS:

@@ -3,16 +3,16 @@
 from collections.abc import Callable
 from typing import Any
 
+from experiments.common.registry import check_arguments, choose
 from experiments.data.batch_order import batch_indices, epoch_order
 from experiments.data.cifar10 import load_cifar10
 from experiments.data.dataset import Dataset
 from experiments.data.digits import load_digits
-from experiments.data.feed import Feed, make_feed, test_examples
 from experiments.data.imagenet import load_imagenet2012, load_synthetic_imagenet
+from experiments.data.input_pipeline import Feed, make_feed, test_examples
 from experiments.data.prefetch import Prefetch, put_on_devices
 from experiments.data.stream import ImageStream, Share
 from experiments.data.synthetic import load_synthetic
-from experiments.registry import check_arguments, choose
 
 __all__ = [
   "DATASETS",

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from PIL import Image
 
-from experiments.data.draws import Draw, below, between
+from experiments.data.record_rng import Draw, below, between
 
 _ATTEMPTS = 10
 

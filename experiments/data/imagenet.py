@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
+from experiments.common.registry import choose
 from experiments.data import tfds_folder
 from experiments.data.crops import (
   centre_crop,
@@ -23,12 +24,11 @@ from experiments.data.crops import (
   resized_crop,
 )
 from experiments.data.dataset import scale
-from experiments.data.draws import Draw
 from experiments.data.mixup import random_mix
 from experiments.data.randaugment import NUM_BINS, rand_augment
+from experiments.data.record_rng import Draw
 from experiments.data.records import Images, Repeated, open_records
 from experiments.data.stream import ImageStream, Split
-from experiments.registry import choose
 
 _NUM_CLASSES = 1000
 _NUM_TRAIN, _NUM_TEST = 1_281_167, 50_000

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from PIL import Image, ImageEnhance, ImageOps
 
-from experiments.data.draws import Draw, below
+from experiments.data.record_rng import Draw, below
 
 NUM_BINS = 31
 """Magnitudes are 0 to 30; 0 leaves the image as it is, except for operations without a strength."""

@@ -10,7 +10,7 @@ from PIL import Image
 
 from experiments.data import tfds_folder
 from experiments.data.crops import decode
-from experiments.data.draws import Draw
+from experiments.data.record_rng import Draw
 
 
 class Encoded(NamedTuple):

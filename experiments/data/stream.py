@@ -17,8 +17,8 @@ import jax
 import numpy as np
 
 from experiments.data.batch_order import batch_indices
-from experiments.data.draws import Draw, record_draws
-from experiments.data.workers import in_workers
+from experiments.data.loader_processes import in_workers
+from experiments.data.record_rng import Draw, record_draws
 
 Batch = dict[str, np.ndarray]
 

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
+from experiments.common.registry import check_arguments, choose
 from experiments.models import layers
 from experiments.models.convnet import ConvNet
 from experiments.models.functional import (
@@ -28,7 +29,6 @@ from experiments.models.resnet import ResNet, resnet50
 from experiments.models.resnet_cifar import ResNetCifar, resnet18
 from experiments.models.vit import VisionTransformer, vit_b16
 from experiments.models.wide_resnet import WideResNet, wide_resnet22_2
-from experiments.registry import check_arguments, choose
 
 __all__ = [
   "MLP",

@@ -35,8 +35,8 @@ import jax.numpy as jnp
 import numpy as np
 from safetensors.numpy import load_file
 
+from experiments.common.registry import choose
 from experiments.models.functional import Arrays, FunctionalModel
-from experiments.registry import choose
 
 _LEAVES = {"scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
 _PROJECTIONS = ("query", "key", "value")  # in the order of the rows of in_proj

@@ -21,7 +21,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from srigl_kernels import cpu, cpu_gradients, make_condensed
+from srigl_kernels import make_condensed
+from srigl_kernels.backends.cpu import gradients, library
 
 # (inputs, neurons, active neurons, fan-in): the feed-forward layers of ViT-B/16 at 90 %.
 LAYERS = {"up": (768, 3072, 1145, 206), "down": (3072, 768, 768, 307)}
@@ -66,20 +67,20 @@ def make_methods(layer, isas, rng):
   kernel = jnp.asarray(kernel)
   bias = jnp.asarray(rng.standard_normal(num_neurons, dtype=np.float32))
   dense = jax.jit(lambda x, kernel, bias: jnp.dot(x, kernel) + bias[None])
-  sparse = jax.jit(cpu.matmul)
+  sparse = jax.jit(library.matmul)
   empty = jax.jit(lambda x: x[0, 0] + 1)
   no_neurons = make_layer(num_inputs, num_neurons, 0, 0, rng)[:3]
   methods = {
     "dense": (lambda: None, lambda x: dense(x, kernel, bias)),
     "empty": (lambda: None, empty),
   }
-  packed_bias = cpu.pack(*no_neurons, num_inputs, num_neurons)
+  packed_bias = library.pack(*no_neurons, num_inputs, num_neurons)
   methods["bias"] = (lambda: None, lambda x: sparse(x, packed_bias, bias))
   for isa in isas:
-    cpu.set_isa(isa)
-    packed = cpu.pack(*condensed, num_inputs, num_neurons)
+    library.set_isa(isa)
+    packed = library.pack(*condensed, num_inputs, num_neurons)
     methods[isa] = (
-      functools.partial(cpu.set_isa, isa),
+      functools.partial(library.set_isa, isa),
       lambda x, packed=packed: sparse(x, packed, bias),
     )
   return methods
@@ -90,26 +91,26 @@ def make_gradients(layer, isas, rng):
   num_inputs, num_neurons = LAYERS[layer][:2]
   values, indices, active, kernel = make_layer(*LAYERS[layer], rng)
   condensed = make_condensed(values, indices, active, kernel_shape=(num_inputs, num_neurons))
-  kernel, pattern = jnp.asarray(kernel), cpu_gradients.pack(condensed)
-  packed = jax.jit(cpu_gradients.with_values)(pattern, condensed.values)
+  kernel, pattern = jnp.asarray(kernel), gradients.pack(condensed)
+  packed = jax.jit(gradients.with_values)(pattern, condensed.values)
   calls = {
     "product": (
       lambda x, g, kernel: x @ kernel,
-      lambda x, g, condensed, pattern: cpu.matmul(x, packed),
+      lambda x, g, condensed, pattern: library.matmul(x, packed),
     ),
     "product of new values": (
       lambda x, g, kernel: x @ kernel,
-      lambda x, g, condensed, pattern: cpu.matmul(
-        x, cpu_gradients.with_values(pattern, condensed.values)
+      lambda x, g, condensed, pattern: library.matmul(
+        x, gradients.with_values(pattern, condensed.values)
       ),
     ),
     "dx": (
       lambda x, g, kernel: g @ kernel.T,
-      lambda x, g, condensed, pattern: cpu_gradients.input_gradient(g, condensed, pattern),
+      lambda x, g, condensed, pattern: gradients.input_gradient(g, condensed, pattern),
     ),
     "dvalues": (
       lambda x, g, kernel: x.T @ g,
-      lambda x, g, condensed, pattern: cpu_gradients.values_gradient(g, x, condensed, pattern),
+      lambda x, g, condensed, pattern: gradients.values_gradient(g, x, condensed, pattern),
     ),
   }
   cases = {}
@@ -118,7 +119,7 @@ def make_gradients(layer, isas, rng):
     cases[name] = {"dense": (lambda: None, lambda x, g, f=dense: f(x, g, kernel))}
     for isa in isas:
       cases[name][isa] = (
-        functools.partial(cpu.set_isa, isa),
+        functools.partial(library.set_isa, isa),
         lambda x, g, f=sparse: f(x, g, condensed, pattern),
       )
   pick = jax.jit(lambda dkernel: dkernel[condensed.indices.astype(int), condensed.active[:, None]])
@@ -147,7 +148,7 @@ def report(title, times):
 def main():
   """Prints a line per layer, batch size and, with `--gradients`, what is computed."""
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-  parser.add_argument("--isa", default=cpu.isa(), help="CPU targets, separated by commas")
+  parser.add_argument("--isa", default=library.isa(), help="CPU targets, separated by commas")
   parser.add_argument("--batch", default="1,16,64,256")
   parser.add_argument("--layer", default=",".join(LAYERS))
   parser.add_argument("--gradients", action="store_true", help="time what training calls")

@@ -23,7 +23,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from srigl_kernels import condensed_conv, cpu, make_condensed, prepare
+from srigl_kernels import condensed_conv, make_condensed, prepare
+from srigl_kernels.backends.cpu import library
 
 # name: (how often, size of the image, channels, neurons, kernel, stride)
 LAYERS = {
@@ -157,7 +158,7 @@ def main():
   parser.add_argument("--layer", default=",".join(LAYERS))
   args = parser.parse_args()
   threads, load = len(os.sched_getaffinity(0)), os.getloadavg()[0]
-  print(f"jax {jax.__version__}, {cpu.isa()}, {threads} threads, load {load:.1f}")
+  print(f"jax {jax.__version__}, {library.isa()}, {threads} threads, load {load:.1f}")
   rng = np.random.default_rng(0)
   for batch in map(int, args.batch.split(",")):
     total = np.zeros((2, 3))

@@ -8,11 +8,11 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from srigl_kernels import choice
-from srigl_kernels.backends import BACKENDS, pack
+from srigl_kernels import auto
+from srigl_kernels.backends.registry import BACKENDS, pack
+from srigl_kernels.conv_geometry import check_groups
 from srigl_kernels.epilogue import ACTIVATIONS
 from srigl_kernels.format import FLOATS, Condensed, check_structure
-from srigl_kernels.geometry import check_groups
 from srigl_kernels.prepared import Layout, Prepared
 
 
@@ -31,9 +31,9 @@ def prepare(
     condensed: the layer.
     backend: a name in `BACKENDS`, or several in order of preference, or `"auto"`: those that are
       expected to be fastest at some batch size; `condensed_matmul` then takes the fastest in every
-      call. That is decided by `srigl_kernels.cost`: on CPU among `cpu` (where it can run), `xla`,
-      `structured` and `dense`; on GPUs and TPUs, where its constants are estimates, among `pallas`,
-      `structured`, `dense` and, for a layer in groups, `grouped`.
+      call. That is decided by `srigl_kernels.cost_model`: on CPU among `cpu` (where it can run),
+      `xla`, `structured` and `dense`; on GPUs and TPUs, where its constants are estimates, among
+      `pallas`, `structured`, `dense` and, for a layer in groups, `grouped`.
     batch: for `"auto"`, the batch sizes (rows of x) to expect; by default anything from 1 to 2048.
       Each layout takes memory besides the layer itself: `cpu` two copies of the weights with one
       byte of index each, one of them padded, `xla`, `grouped` and `pallas` one copy (on TPUs a
@@ -60,7 +60,7 @@ def prepare(
     )
   check_structure(condensed)
   check_groups(condensed, feature_group_count)
-  names, is_automatic = choice.names(condensed, backend, batch, gradients)
+  names, is_automatic = auto.names(condensed, backend, batch, gradients)
   layouts = {
     name: pack(name, condensed, feature_group_count, gradients=gradients, exact=exact)
     for name in names
@@ -83,15 +83,15 @@ def choose_backend(layer: Condensed | Prepared, batch: int = 1) -> tuple[str, st
     `xla` (on GPUs `pallas`): other layouts cost more to make in every call than they save.
   """
   if not isinstance(layer, Prepared) or not layer.preference:
-    return choice.unprepared()
+    return auto.unprepared()
   if not layer.is_automatic:
     return layer.preference[0], "it is the first backend that the layer was prepared for"
   names, group = layer.preference, layer.group_size
-  best = choice.rank(layer.condensed, batch, names, group)[0][0]
+  best = auto.rank(layer.condensed, batch, names, group)[0][0]
   if len(names) > 1:
-    return best, choice.expectation(layer.condensed, batch, names, group)
-  others = dict.fromkeys([best, *choice.candidates(layer.condensed)])
-  why = choice.expectation(layer.condensed, batch, list(others), group)
+    return best, auto.expectation(layer.condensed, batch, names, group)
+  others = dict.fromkeys([best, *auto.candidates(layer.condensed)])
+  why = auto.expectation(layer.condensed, batch, list(others), group)
   return best, f"it is the only layout that the layer was prepared with; {why}"
 
 

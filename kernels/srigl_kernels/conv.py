@@ -9,14 +9,15 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from srigl_kernels import dense, patches
+from srigl_kernels import conv_patches
 from srigl_kernels.api import check_call, choose_backend, condensed_matmul
-from srigl_kernels.backends import BACKENDS, pack
+from srigl_kernels.backends import dense
+from srigl_kernels.backends.registry import BACKENDS, pack
+from srigl_kernels.backends.xla import densify
+from srigl_kernels.conv_geometry import Geometry, Padding, resolve
 from srigl_kernels.epilogue import ACTIVATIONS, finish, spread
 from srigl_kernels.format import Condensed
-from srigl_kernels.geometry import Geometry, Padding, resolve
 from srigl_kernels.prepared import Layout, Prepared
-from srigl_kernels.xla import densify
 
 
 def condensed_conv(
@@ -124,7 +125,7 @@ def _run(backend: str, x, layout: Layout, values, bias, activation, geometry: Ge
   entry = BACKENDS[backend]
   layout = entry.with_values(layout, values)
   if entry.conv is None:
-    return patches.conv(entry.matmul, x, layout, bias, activation, geometry)
+    return conv_patches.conv(entry.matmul, x, layout, bias, activation, geometry)
   return entry.conv(x, layout, bias, activation, geometry)
 
 

@@ -13,11 +13,11 @@ from ml_collections import ConfigDict
 import srigl_jax as sx
 from configs import base
 from experiments import train as train_module
-from experiments.files import read_json
-from experiments.method import make_method
-from experiments.optimizer import make_optimizer
-from experiments.sweeps import expand
+from experiments.common.files import read_json
+from experiments.sweeps.spec import expand
 from experiments.train import train
+from experiments.training.methods import make_method
+from experiments.training.optimizer import make_optimizer
 from tests.experiments.tiny import abstract_model, devices, quick_compiler
 
 CONFIGS = Path(base.__file__).parent

@@ -5,7 +5,7 @@ import contextlib
 import pytest
 
 from experiments import benchmark_packing as benchmark
-from experiments import estimate
+from experiments.sweeps import estimate
 from tests.experiments.tiny import quick_compiler, tiny_config
 
 pytestmark = pytest.mark.usefixtures("one_device")

@@ -9,14 +9,14 @@ import pytest
 import srigl_jax as sx
 from experiments import packs
 from experiments import train as train_module
+from experiments.common.files import read_json
 from experiments.data import make_feed
-from experiments.devices import divide
-from experiments.files import read_json
-from experiments.interrupt import Interrupted
-from experiments.record import read_metrics
-from experiments.run import prepare
-from experiments.steps import make_train_fn, replicate
+from experiments.processes.sharding import divide
+from experiments.processes.signals import Interrupted
 from experiments.train import train, train_pack
+from experiments.training.setup import prepare
+from experiments.training.steps import make_train_fn, replicate
+from experiments.workdir.metrics import read_metrics
 from tests.experiments.tiny import (
   TOTAL_STEPS,
   assert_same,

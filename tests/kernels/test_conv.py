@@ -11,10 +11,12 @@ import numpy as np
 import pytest
 from hypothesis import strategies as st
 
-from srigl_kernels import BACKENDS, condensed_conv, cpu, make_condensed, prepare, xla
+from srigl_kernels import BACKENDS, condensed_conv, make_condensed, prepare
+from srigl_kernels.backends import xla
+from srigl_kernels.backends.cpu import library
 from tests.kernels import reference
+from tests.kernels.backends.test_cpu import targets
 from tests.kernels.conv_reference import Conv
-from tests.kernels.test_cpu import targets
 
 
 class Problem(NamedTuple):
@@ -104,10 +106,10 @@ def backend(request):
 
 @pytest.fixture(params=targets())
 def isa(request):
-  before = cpu.isa()
-  cpu.set_isa(request.param)
+  before = library.isa()
+  library.set_isa(request.param)
   yield request.param
-  cpu.set_isa(before)
+  library.set_isa(before)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,6 @@
 """The topology updates written out neuron by neuron, in numpy doubles and Python loops.
 
-Slow and obvious: what `srigl_jax.topology` is tested against. Everything is a matrix `[I, N]` of
+Slow and obvious: what `srigl_jax.methods` is tested against. Everything is a matrix `[I, N]` of
 inputs and neurons. Follows the authors' code, except that an over-full neuron keeps its largest
 weights (row 1 of docs/algorithm.md) and that exact zeros are never kept (row 2). Ties, which the
 authors' code leaves to chance, go to the lower flat index.

@@ -7,7 +7,7 @@ import pytest
 
 import srigl_jax as sx
 from srigl_jax import allocation, distributions
-from srigl_jax.leaves import make_layer
+from srigl_jax.layers import make_layer
 
 
 def params_of(shapes):

@@ -10,11 +10,11 @@ import pytest
 from hypothesis import strategies as st
 
 import srigl_jax as sx
-from srigl_jax.leaves import make_layer
+from srigl_jax.layers import make_layer
 from tests import helpers
 from tests.helpers import SCHEDULE, SGD, Training, changed
 from tests.srigl_jax import reference
-from tests.srigl_jax.test_topology import drop_fractions, exact, jit, layer_states, matrix
+from tests.srigl_jax.methods.test_topology import drop_fractions, exact, jit, layer_states, matrix
 
 STATIC = ("budget", "gamma_sal", "block_size", "group_size")
 srigl_update = jit(sx.srigl_update, static_argnames=STATIC)

@@ -14,7 +14,7 @@ from flax.training.train_state import TrainState
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import srigl_jax as sx
-from srigl_jax.leaves import leaf_dict
+from srigl_jax.layers import leaf_dict
 from tests import helpers
 from tests.helpers import SCHEDULE, SGD, Training, changed, srigl
 

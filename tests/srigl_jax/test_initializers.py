@@ -5,7 +5,7 @@ import pytest
 
 import srigl_jax as sx
 from srigl_jax import initializers
-from srigl_jax.leaves import Axes
+from srigl_jax.layers import Axes
 
 # scheme -> standard deviation of a neuron with fan-in k, kurtosis (3 normal, 1.8 uniform)
 STANDARD_DEVIATION = {

@@ -6,7 +6,7 @@ from flax import nnx
 
 import srigl_jax as sx
 from srigl_jax import masks
-from srigl_jax.leaves import make_layer, to_matrix
+from srigl_jax.layers import make_layer, to_matrix
 from tests import helpers
 
 SHAPES = {

@@ -5,7 +5,7 @@ import optax
 import pytest
 from flax import nnx
 
-from srigl_jax.leaves import leaf_dict
+from srigl_jax.layers import leaf_dict
 from srigl_jax.moments import mask_moments
 
 MASKS = {

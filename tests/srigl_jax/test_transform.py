@@ -9,8 +9,8 @@ import optax
 import pytest
 
 import srigl_jax as sx
-from srigl_jax.counts import ExactFraction, fraction_digits
-from srigl_jax.leaves import leaf_dict
+from srigl_jax.exact_counts import ExactFraction, fraction_digits
+from srigl_jax.layers import leaf_dict
 from srigl_jax.schedule import cosine_drop_fraction
 from tests import helpers
 from tests.helpers import SCHEDULE, SGD, Training, changed, num_weights, rigl, srigl

@@ -1,0 +1,1 @@
+"""Measuring: the one clock, rivals, and injected faults."""

@@ -1,0 +1,1 @@
+"""Microbenchmarks of condensed layers beside their rivals, on CPU and GPU."""

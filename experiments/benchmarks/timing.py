@@ -1,0 +1,204 @@
+"""How benchmarks time, compare and report: candidates for the same work, timed in turns.
+
+A machine drifts (other programs, heat, clock rates). So candidates take turns round by round, the
+order rotating, and what is compared is their times within a round. Nothing is subtracted.
+"""
+
+import functools
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from experiments.common.environment import environment
+from experiments.common.progress import progress
+
+Times = dict[str, list[float]]
+
+
+class Row(NamedTuple):
+  """One line of a table: how two candidates compare.
+
+  Attributes:
+    name: what is compared with what.
+    ratios: one for each round; their median is the result.
+    times: seconds of the candidates by name, one for each round.
+    at_most: the target if it is an upper limit.
+    at_least: the target if it is a lower one.
+  """
+
+  name: str
+  ratios: list[float]
+  times: Times
+  at_most: float | None = None
+  at_least: float | None = None
+
+  @property
+  def ratio(self) -> float:
+    """The result."""
+    return quartiles(self.ratios)[1]
+
+  @property
+  def target(self) -> str:
+    """The target in words, empty for a row that only informs."""
+    if self.at_most is not None:
+      return f"at most {self.at_most:g}"
+    return "" if self.at_least is None else f"at least {self.at_least:g}"
+
+  @property
+  def is_met(self) -> bool | None:
+    """Whether the result meets the target, if there is one."""
+    if self.at_most is not None:
+      return self.ratio <= self.at_most
+    return None if self.at_least is None else self.ratio >= self.at_least
+
+
+def seconds(run: Callable[[], Any]) -> float:
+  """Time of one call, until every array that it returns is there."""
+  start = time.perf_counter()
+  jax.block_until_ready(run())
+  return time.perf_counter() - start
+
+
+def take_turns(
+  candidates: Mapping[str, Callable[[], float]],
+  *,
+  rounds: int | Mapping[str, int],
+  after_round: Callable[[int], None] = lambda _: None,
+) -> Times:
+  """Lets candidates measure themselves in turns, the order rotating from round to round.
+
+  Args:
+    candidates: functions by name that return the seconds they took.
+    rounds: at least 1; of each candidate if they differ, the first rounds then being all of them's.
+    after_round: is given the number of rounds done.
+
+  Returns:
+    Seconds by name, one for each round.
+  """
+  names = list(candidates)
+  limits = {name: rounds if isinstance(rounds, int) else rounds[name] for name in names}
+  times: Times = {name: [] for name in names}
+  for i in range(max(limits.values(), default=0)):
+    first = i % len(names)
+    for name in names[first:] + names[:first]:
+      if i < limits[name]:
+        times[name].append(candidates[name]())
+    after_round(i + 1)
+  return times
+
+
+def interleave(name: str, candidates: Mapping[str, Callable[[], Any]], *, repeats: int) -> Times:
+  """Times candidates in turns, after a round to warm up.
+
+  Args:
+    name: of the comparison, for the progress that is shown.
+    candidates: functions by name; what they return is waited for.
+    repeats: rounds, at least 1.
+
+  Returns:
+    Seconds by name, one for each round.
+  """
+  timed = {name: functools.partial(seconds, run) for name, run in candidates.items()}
+  with progress(name, step=0, total_steps=repeats) as show:
+    show(0, state="warming up")
+    for time_once in timed.values():
+      time_once()
+    return take_turns(timed, rounds=repeats, after_round=show)
+
+
+def call_seconds(
+  call: Callable[[Any], Any], inputs: Sequence[Any], *, warm_up: float, spend: float, most: int
+) -> float:
+  """Median time of a call among calls in a row, for calls too short to be timed one by one.
+
+  Args:
+    call: what to time; it returns when its result is there.
+    inputs: are given to the calls in turn, so that none finds its input in a cache by luck.
+    warm_up: seconds of calls that come before and do not count, at least one call.
+    spend: seconds of calls that count, at least one call.
+    most: calls that count at most.
+  """
+  end = time.perf_counter() + warm_up
+  call(inputs[-1])
+  while time.perf_counter() < end:
+    for x in inputs:
+      call(x)
+  times: list[float] = []
+  end = time.perf_counter() + spend
+  while not times or (len(times) < most and time.perf_counter() < end):
+    x = inputs[len(times) % len(inputs)]
+    start = time.perf_counter()
+    call(x)
+    times.append(time.perf_counter() - start)
+  return quartiles(times)[1]
+
+
+def quartiles(values: Sequence[float]) -> tuple[float, float, float]:
+  """Lower quartile, median and upper quartile."""
+  low, middle, high = np.percentile(np.asarray(values), [25, 50, 75])
+  return float(low), float(middle), float(high)
+
+
+def format_table(rows: Sequence[Row]) -> str:
+  """The rows as text: ratio (quartiles), target, rounds, median times."""
+  lines = [("", "ratio", "quartiles", "target", "", "rounds", "median seconds")]
+  for row in rows:
+    low, middle, high = quartiles(row.ratios)
+    times = ", ".join(f"{name} {quartiles(values)[1]:.4g}" for name, values in row.times.items())
+    met = {None: "", True: "met", False: "MISSED"}[row.is_met]
+    spread = f"{low:.3f} to {high:.3f}"
+    rounds = str(len(row.ratios))
+    lines.append((row.name, f"{middle:.3f}", spread, row.target, met, rounds, times))
+  widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
+  padded = (zip(line, widths, strict=True) for line in lines)
+  return "\n".join("  ".join(cell.ljust(width) for cell, width in line).rstrip() for line in padded)
+
+
+def markdown_table(rows: Sequence[Row]) -> str:
+  """The rows as a table for a page."""
+  lines = ["| | ratio (quartiles) | target | median seconds |", "|---|---:|---|---|"]
+  for row in rows:
+    low, middle, high = quartiles(row.ratios)
+    times = ", ".join(f"{name} {quartiles(values)[1]:.3g}" for name, values in row.times.items())
+    met = {None: "", True: ": met", False: ": **missed**"}[row.is_met]
+    lines.append(
+      f"| {row.name} | {middle:.2f} ({low:.2f}–{high:.2f}) | {row.target}{met} | {times} |"
+    )
+  return "\n".join(lines)
+
+
+def as_json(rows: Sequence[Row], command: str) -> dict[str, Any]:
+  """The rows with everything needed to place and to repeat them."""
+  return {
+    "command": command,
+    "environment": environment(),
+    "threads": {name: os.environ.get(name, "") for name in ("NPROC", "XLA_FLAGS")},
+    "table": markdown_table(rows),
+    "load_average": list(os.getloadavg()) if hasattr(os, "getloadavg") else None,
+    "rows": [
+      {
+        "name": row.name,
+        "ratio": row.ratio,
+        "quartiles": quartiles(row.ratios)[::2],
+        "target": row.target,
+        "is_met": row.is_met,
+        "rounds": len(row.ratios),
+        "seconds": row.times,
+      }
+      for row in rows
+    ],
+  }
+
+
+def as_markdown(rows: Sequence[Row]) -> str:
+  """The rows as a table for README and docs."""
+  lines = ["| comparison | ratio | quartiles | target | |", "|---|--:|---|---|---|"]
+  for row in rows:
+    low, middle, high = quartiles(row.ratios)
+    met = {None: "", True: "met", False: "**missed**"}[row.is_met]
+    lines.append(f"| {row.name} | {middle:.2f} | {low:.2f}–{high:.2f} | {row.target} | {met} |")
+  return "\n".join(lines)

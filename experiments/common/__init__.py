@@ -1,0 +1,1 @@
+"""What every command uses: flags and errors, files, progress, registries, the environment."""

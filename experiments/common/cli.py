@@ -1,0 +1,122 @@
+"""What the commands have in common: the config flag, and errors for people."""
+
+import os
+import sys
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+from experiments.processes.cluster import is_with_others, leave_at_once
+
+
+def define_config() -> Any:
+  """Defines `--config=configs/NAME.py[:argument]` with overrides `--config.key=value`."""
+  holder = config_flags.DEFINE_config_file(
+    "config",
+    None,
+    "Config file, e.g. configs/digits.py or configs/digits.py:rigl; any value in it can be "
+    "overridden: --config.method.sparsity=0.95.",
+    lock_config=True,
+  )
+  flags.mark_flag_as_required("config")
+  return holder
+
+
+def config_name() -> str:
+  """The name of what `--config` gives: `methods-quick` for configs/sweeps/methods.py:quick."""
+  file, _, argument = config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")
+  return "-".join(filter(None, (Path(file).stem, argument)))
+
+
+def run(main: Callable[[], int | None]) -> None:
+  """Parses the flags and runs a command; bad input ends with a message and exit code 2.
+
+  A file system that fails ends with exit code 74, processes that are missing with 75.
+  """
+  logging.set_verbosity(logging.FATAL)  # checkpoints would report their every step and stack
+  app.run(lambda argv: _guarded(main, argv), flags_parser=_parse)
+
+
+def _parse(argv: Sequence[str]) -> list[str]:
+  try:
+    rest = flags.FLAGS(list(argv))
+    flags.FLAGS.validate_all_flags()
+    config = flags.FLAGS["config"].value if "config" in flags.FLAGS else None
+    _refuse_addresses(flags.FLAGS.flag_values_dict())
+    if config is not None:
+      config.to_dict()  # a config file that cannot be loaded complains when it is first used
+    return rest
+  except (AttributeError, KeyError) as error:  # an override of a field that is not there
+    said = error.args[0].args[0] if isinstance(error.args[0], KeyError) else error.args[0]
+    fail(f"No such field in the config: {said}".replace("\n", ". "))
+  except flags.Error as error:
+    # What a config file raises comes with its traceback, and what it says at the end.
+    fail(str(error).strip().rpartition("\nValueError: ")[2])
+  except OSError as error:
+    names = ", ".join(sorted(str(p) for p in Path("configs").rglob("*.py") if p.stem[0] != "_"))
+    fail(f"{error}. The configs here are {names}; commands are run from the checkout.")
+  raise AssertionError("fail() does not return")
+
+
+def _refuse_addresses(values: Mapping[str, Any]) -> None:
+  """Fails for gs:// and the like: as a path, it names a directory here, on a disk that may go."""
+  for name in ("workdir", "out"):
+    value = values.get(name)
+    if isinstance(value, str) and "://" in value:
+      fail(
+        f"--{name} is {value!r}; it must be a directory that is mounted here. Mount the bucket "
+        "(gcsfuse, s3fs), or give a disk that outlives this machine."
+      )
+
+
+def _guarded(main: Callable[[], int | None], argv: Sequence[str]) -> int | None:
+  if len(argv) > 1:
+    fail(f"Unexpected argument {argv[1]!r}: flags are written --name=value.")
+  try:
+    return main()
+  except Exception as error:
+    known = isinstance(error, ValueError | OSError | FloatingPointError)
+    if known and not os.environ.get("SRIGL_TRACEBACK"):
+      fail(f"{error}\n(SRIGL_TRACEBACK=1 shows where this comes from.)", _exit_code(error))
+    if is_with_others():
+      traceback.print_exc()
+      print("If this is about communication, another process has ended first.", file=sys.stderr)
+      leave_at_once(1)
+    raise
+
+
+def fail(message: str, code: int = 2) -> None:
+  """Prints a message to standard error and exits, by default with code 2."""
+  print(f"error: {message}", file=sys.stderr)
+  if is_with_others():
+    leave_at_once(code)
+  sys.exit(code)
+
+
+def _exit_code(error: Exception) -> int:
+  """As sysexits.h has them: what may go better next time, what the disk is to blame for, or 2."""
+  if isinstance(error, TimeoutError):
+    return os.EX_TEMPFAIL
+  if isinstance(error, OSError) and not isinstance(error, FileNotFoundError):
+    return os.EX_IOERR
+  return 2
+
+
+def use_compile_cache(directory: Path) -> None:
+  """Keeps compiled programs in a directory, so that resuming and repeating start sooner.
+
+  Several processes do without. Process 0 alone would write, and the others find what it wrote only
+  if they share its disk and JAX gives their programs the same keys (on CPUs it does not). On GPUs
+  they divide the choice of kernels among them, so one that compiles would wait, for up to a day,
+  for another that has found its program and compiles nothing.
+  """
+  if is_with_others():
+    return
+  jax.config.update("jax_compilation_cache_dir", str(directory.absolute()))
+  jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+  jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)

@@ -1,0 +1,1 @@
+"""Trained networks on their way to use: exported files and running them."""

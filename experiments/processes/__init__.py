@@ -1,0 +1,1 @@
+"""Several processes of one run: joining, sharding over devices, checking that they agree."""

@@ -1,0 +1,1 @@
+"""The report of one run, and the look of all figures."""

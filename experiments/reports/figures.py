@@ -1,0 +1,151 @@
+"""The figures of reports, drawn from recorded metrics."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.patches import Patch
+
+from experiments.reports.plot_style import finish as _finish
+from experiments.reports.plot_style import plt
+from experiments.reports.plot_style import save as _save
+
+Records = list[dict[str, Any]]
+
+
+def training(metrics: Mapping[str, Records], path: Path) -> None:
+  """Loss and accuracy over steps, topology updates marked.
+
+  Args:
+    metrics: from `read_metrics`.
+    path: of the image to write.
+  """
+  figure, (above, below) = plt.subplots(2, 1, figsize=(7, 6), sharex=True, layout="constrained")
+  for kind in ("train", "test"):
+    steps = [r["step"] for r in metrics[kind]]
+    style = {"marker": "o", "markersize": 3} if kind == "test" else {"alpha": 0.7}
+    above.plot(steps, [100 * r["accuracy"] for r in metrics[kind]], label=kind, **style)
+    below.plot(steps, [r["loss"] for r in metrics[kind]], label=kind, **style)
+  updates = [r["last_update"] for r in metrics["topology"][1:]]
+  for axes in (above, below):
+    for i, step in enumerate(updates):
+      label = "topology update" if i == 0 else None
+      axes.axvline(step, color="0.85", linewidth=0.6, zorder=0, label=label)
+  _finish(above, ylabel="accuracy (%)")
+  _finish(below, xlabel="step", ylabel="loss")
+  below.set_yscale("log")
+  _save(figure, path)
+
+
+def topology(metrics: Mapping[str, Records], path: Path) -> None:
+  """Fan-in and active neurons of each sparse layer, and the ITOP rate, over steps."""
+  records = metrics["topology"]
+  steps = [r["step"] for r in records]
+  sparse = [name for name, layer in records[-1]["layers"].items() if layer["density"] < 1]
+  figure, axes = plt.subplots(1, 3, figsize=(13, 4), layout="constrained")
+  colors = plt.get_cmap("viridis")
+  for i, name in enumerate(sparse):
+    color = colors(i / max(1, len(sparse) - 1))
+    fan_ins = [r["layers"][name]["fan_in"] for r in records]
+    active = [100 * r["layers"][name]["active_neurons"] for r in records]
+    axes[0].step(steps, fan_ins, where="post", color=color, label=name)
+    axes[1].step(steps, active, where="post", color=color)
+  axes[0].set_yscale("log")
+  axes[2].step(steps, [100 * r["itop_rate"] for r in records], where="post", label="ever active")
+  axes[2].step(steps, [100 * r["density"] for r in records], where="post", label="active")
+  _finish(axes[0], xlabel="step", ylabel="largest fan-in of a neuron", legend=len(sparse) <= 8)
+  _finish(axes[1], xlabel="step", ylabel="active neurons (%)", legend=False)
+  _finish(axes[2], xlabel="step", ylabel="weights (%)")
+  axes[2].set_title("exploration (ITOP rate)")
+  if len(sparse) > 8:
+    axes[0].set_title(f"{len(sparse)} layers, first to last from dark to light")
+  _save(figure, path)
+
+
+def comparison(
+  curves: Mapping[str, Sequence[Records]], finals: Mapping[str, tuple[float, float]], path: Path
+) -> None:
+  """Test accuracy of several variants: over steps, and at the end with intervals.
+
+  Args:
+    curves: the test records of each run, by variant.
+    finals: mean and half width of the 95 % interval of the final test accuracy, by variant.
+    path: of the image to write.
+  """
+  figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")
+  for i, (name, runs) in enumerate(curves.items()):
+    color = f"C{i}"
+    for j, records in enumerate(runs):
+      steps = [r["step"] for r in records]
+      accuracy = [100 * r["accuracy"] for r in records]
+      left.plot(steps, accuracy, color=color, alpha=0.7, label=name if j == 0 else None)
+    mean, half_width = finals[name]
+    right.errorbar([i], [100 * mean], [100 * half_width], fmt="o", color=color, capsize=4)
+  right.set_xticks(range(len(curves)), [name.replace("_", "\n") for name in curves])
+  right.set_title("final, mean and 95 % interval")
+  _finish(left, xlabel="step", ylabel="test accuracy (%)")
+  _finish(right, ylabel="test accuracy (%)", legend=False)
+  _save(figure, path)
+
+
+def bars(
+  panels: Mapping[str, Mapping[str, Mapping[str, tuple[float, float, float]]]],
+  path: Path,
+  *,
+  title: str,
+  xlabel: str,
+  ylabel: str,
+) -> None:
+  """Groups of bars on a logarithmic scale, with intervals.
+
+  Args:
+    panels: by title of a panel, by what a bar stands for, by group: lower end of the interval,
+      value and upper end.
+    path: of the image to write.
+    title: of the whole figure.
+    xlabel: what the groups are.
+    ylabel: what the values are.
+  """
+  figure, row = plt.subplots(
+    1, len(panels), figsize=(6 * len(panels), 4), layout="constrained", sharey=True
+  )
+  names = list(dict.fromkeys(name for panel in panels.values() for name in panel))
+  colors = {name: plt.get_cmap("tab20")(i % 20) for i, name in enumerate(names)}
+  for axes, (panel_title, panel) in zip(np.atleast_1d(row), panels.items(), strict=True):
+    groups = list(dict.fromkeys(group for values in panel.values() for group in values))
+    for name, values in panel.items():
+      i = names.index(name)
+      where = [groups.index(group) + (i + 0.5) / len(names) * 0.8 - 0.4 for group in values]
+      low, middle, high = np.array(list(values.values())).T
+      interval = (middle - low, high - middle)
+      axes.bar(where, middle, 0.8 / len(names), yerr=interval, color=colors[name])
+    axes.set_xticks(range(len(groups)), groups)
+    axes.set_yscale("log")
+    axes.set_title(panel_title)
+    _finish(axes, xlabel=xlabel, ylabel=ylabel, legend=False)
+  figure.legend([Patch(color=c) for c in colors.values()], list(colors), loc="outside right center")
+  figure.suptitle(title)
+  _save(figure, path)
+
+
+def latency(seconds: Mapping[int, Mapping[str, Sequence[float]]], path: Path) -> None:
+  """Time of one call over batch size, by model; medians, quartiles shaded.
+
+  Args:
+    seconds: by batch size and model, one for each round.
+    path: of the image to write.
+  """
+  figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
+  sizes = list(seconds)
+  for i, name in enumerate(seconds[sizes[0]]):
+    low, middle, high = (
+      1e3 * np.array([np.percentile(seconds[size][name], [25, 50, 75]) for size in sizes]).T
+    )
+    axes.plot(sizes, middle, marker="o", markersize=4, color=f"C{i}", label=name)
+    axes.fill_between(sizes, low, high, color=f"C{i}", alpha=0.2, linewidth=0)
+  axes.set_xscale("log", base=2)
+  axes.set_yscale("log")
+  axes.set_xticks(sizes, [str(size) for size in sizes])
+  _finish(axes, xlabel="images at a time", ylabel="milliseconds")
+  _save(figure, path)

@@ -1,0 +1,104 @@
+"""`model_card.md` of a finished run: what the network is, what it can do, where it comes from."""
+
+from pathlib import Path
+from typing import Any
+
+from experiments.common.files import read_json, write_text
+from experiments.workdir.provenance import read_sessions
+
+
+def write_model_card(workdir: Path) -> None:
+  """Writes the card of a run from its `config.json`, `results.json` and `sessions.jsonl`."""
+  config, results = read_json(workdir / "config.json"), read_json(workdir / "results.json")
+  sessions = read_sessions(workdir)
+  sections = [
+    f"# {config['name']}",
+    _summary(config, results),
+    "## Results",
+    _table(_results(results)),
+    "## Training",
+    _table(_training(config, results)),
+    "## Where it comes from",
+    _table(_provenance(sessions, results)),
+    "## Use",
+    _use(config, workdir),
+    "## Limits",
+    _limits(config),
+  ]
+  write_text(workdir / "model_card.md", "\n\n".join(sections) + "\n")
+
+
+def _summary(config: dict[str, Any], results: dict[str, Any]) -> str:
+  dense = config["method"]["name"] == "dense"
+  how = "dense" if dense else f"{results['sparsity']:.1%} sparse by {config['method']['name']}"
+  return f"{config['model']['name']}, {how}, trained on {config['data']['name']}."
+
+
+def _results(results: dict[str, Any]) -> dict[str, str]:
+  rows = {
+    "test accuracy": f"{results['test_accuracy']:.2%} (best of the run "
+    f"{results['best_test_accuracy']:.2%})",
+    "sparsity": f"{results['sparsity']:.2%}",
+    "active neurons": f"{results['active_neurons']:.1%}",
+    "weights ever active (ITOP)": f"{results['itop_rate']:.1%}",
+  }
+  for name in ("inference", "training"):
+    if results[f"{name}_flops"] is not None:
+      rows[f"FLOPs of {name}"] = f"{results[f'{name}_flops']:.3f} of the dense network's"
+  return rows
+
+
+def _training(config: dict[str, Any], results: dict[str, Any]) -> dict[str, str]:
+  optimizer, batch = config["optimizer"], config["data"]["batch_size"]
+  every = optimizer["accumulation_steps"]
+  return {
+    "steps": f"{results['steps']:,} of {batch} images"
+    + (f", {every} of which make an optimizer step" if every > 1 else ""),
+    "epochs": f"{config['train']['total_epochs']:g}",
+    "optimizer": f"{optimizer['name']}, learning rate {optimizer['learning_rate']:g} "
+    f"({optimizer['schedule']}), weight decay {optimizer['weight_decay']:g}",
+    "seed": str(results["seed"]),
+    "time": f"{results['train_seconds'] / 3600:.2f} hours of training steps",
+  }
+
+
+def _provenance(sessions: list[dict[str, Any]], results: dict[str, Any]) -> dict[str, str]:
+  environment = results["environment"]
+  rows = {
+    name: ", ".join(dict.fromkeys(str(session[name]) for session in sessions))
+    for name in ("git_commit", "devices", "processes", "host")
+    if sessions
+  }
+  if any(session["git_dirty"] for session in sessions):
+    rows["git_commit"] += " (with changes that are not committed)"
+  versions = ", ".join(f"{k} {environment[k]}" for k in ("python", "jax", "flax", "optax"))
+  return {
+    **{name.replace("_", " "): value for name, value in rows.items()},
+    "started": f"{len(sessions)} times" if len(sessions) != 1 else "once",
+    "versions": versions,
+    "device": environment["device"],
+  }
+
+
+def _use(config: dict[str, Any], workdir: Path) -> str:
+  load = f'trained = load_trained(Path("{workdir}"))  # from experiments.training.load_run'
+  lines = ["```python", load, "trained.model(images)  # [B, H, W, C] as the data set has them"]
+  text = "\n".join([*lines, "```"])
+  if config["method"]["name"] == "srigl":
+    text += (
+      f"\n\nIts condensed form: `python -m experiments.export --workdir={workdir} --out=FILE`."
+    )
+  return text
+
+
+def _limits(config: dict[str, Any]) -> str:
+  return (
+    f"One seed. The accuracy is that on the test images of {config['data']['name']}, on which the "
+    "best checkpoint was also chosen; nothing is known of other images, of robustness or of "
+    "fairness. The full config is in `config.json`, every record in `metrics.jsonl`."
+  )
+
+
+def _table(rows: dict[str, str]) -> str:
+  lines = [f"| {name} | {value} |" for name, value in rows.items()]
+  return "\n".join(["| | |", "|---|---|", *lines])

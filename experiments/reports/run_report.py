@@ -1,0 +1,53 @@
+"""The report of one run, finished or not: `report.md` and `figures/` in its directory."""
+
+from pathlib import Path
+from typing import Any
+
+from experiments.common.files import read_json, write_text
+from experiments.reports import figures
+from experiments.workdir.metrics import read_metrics
+
+
+def write_run_report(workdir: Path) -> Path:
+  """Writes `report.md` and `figures/` of one run, finished or not; returns the report's path.
+
+  Raises:
+    ValueError: if the directory holds no run.
+  """
+  metrics = read_metrics(workdir)
+  config = read_json(workdir / "config.json")
+  if config is None or not metrics["train"]:
+    raise ValueError(
+      f"{workdir} holds no run that has trained: give --workdir the directory of a run or a sweep."
+    )
+  results = read_json(workdir / "results.json")
+  figures.training(metrics, workdir / "figures" / "training.png")
+  parts = [f"# {config['name']}", ""]
+  if results is None:
+    last = metrics["train"][-1]
+    parts += [f"Not finished: step {last['step']}, loss {last['loss']:.4g}.", ""]
+  else:
+    parts += [_key_figures(results), "", "```", results["table"], "```", ""]
+  parts += ["![Loss and accuracy](figures/training.png)", ""]
+  if any(layer["density"] < 1 for layer in metrics["topology"][-1]["layers"].values()):
+    figures.topology(metrics, workdir / "figures" / "topology.png")
+    parts += ["![Fan-in, active neurons and exploration](figures/topology.png)", ""]
+  path = workdir / "report.md"
+  write_text(path, "\n".join(parts))
+  return path
+
+
+def _key_figures(results: dict[str, Any]) -> str:
+  """What a finished run has come to, as a list."""
+  environment = ", ".join(f"{k} {v}" for k, v in results["environment"].items())
+  minutes, seconds = divmod(round(results["train_seconds"]), 60)
+  return "\n".join(
+    [
+      f"- test accuracy {results['test_accuracy']:.2%}, best {results['best_test_accuracy']:.2%}",
+      f"- sparsity {results['sparsity']:.2%}, active neurons {results['active_neurons']:.1%}, "
+      f"ITOP rate {results['itop_rate']:.3f}",
+      f"- FLOPs relative to dense: {results['inference_flops']:.3f} to infer, "
+      f"{results['training_flops']:.3f} to train",
+      f"- {results['steps']} steps in {minutes} min {seconds} s; {environment}",
+    ]
+  )

@@ -1,0 +1,60 @@
+"""Runs that failed: what is kept of them, and which are tried again."""
+
+import time
+import traceback
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ml_collections import ConfigDict
+
+from experiments.common.files import InUseError, as_json, read_json, write_json
+
+_FILE = "failed.json"
+
+
+class Failure(NamedTuple):
+  """Why a run has no results.
+
+  Attributes:
+    error: in a sentence.
+    traceback: where it came from, if that is known.
+    killed: whether the run is not to blame, and should simply be tried again.
+  """
+
+  error: str
+  traceback: str = ""
+  killed: bool = False
+
+
+def failure_of(outcome: dict[str, Any] | Exception) -> dict[str, Any] | Failure:
+  """The failure that an exception is; results as they are."""
+  if not isinstance(outcome, Exception):
+    return outcome
+  error = f"{type(outcome).__name__}: {outcome}"
+  trace = "".join(traceback.format_exception(outcome))
+  return Failure(error, trace, killed=isinstance(outcome, InUseError))
+
+
+def write_failure(workdir: Path, failure: Failure, config: ConfigDict) -> None:
+  """Writes `failed.json` in the run's directory."""
+  now = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime())
+  write_json(workdir / _FILE, {**failure._asdict(), "time": now, "config": config.to_dict()})
+
+
+def read_failure(workdir: Path, config: Mapping[str, Any] | None = None) -> Failure | None:
+  """Why the run failed; None if it did not.
+
+  Args:
+    workdir: the run's.
+    config: if given, what failed with another one does not count: it may have been corrected.
+  """
+  values = read_json(workdir / _FILE)
+  if values and config is not None and values["config"] != as_json(config):
+    return None
+  return values and Failure(values["error"], values["traceback"], values["killed"])
+
+
+def forget_failure(workdir: Path) -> None:
+  """Removes `failed.json`, before the run is tried again."""
+  (workdir / _FILE).unlink(missing_ok=True)

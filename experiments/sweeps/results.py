@@ -1,0 +1,167 @@
+"""The finished runs of a sweep, as tables, figures and results files need them."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from scipy import stats
+
+from experiments.common.files import read_json
+from experiments.sweeps.failures import read_failure
+from experiments.sweeps.spec import read_record, same_variant
+from experiments.workdir.metrics import read_metrics
+
+
+class FinishedRun(NamedTuple):
+  """A run of a variant.
+
+  Attributes:
+    seed: of it.
+    results: as `results.json` holds them.
+    tests: its test records.
+  """
+
+  seed: int
+  results: dict[str, Any]
+  tests: list[dict[str, Any]]
+
+
+class StudyVariant(NamedTuple):
+  """The runs of a variant that are finished.
+
+  Attributes:
+    name: of the variant.
+    axes: where it stands; see `sweeps.Variant`.
+    config: of its runs, the seed being that of the first.
+    runs: by seed.
+  """
+
+  name: str
+  axes: dict[str, Any]
+  config: dict[str, Any]
+  runs: list[FinishedRun]
+
+  def interval(self, field: str) -> tuple[float, float]:
+    """Mean of a number of the results over runs, and the half width of its 95 % interval."""
+    return mean_and_interval([run.results[field] for run in self.runs])
+
+
+class Study(NamedTuple):
+  """The finished runs of a sweep.
+
+  Attributes:
+    name: of the sweep.
+    kind: a key of `sweeps.STUDIES`.
+    command: that started it.
+    variants: all of them, also those without a finished run.
+    missing: how many runs are not finished.
+    failed: why runs failed, by name.
+    published: others' accuracy with its interval, by method and place on the study's axis.
+  """
+
+  name: str
+  kind: str
+  command: str
+  variants: list[StudyVariant]
+  missing: int
+  failed: dict[str, str]
+  published: dict[str, dict[float, tuple[float, float]]]
+
+
+def mean_and_interval(values: Sequence[float]) -> tuple[float, float]:
+  """Mean and half width of its 95 % interval by Student's t; nan for a single value."""
+  mean = float(np.mean(values))
+  if len(values) < 2:
+    return mean, math.nan
+  half_width = stats.t.ppf(0.975, len(values) - 1) * stats.sem(values)
+  return mean, float(half_width)
+
+
+def collect(workdir: Path) -> Study:
+  """Reads the runs of a sweep that are finished.
+
+  A directory whose run has another config than the sweep's is passed over: it is what an earlier
+  sweep left there.
+
+  Raises:
+    ValueError: if none is finished.
+  """
+  record = read_record(workdir)
+  variants, missing, failed = [], 0, {}
+  for name, variant in record["variants"].items():
+    runs = []
+    for seed in variant["seeds"]:
+      directory = workdir / name / f"seed{seed}"
+      results = read_json(directory / "results.json")
+      config = read_json(directory / "config.json")
+      if results and config and same_variant(config, variant["config"]):
+        runs.append(FinishedRun(seed, results, read_metrics(directory)["test"]))
+        continue
+      missing += 1
+      if failure := read_failure(directory):
+        failed[f"{name}/seed{seed}"] = failure.error
+    variants.append(StudyVariant(name, variant["axes"], variant["config"], runs))
+  if not any(v.runs for v in variants):
+    reasons = "".join(f" {name}: {error}" for name, error in failed.items())
+    raise ValueError(f"No run in {workdir} is finished: run the sweep again, it goes on.{reasons}")
+  published: dict[str, dict[float, tuple[float, float]]] = {}
+  for method, place, accuracy, half_width in record.get("published", ()):
+    published.setdefault(method, {})[place] = accuracy, half_width
+  said = record["name"], record["study"], record["command"]
+  return Study(*said, variants, missing, failed, published)
+
+
+def results_file(study: Study, table: str) -> dict[str, Any]:
+  """What `experiments/results/NAME.json` holds of a study: all that its tables come from.
+
+  Args:
+    study: see `collect`.
+    table: as printed.
+  """
+  finished = [v for v in study.variants if v.runs]
+  return {
+    "command": study.command,
+    "environment": finished[0].runs[0].results["environment"],
+    "table": table,
+    "name": study.name,
+    "study": study.kind,
+    "missing_runs": study.missing,
+    "variants": {
+      v.name: {
+        "axes": v.axes,
+        "config": v.config,
+        "runs": [_run_entry(run, finished[0].runs[0]) for run in v.runs],
+      }
+      for v in finished
+    },
+  }
+
+
+_NUMBERS = (
+  "test_accuracy",
+  "best_test_accuracy",
+  "sparsity",
+  "active_neurons",
+  "itop_rate",
+  "inference_flops",
+  "training_flops",
+  "steps",
+  "train_seconds",
+  "packed_runs",
+)
+
+
+def _run_entry(run: FinishedRun, first: FinishedRun) -> dict[str, Any]:
+  entry = {"seed": run.seed, **{name: run.results.get(name) for name in _NUMBERS}}
+  entry["layers"] = {
+    layer["path"]: {
+      "density": layer["density"],
+      "active_neurons": layer["active_neurons"] / layer["num_neurons"],
+    }
+    for layer in run.results.get("layers", [])
+  }
+  if run.results["environment"] != first.results["environment"]:
+    entry["environment"] = run.results["environment"]
+  return entry

@@ -1,0 +1,102 @@
+"""The Markdown tables of a study: a row for each variant, and methods against an axis."""
+
+import math
+
+import numpy as np
+
+from experiments.sweeps.results import Study, StudyVariant, mean_and_interval
+from experiments.sweeps.spec import STUDIES
+
+
+def comparison(study: Study) -> str:
+  """A row for each variant that has finished runs: means over seeds, 95 % intervals.
+
+  Accuracy is that of the last step; "best" is the best test of a run, which the paper's tables
+  show. FLOPs are relative to the dense network's, those of a training step to its training step.
+  """
+  header = [
+    "variant",
+    "seeds",
+    "test accuracy (%)",
+    "best (%)",
+    "sparsity (%)",
+    "active neurons (%)",
+    "ITOP rate",
+    "inference FLOPs",
+    "FLOPs of a step",
+    "steps",
+  ]
+
+  def mean(variant: StudyVariant, name: str, factor: float = 1.0, digits: int = 3) -> str:
+    values = [run.results[name] for run in variant.runs]
+    return f"{factor * float(np.mean(values)):.{digits}f}"
+
+  rows = [
+    [
+      variant.name,
+      str(len(variant.runs)),
+      _accuracy(variant),
+      mean(variant, "best_test_accuracy", 100, 2),
+      mean(variant, "sparsity", 100, 1),
+      mean(variant, "active_neurons", 100, 1),
+      mean(variant, "itop_rate"),
+      mean(variant, "inference_flops"),
+      mean(variant, "training_flops"),
+      mean(variant, "steps", digits=0),
+    ]
+    for variant in study.variants
+    if variant.runs
+  ]
+  return markdown(header, rows)
+
+
+def pivot(study: Study) -> str:
+  """Accuracy by method (rows) and the axis of the study (columns), mean ± interval.
+
+  Variants that differ in another axis have rows of their own. A variant without a number on the
+  axis (a dense network among sparsities) has its accuracy in the first column. Empty for a study
+  without axis.
+  """
+  axis = STUDIES[study.kind]
+  if not axis:
+    return ""
+  places: dict[str, dict[float | None, StudyVariant]] = {}
+  for variant in study.variants:
+    if variant.runs:
+      others = {k: v for k, v in variant.axes.items() if k not in ("method", axis)}
+      name = ", ".join([str(variant.axes["method"]), *(f"{k} {v:g}" for k, v in others.items())])
+      row = places.setdefault(name, {})
+      place = variant.axes.get(axis)
+      if place in row:
+        raise ValueError(
+          f"Variants {row[place].name!r} and {variant.name!r} of {study.name!r} are in one place "
+          f"of its table ({name}, {axis} {place}): give them axes in which they differ."
+        )
+      row[place] = variant
+  values = sorted({v for row in places.values() for v in row if v is not None})
+  columns = [*([None] if any(None in row for row in places.values()) else []), *values]
+  header = [f"method, {axis}", *("none" if v is None else f"{v:g}" for v in columns)]
+  rows = [
+    [method, *(_accuracy(row[v]) if v in row else "" for v in columns)]
+    for method, row in places.items()
+  ]
+  return markdown(header, rows)
+
+
+def _accuracy(variant: StudyVariant) -> str:
+  """Accuracy in per cent with its interval."""
+  values = [100 * run.results["test_accuracy"] for run in variant.runs]
+  mean, half_width = mean_and_interval(values)
+  return f"{mean:.2f}" + ("" if math.isnan(half_width) else f" ± {half_width:.2f}")
+
+
+def markdown(header: list[str], rows: list[list[str]]) -> str:
+  """A table, its first column to the left and the others to the right."""
+  widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
+
+  def line(cells: list[str]) -> str:
+    first, *rest = zip(cells, widths, strict=True)
+    return "| " + " | ".join([first[0].ljust(first[1]), *(c.rjust(w) for c, w in rest)]) + " |"
+
+  rule = "|" + "|".join(["-" * (widths[0] + 2), *("-" * (w + 1) + ":" for w in widths[1:])]) + "|"
+  return "\n".join([line(header), rule, *map(line, rows)])

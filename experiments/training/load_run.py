@@ -1,0 +1,71 @@
+"""The network of a run, read back from its work directory: trained, dense, with its masks."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+from flax import nnx
+from ml_collections import ConfigDict
+
+import srigl_jax as sx
+from experiments import models
+from experiments.common.files import read_json
+from experiments.training.setup import Run, prepare
+from experiments.workdir.checkpoints import Checkpoints
+
+
+class Trained(NamedTuple):
+  """A trained network.
+
+  Attributes:
+    run: what trained it.
+    model: the module, its masked weights 0.
+    masks: bool arrays by path; empty for a dense run.
+    step: of its checkpoint.
+  """
+
+  run: Run
+  model: nnx.Module
+  masks: dict[str, jax.Array]
+  step: int
+
+
+def load_trained(workdir: Path, *, which: str = "last", data_dir: str = "") -> Trained:
+  """Reads a checkpoint of a run, finished or not; changes nothing in its directory.
+
+  Args:
+    workdir: the run's.
+    which: "last", or "best" by test accuracy.
+    data_dir: where its data set is now; empty: where its config says.
+
+  Raises:
+    ValueError: if the directory holds no run or no such checkpoint.
+    FileNotFoundError: if the data set is not there.
+  """
+  values = read_json(workdir / "config.json")
+  if values is None:
+    nested = sorted(str(path.parent) for path in workdir.glob("*/seed*/config.json"))
+    hint = f" It is a sweep's: its runs are {', '.join(nested)}." if nested else ""
+    raise ValueError(f"{workdir} holds no run: it has no config.json.{hint}")
+  config = ConfigDict(values)
+  config.data.data_dir = data_dir or config.data.data_dir
+  run = prepare(config)
+  checkpoints = Checkpoints(workdir / "checkpoints", keep=1, read_only=True)
+  try:
+    step = checkpoints.best_step() if which == "best" else None
+    state = checkpoints.restore(run.init_state, step=step)
+  finally:
+    checkpoints.close()
+  if state is None:
+    raise ValueError(f"{workdir} has no checkpoint yet: let its training come to the first one.")
+  model = models.build(
+    config.model.name,
+    num_classes=run.data.num_classes,
+    image_shape=run.data.image_shape,
+    dtype=config.model.dtype,
+    rngs=nnx.Rngs(0),
+    **run.model_kwargs,
+  )
+  model = models.with_arrays(model, state.params | state.model_state)
+  masks = sx.get_masks(state.opt_state) if run.is_sparse else {}
+  return Trained(run, model, masks, int(state.step))

@@ -1,0 +1,58 @@
+"""What a finished run has come to."""
+
+from pathlib import Path
+from typing import Any
+
+from experiments.common.environment import environment
+from experiments.common.files import as_json
+from experiments.training.setup import Run
+from experiments.training.steps import TrainState
+from experiments.workdir.metrics import read_metrics
+
+
+def results_of(run: Run, state: TrainState, workdir: Path, *, num_runs: int) -> dict[str, Any]:
+  """What `results.json` holds of a finished run.
+
+  Args:
+    run: the run.
+    state: its last.
+    workdir: that holds its records.
+    num_runs: runs that trained together with it, itself included; its time is its share.
+
+  Returns:
+    Plain values, as they come back from the file.
+  """
+  metrics = read_metrics(workdir)
+  summary = run.summarize(state)
+  tests = [r["accuracy"] for r in metrics["test"] if r["step"] >= run.sparse_from]
+  inference = summary.inference_flops
+  if inference is not None:
+    inference *= run.share_of_macs
+  method = run.config.method
+  training = None
+  if inference is not None:
+    batches = run.config.optimizer.accumulation_steps
+    training = run.plan.training_flops(
+      inference,
+      update_every=method.update_every_steps,
+      history={r["last_update"] // batches: r["inference_flops"] for r in metrics["topology"]},
+    )
+  values = {
+    "name": run.config.name,
+    "method": method.name,
+    "seed": run.config.seed,
+    "steps": run.total_steps,
+    "test_accuracy": tests[-1],
+    "best_test_accuracy": max(tests),
+    "sparsity": 1 - (1 - summary.sparsity) * run.share_of_weights,
+    "active_neurons": summary.active_neurons,
+    "itop_rate": summary.itop_rate,
+    "inference_flops": inference,
+    "training_flops": training,
+    "packed_runs": num_runs,
+    "train_seconds": sum(record["seconds"] for record in metrics["train"]),
+    "layers": [layer._asdict() for layer in summary.layers],
+    "table": str(summary),
+    "environment": environment(),
+  }
+  return as_json(values)

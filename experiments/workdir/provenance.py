@@ -1,0 +1,82 @@
+"""What has trained a run: a line of `sessions.jsonl` for each time that it was started."""
+
+import contextlib
+import datetime
+import hashlib
+import importlib
+import json
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from experiments.common.environment import environment
+from experiments.common.files import Appender
+
+_ROOT = Path(__file__).resolve().parents[2]
+
+
+def write_session(workdir: Path, *, step: int) -> None:
+  """Appends a line about this process and those that train with it.
+
+  Args:
+    workdir: of the run, whose `config.json` has the config.
+    step: that the run goes on from.
+  """
+  line = {"step": step, "started": _now(), **describe()}
+  with contextlib.closing(Appender(workdir / "sessions.jsonl", lines=True)) as lines:
+    lines.write(json.dumps(line).encode() + b"\n")
+
+
+def read_sessions(workdir: Path) -> list[dict[str, Any]]:
+  """The sessions of a run in order; a line cut off by a kill is passed over."""
+  path, found = workdir / "sessions.jsonl", []
+  for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+    try:
+      found.append(json.loads(line))
+    except json.JSONDecodeError:
+      continue
+  return found
+
+
+def describe() -> dict[str, Any]:
+  """Code, versions, machine and devices of this process."""
+  return {
+    "command": " ".join(sys.argv),
+    "host": socket.gethostname(),
+    "git_commit": _git("rev-parse", "HEAD"),
+    # None if this is no checkout.
+    "git_dirty": None if (s := _git("status", "--porcelain")) is None else bool(s),
+    "processes": jax.process_count(),
+    "devices": jax.local_device_count() * jax.process_count(),
+    "platform": jax.default_backend(),
+    **environment(),
+  }
+
+
+def code() -> str:
+  """A digest of the Python files that make a run, wherever they are."""
+  digest = hashlib.sha256()
+  for package in ("experiments", "srigl_jax", "srigl_kernels"):
+    for folder in map(Path, importlib.import_module(package).__path__):
+      for path in sorted(folder.rglob("*.py")):
+        digest.update(str(path.relative_to(folder)).encode() + path.read_bytes())
+  return digest.hexdigest()
+
+
+def _now() -> str:
+  return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+
+
+def _git(*arguments: str) -> str | None:
+  """What git says about the checkout; None if it is none, or there is no git."""
+  try:
+    done = subprocess.run(
+      ["git", "-C", str(_ROOT), *arguments], capture_output=True, text=True, timeout=20, check=False
+    )
+  except (OSError, subprocess.TimeoutExpired):
+    return None
+  return done.stdout.strip() if done.returncode == 0 else None

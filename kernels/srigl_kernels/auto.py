@@ -1,0 +1,123 @@
+"""Which backend runs a layer: by what each is expected to take, and told why."""
+
+import functools
+import math
+import warnings
+from collections.abc import Sequence
+
+import jax
+
+from srigl_kernels import cost_model
+from srigl_kernels.backends.grouped import group_size
+from srigl_kernels.backends.registry import BACKENDS, is_traced, native
+from srigl_kernels.format import Condensed
+
+ACCELERATORS = ("gpu", "tpu")
+_EXACT = ("highest", "float32")  # settings under which products of float32 are not rounded
+_BATCHES = tuple(2**i for i in range(12))  # what a layer is prepared for unless it is told
+
+
+def names(
+  condensed: Condensed,
+  backend: str | Sequence[str],
+  batch: int | Sequence[int] | None,
+  gradients: bool,
+) -> tuple[tuple[str, ...], bool]:
+  """The backends to prepare for, and whether each call chooses the fastest of them."""
+  if backend != "auto":
+    return (backend,) if isinstance(backend, str) else tuple(backend), False
+  batches = _BATCHES if batch is None else (batch,) if isinstance(batch, int) else tuple(batch)
+  if not batches or min(batches) < 0:
+    raise ValueError(f"`batch` must be a size, or several, of 0 or more, not {batch!r}.")
+  among = candidates(condensed, gradients)
+  best = lambda n: rank(condensed, n, among)[0][0]
+  if gradients:
+    return (best(max(batches)),), False
+  return tuple(dict.fromkeys(best(n) for n in batches)), True
+
+
+def candidates(condensed: Condensed, gradients: bool = False) -> list[str]:
+  """The backends among which `prepare` chooses; warns if the native one is not installed."""
+  dense = "structured" if condensed.num_active < condensed.out_features else "dense"
+  reads = (condensed.indices, condensed.active) if gradients else condensed
+  is_concrete = not is_traced(reads)
+  if jax.default_backend() not in ACCELERATORS:
+    if BACKENDS["cpu"].is_available() and is_concrete:
+      return ["cpu", dense, "xla"]
+    if jax.default_backend() == "cpu" and native() is None:
+      _warn_of_no_cpu_library()
+    return [dense, "xla"]
+  pallas = BACKENDS["pallas"]
+  names = [dense]
+  names += ["pallas" if pallas.is_available() and (is_concrete or pallas.packs_traced()) else "xla"]
+  is_grouped = not is_traced(condensed.indices) and group_size(condensed) is not None
+  return [*names, "grouped"] if is_grouped and is_concrete else names
+
+
+def unprepared() -> tuple[str, str]:
+  """The backend for a layer that is laid out in every call, and why."""
+  if jax.default_backend() == "gpu" and BACKENDS["pallas"].is_available():
+    return "pallas", "the layer is not prepared, and these kernels read it nearly as it is"
+  return "xla", "the layer is not prepared, and this layout is cheap to make in every call"
+
+
+def rank(
+  condensed: Condensed, batch: int, names: Sequence[str], group: int | None = None
+) -> list[tuple[str, float]]:
+  """Backends with the seconds that they are expected to take, the fastest first.
+
+  Args:
+    condensed: the layer, which may be traced.
+    batch: rows of x.
+    names: of the backends.
+    group: neurons of a group, for the grouped backend; found in the layer by default.
+  """
+  keys = {_key(name, condensed): name for name in names}
+  if not keys.keys() <= cost_model.SECONDS.keys():
+    # Nothing is known of this device: gather where so few weights are left that it won on CPU, too.
+    gather = 32 * condensed.fan_in <= condensed.in_features
+    first = sorted(names, key=lambda name: (name == "xla") != gather)
+    return [(name, math.nan) for name in first]
+  if group is None and "grouped" in names:
+    group = group_size(condensed)
+  sizes = cost_model.Sizes(
+    condensed.in_features,
+    condensed.out_features,
+    condensed.num_active,
+    condensed.fan_in,
+    group or 1,
+  )
+  return [(keys[key], seconds) for key, seconds in cost_model.rank(sizes, batch, list(keys))]
+
+
+def _key(name: str, condensed: Condensed) -> str:
+  """What `cost.SECONDS` calls a backend here."""
+  device = jax.default_backend()
+  if device == "cpu":
+    return f"cpu {native().isa()}" if name == "cpu" else name
+  dtype = condensed.values.dtype.name
+  is_exact = getattr(jax.config, "jax_default_matmul_precision", None) in _EXACT
+  exact = " highest" if dtype == "float32" and is_exact and name in ("dense", "structured") else ""
+  return f"{name} {device} {dtype}{exact}"
+
+
+def expectation(
+  condensed: Condensed, batch: int, names: Sequence[str], group: int | None = None
+) -> str:
+  """What was expected of some backends, in words; arguments as for `rank`."""
+  ranked = rank(condensed, batch, names, group)
+  if math.isnan(ranked[0][1]):
+    return f"a rule of thumb: fan-in {condensed.fan_in} of {condensed.in_features} inputs"
+  times = ", ".join(f"{name} {1e6 * seconds:.3g} us" for name, seconds in ranked)
+  return f"expected times at batch {batch}: {times}"
+
+
+@functools.cache
+def _warn_of_no_cpu_library() -> None:
+  """Warns once per process."""
+  warnings.warn(
+    "The native CPU kernels are not installed, so condensed layers run on plain XLA, several "
+    "times slower. Reinstall srigl-jax on a machine with a C++ compiler: its build makes them "
+    "(in a checkout, `pip install -e .`).",
+    stacklevel=4,
+  )

@@ -1,0 +1,66 @@
+"""Convolutions by the native CPU kernels, in one and two spatial dimensions."""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from srigl_kernels import conv_patches
+from srigl_kernels.backends.cpu.library import ACTIVATIONS, CONV, Packed, map_call, matmul
+from srigl_kernels.conv_geometry import Geometry
+
+
+def conv(
+  x: Array, packed: Packed, bias: Array | None, activation: str | None, geometry: Geometry
+) -> Array:
+  """The convolution; with three or more spatial axes by `matmul`.
+
+  Args:
+    x: `[B, *S, C]` float32 or bfloat16.
+    packed: the layer, of `prod(kernel_size) * C` inputs.
+    bias: `[N]`, or None.
+    activation: a name in `cpu.ACTIVATIONS`.
+    geometry: the convolution; of one group.
+
+  Returns:
+    `[B, *S_out, N]` of x's type; sums, bias and activation are in float32.
+  """
+  if len(geometry.kernel_size) > 2:
+    return conv_patches.conv(matmul, x, packed, bias, activation, geometry)
+  if len(geometry.kernel_size) == 1:
+    flat = Geometry(
+      (1, *geometry.kernel_size),
+      (1, *geometry.strides),
+      (1, *geometry.dilation),
+      ((0, 0), *geometry.padding),
+      geometry.groups,
+    )
+    return conv(x[:, None], packed, bias, activation, flat)[:, 0]
+  bias = jnp.zeros(0) if bias is None else bias
+  y = _batched_call(ACTIVATIONS[activation], packed.out_features, geometry)(
+    x.astype(jnp.float32), packed, bias.astype(jnp.float32)
+  )
+  return y.astype(x.dtype)
+
+
+@functools.cache
+def _batched_call(activation: int, out_features: int, geometry: Geometry) -> Any:
+
+  def call(x: Array, packed: Packed, bias: Array) -> Array:
+    shape = (*x.shape[:-3], *geometry.output_size(x.shape[-3:-1]), out_features)
+    return jax.ffi.ffi_call(CONV, jax.ShapeDtypeStruct(shape, jnp.float32))(
+      x,
+      packed.tile_pattern,
+      packed.tile_values,
+      bias,
+      activation=np.int64(activation),
+      kernel=np.array(geometry.kernel_size, np.int64),
+      strides=np.array(geometry.strides, np.int64),
+      dilation=np.array(geometry.dilation, np.int64),
+      padding=np.array(geometry.padding, np.int64).reshape(-1),
+    )
+
+  return map_call(call)

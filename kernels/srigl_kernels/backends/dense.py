@@ -1,0 +1,86 @@
+"""Backends that multiply with a dense matrix: of the active neurons only, or of all.
+
+They need the memory of that matrix. A value of x that is infinite or NaN reaches every neuron,
+also those that have no weight for it (0 * inf is NaN).
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+
+from srigl_kernels.backends.xla import densify, dot
+from srigl_kernels.conv_geometry import Geometry
+from srigl_kernels.epilogue import finish, spread
+from srigl_kernels.format import Condensed
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, eq=False)
+class Structured:
+  """The dense matrix of the active neurons.
+
+  Attributes:
+    matrix: `[I, A]`.
+    active: `[A]`.
+    out_features: `N`.
+  """
+
+  matrix: Array
+  active: Array
+  out_features: int = dataclasses.field(metadata={"static": True})
+
+
+def pack_structured(condensed: Condensed) -> Structured:
+  """The layout of the structured backend."""
+  matrix = densify(condensed.values, condensed.indices, condensed.in_features).T
+  return Structured(matrix, condensed.active, condensed.out_features)
+
+
+def matmul(
+  x: Array, layout: Structured, bias: Array | None = None, activation: str | None = None
+) -> Array:
+  """The product as `reference.matmul` defines it, with a layout of either backend."""
+  y = dot(x, layout.matrix)
+  y = spread(y, layout.active, layout.out_features, axis=1)
+  return finish(y, bias, activation, x.dtype)
+
+
+def conv(
+  x: Array, layout: Structured, bias: Array | None, activation: str | None, geometry: Geometry
+) -> Array:
+  """The convolution as `patches.conv` defines it, with a layout of either backend and groups."""
+  matrix, active = layout.matrix, layout.active
+  if geometry.groups > 1:  # XLA wants as many neurons in each group
+    matrix = spread(matrix.T, active, layout.out_features).T
+    active = jnp.arange(layout.out_features, dtype=jnp.int32)
+  y = convolve(x, matrix, geometry)
+  y, shape = y.reshape(-1, y.shape[-1]), (*y.shape[:-1], layout.out_features)
+  y = spread(y.T, active, layout.out_features).T
+  return finish(y, bias, activation, x.dtype).reshape(shape)
+
+
+def convolve(x: Array, matrix: Array, geometry: Geometry) -> Array:
+  """XLA's convolution of x `[B, *S, C]` with a matrix `[I, N]`, in float32."""
+  rank = len(geometry.kernel_size)
+  channels_last = (0, rank + 1, *range(1, rank + 1))
+  return lax.conv_general_dilated(
+    x.astype(jnp.float32),
+    matrix.astype(jnp.float32).reshape(*geometry.kernel_size, -1, matrix.shape[1]),
+    geometry.strides,
+    geometry.padding,
+    rhs_dilation=geometry.dilation,
+    dimension_numbers=lax.ConvDimensionNumbers(
+      channels_last, (rank + 1, rank, *range(rank)), channels_last
+    ),
+    feature_group_count=geometry.groups,
+  )
+
+
+def pack_dense(condensed: Condensed) -> Structured:
+  """The layout of the dense backend: all neurons count as active."""
+  rows = densify(condensed.values, condensed.indices, condensed.in_features)
+  matrix = spread(rows, condensed.active, condensed.out_features).T
+  everyone = jnp.arange(condensed.out_features, dtype=jnp.int32)
+  return Structured(matrix, everyone, condensed.out_features)

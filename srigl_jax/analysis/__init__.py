@@ -1,0 +1,1 @@
+"""What masks mean: statistics, FLOPs, output norms."""

@@ -1,0 +1,227 @@
+"""What a sparse network looks like, layer by layer: records that print as a table."""
+
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from jax import Array
+
+from srigl_jax.analysis.flops import relative_flops
+from srigl_jax.layer_filters import Rule, find_layers
+from srigl_jax.layers import AxesRule, Layer, check_paths, flax_axes
+from srigl_jax.masks import Masks, fan_ins
+
+
+class LayerSummary(NamedTuple):
+  """One layer of a `Summary`.
+
+  Attributes:
+    path: the leaf's path.
+    shape: the leaf's shape.
+    num_neurons: N.
+    dense_fan_in: I.
+    density: active weights / all weights; 1 for a dense layer.
+    active_neurons: neurons with a connection at all.
+    min_fan_in: the smallest fan-in of an active neuron (0 if none is active).
+    max_fan_in: the largest one.
+    itop_rate: share of the weights that were ever active; None if not asked for.
+    macs: multiply-accumulates of the dense layer for one example; None if not asked for.
+  """
+
+  path: str
+  shape: tuple[int, ...]
+  num_neurons: int
+  dense_fan_in: int
+  density: float
+  active_neurons: int
+  min_fan_in: int
+  max_fan_in: int
+  itop_rate: float | None
+  macs: int | None
+
+  @property
+  def size(self) -> int:
+    """Number of weights when dense."""
+    return self.num_neurons * self.dense_fan_in
+
+  @property
+  def is_sparse(self) -> bool:
+    """Whether any weight is missing."""
+    return self.density < 1
+
+
+class Summary(NamedTuple):
+  """Statistics of a sparse network; `str()` is a table.
+
+  Attributes:
+    layers: every layer that counts, dense ones included, in natural order of their paths.
+  """
+
+  layers: tuple[LayerSummary, ...]
+
+  @property
+  def density(self) -> float:
+    """Active weights of all layers / their weights when dense."""
+    return sum(x.density * x.size for x in self.layers) / sum(x.size for x in self.layers)
+
+  @property
+  def sparsity(self) -> float:
+    """`1 - density`."""
+    return 1 - self.density
+
+  @property
+  def active_neurons(self) -> float:
+    """Share of the layers' neurons that have a connection at all."""
+    return sum(x.active_neurons for x in self.layers) / sum(x.num_neurons for x in self.layers)
+
+  @property
+  def itop_rate(self) -> float | None:
+    """Share of all layers' weights that were ever active, dense layers counting in full.
+
+    Source: Liu et al., Do We Actually Need Dense Over-Parameterization? (arXiv:2102.02887).
+    """
+    if any(x.itop_rate is None for x in self.layers):
+      return None
+    explored = sum((x.itop_rate or 0.0) * x.size for x in self.layers)
+    return explored / sum(x.size for x in self.layers)
+
+  @property
+  def inference_flops(self) -> float | None:
+    """FLOPs of a forward pass relative to dense; see `relative_flops`."""
+    macs = {x.path: x.macs for x in self.layers if x.macs is not None}
+    if not macs:
+      return None
+    return relative_flops(macs, {x.path: x.density for x in self.layers if x.path in macs})
+
+  def __str__(self) -> str:
+    return _table(self)
+
+
+def summarize(
+  params: Any,
+  masks: Masks,
+  *,
+  explored: Mapping[str, Array] | None = None,
+  macs: Mapping[str, int] | None = None,
+  sparse: Rule = True,
+  axes: AxesRule = flax_axes,
+) -> Summary:
+  """Counts what the masks leave of each layer. Runs on the host.
+
+  Args:
+    params: parameter tree, of arrays or of `jax.ShapeDtypeStruct`.
+    masks: bool arrays by path; layers without one are dense.
+    explored: weights that were ever active (`get_state(opt_state).explored`), for the ITOP rate.
+    macs: multiply-accumulates of each dense layer (`layer_macs`), for FLOPs.
+    sparse: as given to the transformation, where it asked for unusual leaves.
+    axes: which axes of a kernel are neurons.
+
+  Returns:
+    A `Summary`.
+
+  Raises:
+    ValueError: if a mask's path is no layer's.
+  """
+  layers = find_layers(params, sparse=sparse, axes=axes)
+  check_paths(masks, layers, name="masks")
+
+  def summarize_layer(path: str, layer: Layer) -> LayerSummary:
+    mask = masks.get(path)
+    if mask is None:
+      counts = np.full(layer.num_neurons, layer.dense_fan_in)
+    else:
+      counts = np.asarray(fan_ins(mask, layer))
+    active = counts[counts > 0]
+    itop = None
+    if explored is not None:
+      itop = int(explored[path].sum()) / layer.size if path in explored else 1.0
+    return LayerSummary(
+      path=path,
+      shape=layer.shape,
+      num_neurons=layer.num_neurons,
+      dense_fan_in=layer.dense_fan_in,
+      density=float(counts.sum() / layer.size),
+      active_neurons=len(active),
+      min_fan_in=int(active.min(initial=layer.dense_fan_in)) if len(active) else 0,
+      max_fan_in=int(active.max(initial=0)),
+      itop_rate=itop,
+      macs=None if macs is None else macs.get(path),
+    )
+
+  return Summary(tuple(summarize_layer(path, layer) for path, layer in layers.items()))
+
+
+def warn_if_over_ablated(
+  summary: Summary, gamma_sal: float, *, threshold: float = 0.5
+) -> list[str]:
+  """Warns about layers that lost most of their neurons although they are not very sparse.
+
+  Ablation is meant for neurons that a very sparse layer cannot feed. A layer at, say, 80 %
+  sparsity that loses more than half of its neurons in the first updates has a `gamma_sal` too high
+  for it, as happens to multi-layer perceptrons.
+
+  Args:
+    summary: from `summarize`, soon after the first topology updates.
+    gamma_sal: the setting in force.
+    threshold: share of ablated neurons from which to warn.
+
+  Returns:
+    Paths of those layers (sparsity at most 0.95), each warned about.
+  """
+  over = [
+    x
+    for x in summary.layers
+    if 0.05 <= x.density < 1 and x.active_neurons < (1 - threshold) * x.num_neurons
+  ]
+  for x in over:
+    warnings.warn(
+      f"Layer {x.path!r} has lost {x.num_neurons - x.active_neurons} of its {x.num_neurons} "
+      f"neurons at only {1 - x.density:.0%} sparsity: gamma_sal={gamma_sal} is too high for it. "
+      "Lower gamma_sal (0 for no ablation), or protect the layer with "
+      f"ablate=all_but('head', {x.path!r}).",
+      stacklevel=2,
+    )
+  return [x.path for x in over]
+
+
+def _table(summary: Summary) -> str:
+  columns = ["layer", "shape", "density", "fan-in", "active neurons"]
+  has_itop = summary.itop_rate is not None
+  has_macs = summary.inference_flops is not None
+  columns += ["ITOP"] * has_itop + ["MACs"] * has_macs
+
+  def fan_in(x: LayerSummary) -> str:
+    kept = f"{x.min_fan_in}" if x.min_fan_in == x.max_fan_in else f"{x.min_fan_in}–{x.max_fan_in}"
+    return f"{kept} of {x.dense_fan_in}"
+
+  rows = [
+    [
+      x.path,
+      "×".join(map(str, x.shape)),
+      f"{x.density:.4f}" if x.is_sparse else "dense",
+      fan_in(x),
+      f"{x.active_neurons} of {x.num_neurons}",
+      *([f"{x.itop_rate:.3f}"] if has_itop else []),
+      *([f"{round(x.density * x.macs):,}" if x.macs is not None else "–"] if has_macs else []),
+    ]
+    for x in summary.layers
+  ]
+  total = ["all layers", "", f"{summary.density:.4f}", "", f"{summary.active_neurons:.1%}"]
+  total += [f"{summary.itop_rate:.3f}"] if has_itop else []
+  total += [f"{summary.inference_flops:.3f} of dense"] if has_macs else []
+  return format_table(columns, rows, total)
+
+
+def format_table(
+  columns: Sequence[str], rows: Sequence[Sequence[str]], total: Sequence[str]
+) -> str:
+  """Right-aligned columns under their names, the first one left-aligned; rules; the totals."""
+  widths = [max(len(r[i]) for r in [columns, *rows, total]) for i in range(len(columns))]
+
+  def line(cells: Sequence[str]) -> str:
+    first, *rest = zip(cells, widths, strict=True)
+    return "  ".join([first[0].ljust(first[1]), *(c.rjust(w) for c, w in rest)]).rstrip()
+
+  rule = "  ".join("-" * w for w in widths)
+  return "\n".join([line(columns), rule, *map(line, rows), rule, line(total)])

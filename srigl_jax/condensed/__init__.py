@@ -1,0 +1,1 @@
+"""The condensed form: of a layer, of a model, on disk."""

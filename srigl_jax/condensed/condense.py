@@ -1,0 +1,105 @@
+"""From a masked kernel to the condensed form of its layer, and back, exactly.
+
+On the host, because the sizes of the condensed form depend on what the mask holds.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from srigl_jax.layers import Axes, make_layer
+from srigl_kernels.format import FLOATS, Condensed, make_condensed
+
+
+def condense(kernel: Any, mask: Any, bias: Any = None, *, axes: Axes | None = None) -> Condensed:
+  """The condensed form of a layer with constant fan-in.
+
+  Args:
+    kernel: float32 or bfloat16, in Flax's layout; exactly 0 off the mask.
+    mask: bool of the kernel's shape, True where a weight is active.
+    bias: of the shape of the kernel's neuron axes, `(out,)` for Dense and Conv, or None.
+    axes: which axes of the kernel are neurons; by default the last one. Attention's query, key
+      and value kernels need `Axes(neurons=(1, 2))`.
+
+  Returns:
+    The layer with its weights in order of the inputs. A weight of 0 on the mask is kept, so that
+    `expand` gives back the mask.
+
+  Raises:
+    ValueError: if the active neurons' fan-ins differ, a weight off the mask is not 0, or shapes
+      or types do not fit.
+  """
+  if any(isinstance(x, jax.core.Tracer) for x in (kernel, mask, bias)):
+    raise ValueError("condense needs concrete arrays: call it outside of jit.")
+  kernel, mask = np.asarray(kernel), np.asarray(mask)
+  if kernel.dtype not in FLOATS:
+    raise ValueError(f"`kernel` must be float32 or bfloat16, not {kernel.dtype.name}.")
+  if mask.dtype != bool or mask.shape != kernel.shape:
+    raise ValueError(
+      f"`mask` must be bool of the kernel's shape {kernel.shape}, not {mask.dtype.name} of "
+      f"{mask.shape}."
+    )
+  if kernel.ndim < 2:
+    raise ValueError(f"`kernel` must have two axes or more, but has shape {kernel.shape}.")
+  layer = make_layer("kernel", kernel.shape, lambda _, shape: axes or Axes((len(shape) - 1,)))
+  if bias is not None:
+    bias = np.asarray(bias)
+    expected = tuple(kernel.shape[a] for a in layer.axes.neurons)
+    if bias.shape != expected:
+      raise ValueError(f"`bias` must have the neurons' shape {expected}, not {bias.shape}.")
+    bias = bias.reshape(-1)
+  order = layer.axes.neurons + layer.input_axes
+  weights, on = (x.transpose(order).reshape(layer.num_neurons, -1) for x in (kernel, mask))
+  stray = int(np.count_nonzero(weights[~on]))
+  if stray:
+    raise ValueError(
+      f"`kernel` has {stray} weights off the mask that are not 0, which the condensed form would "
+      "drop: apply_masks first, or give the mask that belongs to the kernel."
+    )
+  fan_ins = on.sum(axis=1)
+  active = np.flatnonzero(fan_ins)
+  counts = np.unique(fan_ins[active])
+  if len(counts) > 1:
+    shown = ", ".join(str(count) for count in counts[:8]) + (", ..." if len(counts) > 8 else "")
+    raise ValueError(
+      f"The active neurons must have one fan-in, but `mask` has {len(counts)}: {shown}. The "
+      "condensed form is for masks of constant fan-in, as srigl and static_sparse keep."
+    )
+  indices = np.nonzero(on[active])[1].reshape(len(active), -1 if len(active) else 0)
+  return make_condensed(
+    np.take_along_axis(weights[active], indices, axis=1),
+    indices,
+    active,
+    bias,
+    kernel_shape=layer.shape,
+    neuron_axes=layer.axes.neurons,
+  )
+
+
+def expand(condensed: Condensed) -> tuple[Array, Array, Array | None]:
+  """The dense kernel, mask and bias that `condense` was given.
+
+  Args:
+    condensed: a concrete layer.
+
+  Returns:
+    `(kernel, mask, bias)`; the bias has the shape of the kernel's neuron axes, or is None.
+    Weights off the mask are +0.
+  """
+  shape, axes = condensed.kernel_shape, condensed.neuron_axes
+  layer = make_layer("kernel", shape, lambda *_: Axes(axes))
+  weights = np.zeros((layer.num_neurons, layer.dense_fan_in), condensed.values.dtype)
+  on = np.zeros(weights.shape, bool)
+  where = np.asarray(condensed.active)[:, None], np.asarray(condensed.indices)
+  weights[where] = condensed.values
+  on[where] = True
+  order = layer.axes.neurons + layer.input_axes
+  split = [shape[a] for a in order]
+  kernel, mask = (x.reshape(split).transpose(np.argsort(order)) for x in (weights, on))
+  bias = condensed.bias
+  if bias is not None:
+    bias = jnp.asarray(np.reshape(bias, [shape[a] for a in axes]))
+  return jnp.asarray(kernel), jnp.asarray(mask), bias

@@ -1,0 +1,312 @@
+"""Layers of Flax NNX models: read, changed, condensed, and put in the place of others.
+
+What a layer computes is described to the rest of the library as `Weights` and `Norm`.
+"""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax import lax
+
+from srigl_jax.condensed.condense import condense
+from srigl_jax.condensed.constant_folding import Norm, Weights, pad_fan_in
+from srigl_jax.condensed.nnx_modules import (
+  CondensedConv,
+  CondensedLinear,
+  CondensedState,
+  FoldedBatchNorm,
+)
+from srigl_jax.layers import Axes
+from srigl_kernels import Condensed, prepare
+from srigl_kernels.format import FLOATS
+
+Layer = nnx.Linear | nnx.LinearGeneral | nnx.Conv
+LAYERS = (nnx.Linear, nnx.LinearGeneral, nnx.Conv)
+
+
+def for_inference(model: nnx.Module) -> nnx.Module:
+  """A copy of a model in inference mode."""
+  model = nnx.clone(model)
+  model.set_attributes(deterministic=True, use_running_average=True, raise_if_not_found=False)
+  return model
+
+
+def clone(model: nnx.Module) -> nnx.Module:
+  """A copy that shares nothing that changes."""
+  return nnx.clone(model)
+
+
+def find_modules(model: nnx.Module) -> dict[str, nnx.Module]:
+  """All modules of a model by path; one that is at two places under the first."""
+  return {"/".join(map(str, path)): module for path, module in nnx.iter_modules(model)}
+
+
+def find_twins(model: nnx.Module) -> dict[str, CondensedLinear | CondensedConv]:
+  """The condensed layers of a model by path."""
+  kinds = (CondensedLinear, CondensedConv)
+  return {path: x for path, x in find_modules(model).items() if isinstance(x, kinds)}
+
+
+def find_variables(model: nnx.Module) -> dict[str, nnx.Variable]:
+  """All variables of a model by path, without condensed layers and random state."""
+  state = nnx.state(model, nnx.Not(nnx.Any(CondensedState, nnx.RngState)))
+  return {"/".join(map(str, path)): variable for path, variable in nnx.to_flat_state(state)}
+
+
+def fault(module: Any) -> str | None:
+  """Why a layer cannot be condensed or folded, or None if it can."""
+  if type(module) not in LAYERS:
+    return (
+      "only nnx.Linear, nnx.LinearGeneral (attention projections) and nnx.Conv themselves can be "
+      "condensed, no subclass, which may compute something else"
+    )
+  shape = geometry(module).shape
+  if module.kernel.get_value().shape != shape:
+    return f"its kernel should have the shape {shape}; layers stacked by nnx.vmap are not handled"
+  if getattr(module, "batch_axis", None) or getattr(module, "mask", None) is not None:
+    return "its batch_axis or mask is set"
+  product = "conv_general_dilated" if isinstance(module, nnx.Conv) else "dot_general"
+  own = getattr(module, product) not in (None, getattr(lax, product))
+  if own or getattr(module, "dot_general_cls", None) is not None:
+    return f"it computes with a {product} of its own"
+  if module.promote_dtype is not nnx.nn.dtypes.promote_dtype:
+    return "it has a promote_dtype of its own"
+  if module.preferred_element_type is not None:
+    return "its preferred_element_type is set"
+  if module.dtype is not None and np.dtype(module.dtype) not in FLOATS:
+    return f"it computes in {np.dtype(module.dtype).name}, not in float32 or bfloat16"
+  return None
+
+
+class Geometry(NamedTuple):
+  """How a layer's kernel is laid out.
+
+  Attributes:
+    window: sizes of a convolution's window.
+    inputs: sizes of the input axes, per group of a grouped convolution.
+    neurons: sizes of the neuron axes.
+    can_lose_inputs: whether inputs are the channels of what the layer reads.
+    can_lose_neurons: whether neurons are the channels of what the layer puts out.
+  """
+
+  window: tuple[int, ...]
+  inputs: tuple[int, ...]
+  neurons: tuple[int, ...]
+  can_lose_inputs: bool
+  can_lose_neurons: bool
+
+  @property
+  def shape(self) -> tuple[int, ...]:
+    """Of the kernel."""
+    return (*self.window, *self.inputs, *self.neurons)
+
+  @property
+  def neuron_axes(self) -> tuple[int, ...]:
+    """Of the kernel."""
+    return tuple(range(len(self.shape) - len(self.neurons), len(self.shape)))
+
+  @property
+  def num_inputs(self) -> int:
+    """Of a neuron, window positions included."""
+    return math.prod(self.window) * math.prod(self.inputs)
+
+  @property
+  def num_neurons(self) -> int:
+    """Of the layer."""
+    return math.prod(self.neurons)
+
+  def fits(self, shape: tuple[int, ...]) -> bool:
+    """Whether a kernel's shape is this but for channels that folding has removed."""
+    may_shrink = [False] * len(self.window) + [self.can_lose_inputs] * len(self.inputs)
+    may_shrink += [self.can_lose_neurons] * len(self.neurons)
+    return len(shape) == len(self.shape) and all(
+      a == b or (m and 1 <= a < b) for m, a, b in zip(may_shrink, shape, self.shape, strict=True)
+    )
+
+  def resized(self, num_inputs: int, num_neurons: int) -> "Geometry":
+    """With so many inputs and neurons."""
+    inputs = self.inputs if math.prod(self.inputs) == num_inputs else (num_inputs,)
+    neurons = self.neurons if math.prod(self.neurons) == num_neurons else (num_neurons,)
+    return self._replace(inputs=inputs, neurons=neurons)
+
+
+def geometry(module: Layer) -> Geometry:
+  """The layout that a layer's settings say its kernel has."""
+  if isinstance(module, nnx.Conv):
+    groups = module.feature_group_count
+    inputs, neurons = (module.in_features // groups,), (module.out_features,)
+    return Geometry(tuple(module.kernel_size), inputs, neurons, groups == 1, groups == 1)
+  if isinstance(module, nnx.LinearGeneral):
+    is_last, num_neuron_axes = tuple(module.axis) == (-1,), len(module.out_features)
+    return Geometry((), module.in_features, module.out_features, is_last, num_neuron_axes == 1)
+  return Geometry((), (module.in_features,), (module.out_features,), True, True)
+
+
+def read_layer(module: Layer, mask: Any = None) -> Weights:
+  """A layer as `folding` sees it."""
+  layout = geometry(module)
+  sizes = math.prod(layout.window), math.prod(layout.inputs), math.prod(layout.neurons)
+  kernel = np.asarray(module.kernel.get_value())
+  return Weights(
+    kernel=kernel.reshape(sizes),
+    mask=(kernel != 0 if mask is None else np.asarray(mask)).reshape(sizes),
+    bias=None if module.bias is None else np.asarray(module.bias.get_value()).reshape(-1),
+    reads_channels=layout.can_lose_inputs,
+    writes_channels=len(layout.neurons) == 1,
+    can_shrink=layout.can_lose_neurons,
+    pads_zeros=isinstance(module, nnx.Conv) and _pads_zeros(module),
+  )
+
+
+def _pads_zeros(conv: nnx.Conv) -> bool:
+  """Whether zeros stand between or around the inputs of some positions."""
+  if any(n not in (None, 1) for n in jax.tree.leaves(conv.input_dilation)):
+    return True
+  if isinstance(conv.padding, str):
+    is_pointwise = all(n == 1 for n in conv.kernel_size)
+    return conv.padding in ("SAME", "SAME_LOWER", "CAUSAL") and not is_pointwise
+  return any(jax.tree.leaves(conv.padding))
+
+
+def can_fold_norm(module: Any) -> bool:
+  """Whether a module is a batch norm over the last axis alone."""
+  if type(module) is not nnx.BatchNorm or module.axis not in (-1, (-1,)):
+    return False
+  is_plain = module.promote_dtype is nnx.nn.dtypes.promote_dtype
+  return is_plain and module.mean.get_value().ndim == 1
+
+
+def read_norm(module: nnx.BatchNorm) -> Norm:
+  """A batch norm in inference mode as `folding` sees it."""
+  read = lambda x, default: np.asarray(default if x is None else x.get_value(), np.float64)
+  scale = read(module.scale, 1) / np.sqrt(read(module.var, 1) + module.epsilon)
+  return Norm(scale, read(module.bias, 0) - read(module.mean, 0) * scale)
+
+
+def shrink_norm(module: nnx.BatchNorm, keep: np.ndarray) -> None:
+  """Removes channels from a batch norm."""
+  for variable in (module.mean, module.var, module.scale, module.bias):
+    if variable is not None:
+      variable.set_value(jnp.asarray(np.asarray(variable.get_value())[keep]))
+  take_sizes(module)
+
+
+def write_layer(module: Layer, weights: Weights) -> None:
+  """Gives a dense layer other weights, channels and neurons."""
+  layout = geometry(module).resized(*weights.kernel.shape[1:])
+  module.kernel.set_value(jnp.asarray(weights.kernel.reshape(layout.shape)))
+  if weights.bias is not None:
+    set_bias(module, jnp.asarray(weights.bias.reshape(layout.neurons)))
+  take_sizes(module)
+
+
+def set_bias(module: Layer, bias: jax.Array) -> None:
+  """Gives a dense layer a bias, also if it had none."""
+  if module.bias is None:
+    module.bias, module.use_bias = nnx.Param(bias), True
+  else:
+    module.bias.set_value(bias)
+
+
+def take_sizes(module: Any) -> None:
+  """Sets the numbers of channels of a dense layer or batch norm to those of its variables.
+
+  Raises:
+    ValueError: if its variables have different ones.
+  """
+  if type(module) in LAYERS:
+    shape, layout = module.kernel.get_value().shape, geometry(module)
+    first = len(layout.window) + len(layout.inputs)
+    inputs, neurons = shape[len(layout.window) : first], shape[first:]
+    _check_sizes([neurons] if module.bias is None else [neurons, module.bias.get_value().shape])
+    if isinstance(module, nnx.LinearGeneral):
+      module.in_features, module.out_features = inputs, neurons
+    else:
+      groups = module.feature_group_count if isinstance(module, nnx.Conv) else 1
+      module.in_features, module.out_features = inputs[0] * groups, neurons[0]
+    if isinstance(module, nnx.Conv):
+      module.kernel_shape = shape
+  elif can_fold_norm(module):
+    parts = (module.mean, module.var, module.scale, module.bias)
+    shapes = [x.get_value().shape for x in parts if x is not None]
+    _check_sizes(shapes)
+    module.num_features = shapes[0][0]
+
+
+def _check_sizes(shapes: list[tuple[int, ...]]) -> None:
+  if len(set(shapes)) > 1:
+    raise ValueError(f"their channels are {', '.join(map(str, shapes))}, not the same.")
+
+
+def fits_variable(module: Any, path: str, shape: tuple[int, ...]) -> bool:
+  """Whether a variable of a module can have a shape, after folding."""
+  name = path.rpartition("/")[2]
+  full = getattr(module, name).get_value().shape
+  if type(module) in LAYERS and name in ("kernel", "bias"):
+    layout = geometry(module)
+    return layout.fits(shape if name == "kernel" else layout.shape[: -len(layout.neurons)] + shape)
+  if can_fold_norm(module):
+    return len(shape) == 1 and 1 <= shape[0] <= full[0]
+  return shape == full
+
+
+def condense_layer(module: Layer, mask: Any) -> Condensed:
+  """The condensed form of a layer as it is."""
+  bias = None if module.bias is None else module.bias.get_value()
+  axes = Axes(geometry(module).neuron_axes)
+  return condense(module.kernel.get_value(), mask, bias, axes=axes)
+
+
+def condense_weights(module: Layer, weights: Weights) -> Condensed:
+  """The condensed form of a layer once it has these weights; rows get equal fan-ins."""
+  layout = geometry(module).resized(*weights.kernel.shape[1:])
+  mask = pad_fan_in(weights.mask.reshape(-1, weights.mask.shape[-1]))
+  bias = None if weights.bias is None else weights.bias.reshape(layout.neurons)
+  kernel = weights.kernel.reshape(layout.shape)
+  return condense(kernel, mask.reshape(layout.shape), bias, axes=Axes(layout.neuron_axes))
+
+
+def make_twin(module: Layer, condensed: Condensed, backend: Any) -> nnx.Module:
+  """The condensed twin of a layer, its weights in the type in which the layer computes."""
+  if module.dtype is not None:
+    values = condensed.values.astype(module.dtype)
+    condensed = dataclasses.replace(condensed, values=values)
+  if isinstance(module, nnx.Conv):
+    groups = module.feature_group_count
+    layer = prepare(condensed, backend=backend, feature_group_count=groups)
+    return CondensedConv(layer, module)
+  return CondensedLinear(prepare(condensed, backend=backend), module)
+
+
+def folded_norm(module: nnx.BatchNorm) -> nnx.Module:
+  """What stands in the place of a batch norm that is part of the layer before it."""
+  return FoldedBatchNorm(module)
+
+
+def is_folded_norm(module: Any) -> bool:
+  """Whether a module stands in the place of a folded batch norm."""
+  return isinstance(module, FoldedBatchNorm)
+
+
+def swap(model: nnx.Module, modules: Mapping[str, nnx.Module]) -> nnx.Module:
+  """Puts modules in place of those at the paths, wherever else in the model these stand."""
+  found = find_modules(model)
+  by_id = {id(found[path]): new for path, new in modules.items()}
+  for parent in found.values():
+    for name, child in list(vars(parent).items()):
+      if isinstance(child, nnx.Module) and id(child) in by_id:
+        setattr(parent, name, by_id[id(child)])
+  model = by_id.get(id(model), model)
+  left = [path for path, module in find_modules(model).items() if id(module) in by_id]
+  if left:
+    raise ValueError(
+      f"Module {left[0]!r} cannot be replaced where it is kept: keep modules as attributes, in "
+      "nnx.List or in nnx.Dict."
+    )
+  return model

@@ -1,0 +1,263 @@
+"""Condensed layers in one safetensors file, read back without trust in what it holds.
+
+The file is an ordinary safetensors file of the arrays `LAYER/values`, `LAYER/indices`,
+`LAYER/active` and, where there is one, `LAYER/bias`. Its header's `__metadata__` has one entry,
+`srigl_jax`, a JSON object:
+
+    {"version": 1, "layers": {LAYER: {"kernel_shape": [..], "neuron_axes": [..]}}, "metadata": {}}
+
+A file of a whole model holds the arrays of its other layers as well, under their own names. Its
+version is 2, and a list of these names stands in the object as `arrays`.
+
+Loading decodes JSON and numbers and runs no code. What a file may cost is bounded: the header by
+`MAX_HEADER_BYTES`, everything else by the size of the file.
+"""
+
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from safetensors.numpy import save
+
+from srigl_jax.condensed.safetensors_format import (
+  DTYPES,
+  MAX_HEADER_BYTES,
+  as_object,
+  as_sizes,
+  decode_json,
+  read_arrays,
+  split,
+)
+from srigl_kernels.format import Condensed, check_condensed, make_condensed
+
+VERSIONS = (1, 2)
+"""Of the format, without and with further arrays; a file of any other is refused."""
+
+_KEY = "srigl_jax"
+_FIELDS = ("values", "indices", "active", "bias")
+
+
+class CondensedFile(NamedTuple):
+  """What a file holds.
+
+  Attributes:
+    layers: condensed layers by name.
+    arrays: further arrays by name.
+    metadata: as given to `save_condensed`.
+  """
+
+  layers: dict[str, Condensed]
+  arrays: dict[str, Array]
+  metadata: dict[str, Any]
+
+
+def save_condensed(
+  path: str | os.PathLike[str],
+  layers: Mapping[str, Condensed],
+  metadata: Mapping[str, Any] | None = None,
+  *,
+  arrays: Mapping[str, Any] | None = None,
+  overwrite: bool = False,
+) -> None:
+  """Writes layers, or all of a model, to a file: complete under its name, or not at all.
+
+  Args:
+    path: the file, by custom ending in `.safetensors`; its folder must exist.
+    layers: concrete layers by name. Names are not empty.
+    metadata: anything JSON can hold, returned by `load_condensed`: the run's configuration,
+      commit, accuracy, and what else belongs to the model.
+    arrays: what else the model needs by name, such as dense kernels and the statistics of batch
+      norms (`split_condensed` gives them): float32, bfloat16, bool or integers of up to 32 bits.
+    overwrite: whether an existing file may be replaced.
+
+  Raises:
+    FileExistsError: if the file exists, unless `overwrite`.
+    ValueError: if a layer is not valid, a weight is infinite or NaN, an array's type or name
+      cannot be kept, the metadata is not JSON, or the header would exceed `MAX_HEADER_BYTES`.
+  """
+  path = Path(path)
+  tensors: dict[str, np.ndarray] = {}
+  described: dict[str, Any] = {}
+  for name, layer in layers.items():
+    if not isinstance(name, str) or not name:
+      raise ValueError(f"Layer names must be non-empty strings, not {name!r}.")
+    try:
+      check_condensed(layer)
+      _check_weights(layer)
+    except ValueError as error:
+      raise ValueError(f"Layer {name!r} cannot be saved: {error}") from error
+    described[name] = {
+      "kernel_shape": list(layer.kernel_shape),
+      "neuron_axes": list(layer.neuron_axes),
+    }
+    fields = {field: getattr(layer, field) for field in _FIELDS}
+    tensors |= {f"{name}/{k}": np.ascontiguousarray(v) for k, v in fields.items() if v is not None}
+  about = {"version": 1, "layers": described, "metadata": dict(metadata or {})}
+  if arrays:
+    _add_arrays(tensors, arrays)
+    about |= {"version": 2, "arrays": list(arrays)}
+  try:
+    text = json.dumps(about, allow_nan=False)
+    same = json.loads(text) == about
+  except (TypeError, ValueError) as error:
+    raise ValueError(f"`metadata` must be JSON: {error}") from error
+  if not same:
+    raise ValueError("`metadata` must be JSON: keys must be strings, sequences lists.")
+  data = save(tensors, metadata={_KEY: text})
+  header_bytes = int.from_bytes(data[:8], "little")
+  if header_bytes > MAX_HEADER_BYTES:
+    raise ValueError(f"The header has {header_bytes} bytes; at most {MAX_HEADER_BYTES} are read.")
+  _write(path, data, overwrite=overwrite)
+
+
+def load_condensed(path: str | os.PathLike[str]) -> tuple[dict[str, Condensed], dict[str, Any]]:
+  """Reads the layers that `save_condensed` wrote; see `load_condensed_file`.
+
+  Args:
+    path: the file.
+
+  Returns:
+    `(layers, metadata)`, the layers in the order in which they were given.
+  """
+  file = load_condensed_file(path)
+  return file.layers, file.metadata
+
+
+def load_condensed_file(path: str | os.PathLike[str]) -> CondensedFile:
+  """Reads what `save_condensed` wrote, checking every size, index and weight.
+
+  Args:
+    path: the file.
+
+  Returns:
+    `(layers, arrays, metadata)`, in the order in which they were given.
+
+  Raises:
+    ValueError: if the file is not exactly what `save_condensed` writes, or holds an index out of
+      range, or a weight that is infinite or NaN. The message names the file and the fault.
+    OSError: if it cannot be read.
+  """
+  data = Path(path).read_bytes()
+  try:
+    return _parse(data)
+  except ValueError as error:
+    raise ValueError(f"{os.fspath(path)!r} is no valid file of condensed layers: {error}") from None
+
+
+def _add_arrays(tensors: dict[str, np.ndarray], arrays: Mapping[str, Any]) -> None:
+  """Adds arrays that are no layers' to what a file will hold."""
+  for name, value in arrays.items():
+    if not isinstance(name, str) or not name:
+      raise ValueError(f"Array names must be non-empty strings, not {name!r}.")
+    if name in tensors or name == "__metadata__":
+      raise ValueError(f"An array cannot be called {name!r}: the name is taken. Rename the array.")
+    array = np.asarray(value)
+    if array.dtype not in DTYPES.values():
+      raise ValueError(
+        f"Array {name!r} has type {array.dtype}, which a file cannot hold: convert it to one of "
+        f"{', '.join(dtype.name for dtype in DTYPES.values())}."
+      )
+    try:
+      _check_finite(array, "values")
+    except ValueError as error:
+      raise ValueError(f"Array {name!r} cannot be saved: {error}") from error
+    tensors[name] = np.ascontiguousarray(array).reshape(array.shape)
+
+
+def _write(path: Path, data: bytes, *, overwrite: bool) -> None:
+  """Writes a file beside and renames it."""
+  if path.exists() and not overwrite:
+    raise FileExistsError(f"{str(path)!r} exists; overwrite=True replaces it.")
+  handle, beside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+  try:
+    with os.fdopen(handle, "wb") as file:
+      file.write(data)
+      file.flush()
+      os.fsync(file.fileno())
+    mask = os.umask(0)
+    os.umask(mask)
+    os.chmod(beside, 0o666 & ~mask)  # mkstemp's own are private
+    os.replace(beside, path)
+  except BaseException:
+    os.unlink(beside)
+    raise
+
+
+def _parse(data: bytes) -> CondensedFile:
+  header, body = split(data)
+  about = _about(header.pop("__metadata__", None))
+  arrays = read_arrays(header, body)
+  others = {}
+  for name in about.get("arrays", ()):
+    if name not in arrays:
+      raise ValueError(f"array {name!r} is missing.")
+    others[name] = jnp.asarray(arrays.pop(name))
+    try:
+      _check_finite(others[name], "values")
+    except ValueError as error:
+      raise ValueError(f"array {name!r}: {error}") from None
+  layers = {}
+  for name, description in about["layers"].items():
+    found = {field: arrays.pop(f"{name}/{field}", None) for field in _FIELDS}
+    try:
+      layers[name] = _layer(found, description)
+    except ValueError as error:
+      raise ValueError(f"layer {name!r}: {error}") from None
+  if arrays:
+    raise ValueError(f"array {next(iter(arrays))!r} belongs to no layer.")
+  return CondensedFile(layers, others, about["metadata"])
+
+
+def _about(metadata: Any) -> dict[str, Any]:
+  """The decoded description of the layers."""
+  metadata = as_object(metadata, "__metadata__", {_KEY})
+  if not isinstance(metadata[_KEY], str):
+    raise ValueError(f"{_KEY} in __metadata__ must be a string.")
+  about = as_object(decode_json(metadata[_KEY].encode(errors="surrogatepass"), _KEY), _KEY)
+  version = about.get("version")
+  if type(version) is not int or version not in VERSIONS:
+    raise ValueError(
+      f"its format version is {version!r}; this version of srigl_jax reads "
+      f"{' and '.join(map(str, VERSIONS))}."
+    )
+  as_object(about, _KEY, {"version", "layers", "metadata"} | ({"arrays"} if version > 1 else set()))
+  names = about.get("arrays", [])
+  if not isinstance(names, list) or not all(isinstance(name, str) and name for name in names):
+    raise ValueError("arrays must be a list of names.")
+  if len(set(names)) != len(names):
+    raise ValueError("arrays names an array twice.")
+  for name, description in as_object(about["layers"], "layers").items():
+    as_object(description, f"the description of layer {name!r}", {"kernel_shape", "neuron_axes"})
+    if not name:
+      raise ValueError("a layer has an empty name.")
+  as_object(about["metadata"], "metadata")
+  return about
+
+
+def _layer(arrays: dict[str, Any], description: dict[str, Any]) -> Condensed:
+  missing = [field for field in _FIELDS[:3] if arrays[field] is None]
+  if missing:
+    raise ValueError(f"its {missing[0]} are missing.")
+  shape = as_sizes(description["kernel_shape"], "kernel_shape")
+  axes = as_sizes(description["neuron_axes"], "neuron_axes")
+  check_condensed(Condensed(**arrays, kernel_shape=shape, neuron_axes=axes))  # types, too
+  layer = make_condensed(**arrays, kernel_shape=shape, neuron_axes=axes)
+  _check_weights(layer)
+  return layer
+
+
+def _check_weights(layer: Condensed) -> None:
+  for field in ("values", "bias"):
+    if getattr(layer, field) is not None:
+      _check_finite(getattr(layer, field), field)
+
+
+def _check_finite(array: Any, name: str) -> None:
+  if not np.isfinite(np.asarray(array, np.float32)).all():
+    raise ValueError(f"its {name} are not all finite.")

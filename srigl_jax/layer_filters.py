@@ -1,0 +1,206 @@
+"""Which layers are sparse and which may lose neurons: rules by parameter path.
+
+A rule is `True` (every layer), `False` (none), a function `(path, shape) -> bool`, or
+`only(...)` / `all_but(...)` with names of presets and regular expressions:
+
+```python
+srigl(..., sparse=all_but("first", "head"), ablate=only(r"mlp/.*kernel"))
+```
+"""
+
+import difflib
+import re
+import warnings
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
+
+from srigl_jax.layers import (
+  AxesRule,
+  Layer,
+  flax_axes,
+  is_weight,
+  leaf_dict,
+  make_layer,
+  natural_key,
+)
+
+
+class Selection(NamedTuple):
+  """A choice of layers by preset names and regular expressions; see `only` and `all_but`."""
+
+  patterns: tuple[str, ...]
+  inverted: bool
+  inputs_multiple_of: int = 1
+
+
+Rule = bool | Selection | Callable[[str, tuple[int, ...]], bool]
+
+
+def only(*patterns: str) -> Selection:
+  """The layers that any of the patterns names.
+
+  Args:
+    *patterns: names in `PRESETS`, or regular expressions searched for in the layer's path.
+      A pattern that fits no layer is an error when the rule is used, never ignored.
+  """
+  return Selection(tuple(patterns), inverted=False)
+
+
+def all_but(*patterns: str, inputs_multiple_of: int = 1) -> Selection:
+  """All layers except those that any of the patterns names; see `only`.
+
+  Args:
+    *patterns: as for `only`; none excludes no layer.
+    inputs_multiple_of: also except layers whose neurons have another number of inputs, such as
+      the first convolution's 27: for a structure that holds in every block of inputs.
+
+  Raises:
+    ValueError: if `inputs_multiple_of` is less than 1.
+  """
+  if inputs_multiple_of < 1:
+    raise ValueError(f"inputs_multiple_of is {inputs_multiple_of}; it must be 1 or more.")
+  return Selection(tuple(patterns), inverted=True, inputs_multiple_of=inputs_multiple_of)
+
+
+def find_layers(
+  params: Any, *, sparse: Rule = True, axes: AxesRule = flax_axes
+) -> dict[str, Layer]:
+  """The layers that count for a sparsity target, in natural order of their paths.
+
+  Args:
+    params: parameter tree, of arrays or of `jax.ShapeDtypeStruct`.
+    sparse: a function here can also ask for leaves that are no weights by default (biases,
+      norms, embeddings; at least two axes): those it accepts count as layers.
+    axes: which axes of a kernel are neurons.
+
+  Raises:
+    ValueError: if there is no layer.
+  """
+  leaves = leaf_dict(params)
+  asked = sparse if callable(sparse) and not isinstance(sparse, Selection) else None
+  layers = {
+    path: make_layer(path, leaf.shape, axes)
+    for path, leaf in leaves.items()
+    if is_weight(path, leaf) or (asked and len(leaf.shape) >= 2 and asked(path, leaf.shape))
+  }
+  if not layers:
+    shapes = {path: getattr(leaf, "shape", ()) for path, leaf in leaves.items()}
+    raise ValueError(
+      "No leaf of the parameters is a weight (floating, two axes or more, and not named like a "
+      f"bias, norm or embedding). The leaves are {shapes}. Pass the parameters themselves, or "
+      "`sparse=` a function (path, shape) -> bool that names the weights."
+    )
+  return layers
+
+
+def select(rule: Rule, layers: Mapping[str, Layer], *, name: str) -> frozenset[str]:
+  """Paths of the layers that a rule chooses.
+
+  Args:
+    rule: see the module's docstring.
+    layers: all layers that count, by path.
+    name: the argument that the rule came in by, for messages.
+
+  Raises:
+    ValueError: if a pattern fits no layer or the rule is of no known kind.
+  """
+  if isinstance(rule, bool):
+    return frozenset(layers if rule else ())
+  if isinstance(rule, Selection):
+    named = frozenset().union(*(_matches(pattern, layers, name) for pattern in rule.patterns))
+    chosen = frozenset(layers) - named if rule.inverted else named
+    return frozenset(p for p in chosen if not layers[p].dense_fan_in % rule.inputs_multiple_of)
+  if callable(rule):
+    return frozenset(path for path, layer in layers.items() if rule(path, layer.shape))
+  raise ValueError(
+    f"{name} is {rule!r}; it must be True, False, a function (path, shape) -> bool, or "
+    f"only(...) / all_but(...) with presets ({', '.join(PRESETS)}) or regular expressions."
+  )
+
+
+def _matches(pattern: str, layers: Mapping[str, Layer], name: str) -> frozenset[str]:
+  if pattern in PRESETS:
+    found = frozenset(PRESETS[pattern](layers))
+  else:
+    found = frozenset(path for path in layers if re.search(pattern, path))
+  if not found:
+    near = difflib.get_close_matches(pattern, [*PRESETS, *layers], n=1, cutoff=0.5)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    raise ValueError(
+      f"{name} names {pattern!r}, which fits no layer.{hint} Presets: {', '.join(PRESETS)}; "
+      f"layers: {', '.join(layers)}. Give a preset that occurs, or a regular expression."
+    )
+  return found
+
+
+def _by_path(regex: str) -> Callable[[Mapping[str, Layer]], Iterable[str]]:
+  return lambda layers: [path for path in layers if re.search(regex, path)]
+
+
+def _depthwise(layers: Mapping[str, Layer]) -> list[str]:
+  # A stem that sees one channel has the same shape: it is told apart by its name.
+  return [
+    path
+    for path, layer in layers.items()
+    if layer.axes.spatial and layer.dims[1] == 1 and not _FIRST.search(path)
+  ]
+
+
+# Flattened trees are sorted by name, so position says nothing: the ends of a network are found
+# by name, and failing that by number (Dense_0 ... Dense_2).
+_HEAD = re.compile(r"^(params/)?(head|heads|fc|linear|classifier|logits|output|lm_head)(/|$)")
+_FIRST = re.compile(
+  r"^(params/)?(conv_init|conv1|conv_1|conv0|conv_0|conv_proj|stem\w*|patch_embed\w*|input\w*)(/|$)"
+)
+
+
+def _head(layers: Mapping[str, Layer]) -> list[str]:
+  """The classifier: the last layer named like one, else the last of the outermost matrices."""
+  named = [path for path in layers if _HEAD.search(path)]
+  if named:
+    return [max(named, key=natural_key)]
+  matrices = [p for p, layer in layers.items() if not layer.axes.spatial] or list(layers)
+  depth = min(path.count("/") for path in matrices)
+  outermost = [path for path in matrices if path.count("/") == depth]
+  head = max(outermost, key=natural_key)
+  if len({_stem(path) for path in outermost}) > 1:
+    warnings.warn(
+      f"No layer is named like a classifier (head, fc, linear, classifier, logits, output); "
+      f"{head!r}, the last of {outermost} by name, is taken for it and never ablated. Name the "
+      "right one: ablate=all_but(r'path/of/classifier').",
+      stacklevel=2,
+    )
+  return [head]
+
+
+def _first(layers: Mapping[str, Layer]) -> list[str]:
+  """The layer that sees the input: the first named like one, else the first by number."""
+  named = [path for path in layers if _FIRST.search(path)]
+  if named:
+    return [min(named, key=natural_key)]
+  if len({_stem(path) for path in layers}) == 1:
+    return [min(layers, key=natural_key)]
+  raise ValueError(
+    "Preset 'first' cannot tell which layer sees the input: none is named conv1, conv_init, "
+    f"stem, conv_proj, patch_embed or the like among {', '.join(layers)}. Give its path as a "
+    "regular expression instead of 'first'."
+  )
+
+
+def _stem(path: str) -> str:
+  return re.sub(r"\d+", "#", path)
+
+
+PRESETS: dict[str, Callable[[Mapping[str, Layer]], Iterable[str]]] = {
+  "first": _first,
+  "head": _head,
+  "depthwise": _depthwise,
+  "query": _by_path(r"(^|/)query/kernel$"),
+  "key": _by_path(r"(^|/)key/kernel$"),
+  "value": _by_path(r"(^|/)value/kernel$"),
+  "attention_out": _by_path(r"[aA]tt\w*/out/kernel$|(^|/)out_proj/"),
+  "attention": _by_path(r"(^|/)(query|key|value)/kernel$|[aA]tt\w*/out/kernel$|(^|/)out_proj/"),
+  "mlp": _by_path(r"(^|/)[mM][lL][pP]\w*/"),
+}
+"""Names for `only` and `all_but`: the classifier ("head"), the layer that sees the input
+("first"), depthwise convolutions, and the parts of a transformer block."""

@@ -1,0 +1,1 @@
+"""One file a method: its topology update and its optax wrapper together."""

@@ -1,0 +1,146 @@
+"""N:M sparsity learnt from scratch: dense weights behind a mask that follows them."""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import Array
+
+from srigl_jax.allocation import allocate
+from srigl_jax.blocks import check_n_of_m, largest_per_block, num_blocks
+from srigl_jax.layer_filters import Rule
+from srigl_jax.layers import (
+  AxesRule,
+  Layer,
+  flax_axes,
+  from_matrix,
+  leaf_dict,
+  map_leaves,
+  to_matrix,
+)
+from srigl_jax.state import SparseState
+from srigl_jax.topk import magnitude_key
+
+
+def sr_ste(
+  inner: optax.GradientTransformation,
+  n: int = 2,
+  m: int = 4,
+  *,
+  decay: float = 2e-4,
+  sparse: Rule = True,
+  axes: AxesRule = flax_axes,
+) -> optax.GradientTransformationExtraArgs:
+  """N:M sparsity by the sparse-refined straight-through estimator.
+
+  The parameters hold the masked weights, so the gradients of the loss are those of the
+  straight-through estimator; the dense weights behind the mask are in the state's `memory`. In
+  each step the inner optimizer moves the dense weights by that gradient plus `decay` times the
+  weights that the mask hides, and the mask becomes the n largest magnitudes of every block of m
+  consecutive inputs of a neuron. A parameter off the mask is exactly 0.
+
+  Args:
+    inner: the optimizer to wrap. It sees dense weights and dense gradients, and its moments are
+      dense.
+    n: weights kept in each block.
+    m: inputs of a block, consecutive in the `[I, N]` view (convolutions: window row, window
+      column, input channel); must divide the inputs of each sparse layer.
+    decay: λ of the source, 2e-4 there.
+    sparse: which layers may be sparse; `all_but(inputs_multiple_of=m)` leaves out those that m does
+      not divide.
+    axes: which axes of a kernel are neurons.
+
+  Returns:
+    A transformation like that of `srigl`. `init` takes the first masks from the magnitudes of the
+    weights that it is given, and keeps those that are hidden: weights should not be drawn anew
+    after it.
+
+  Raises:
+    ValueError: if n is not in 1..m or `decay` is negative; on `init` if m does not divide a sparse
+      layer's inputs.
+
+  Source: Zhou et al., Learning N:M Fine-grained Structured Sparse Neural Networks From Scratch
+  (arXiv:2102.04010), its SR-STE.
+  """
+  check_n_of_m(n, m)
+  if not isinstance(decay, Array) and not decay >= 0:
+    raise ValueError(f"decay is {decay}; it must be 0 or more.")
+  inner = optax.with_extra_args_support(inner)
+
+  @functools.lru_cache(maxsize=8)
+  def plan(spec: tuple[tuple[str, tuple[int, ...], np.dtype], ...]):
+    leaves = {path: jax.ShapeDtypeStruct(shape, dtype) for path, shape, dtype in spec}
+    return allocate(leaves, fan_in=n, block_size=m, sparse=sparse, axes=axes)
+
+  def plan_for(params: Any):
+    leaves = leaf_dict(params)
+    return plan(tuple((path, leaf.shape, np.dtype(leaf.dtype)) for path, leaf in leaves.items()))
+
+  def masks_of(weights, budgets, layers):
+    return {p: n_of_m_mask(w, layers[p], budgets[p], block_size=m) for p, w in weights.items()}
+
+  def init_fn(params):
+    allocation = plan_for(params)
+    leaves = leaf_dict(params)
+    weights = {path: jnp.copy(leaves[path]) for path in allocation.budgets}
+    budgets = {p: jnp.asarray(budget, jnp.int32) for p, budget in allocation.budgets.items()}
+    masks = masks_of(weights, budgets, allocation.layers)
+    return SparseState(
+      step=jnp.zeros((), jnp.int32),
+      masks=masks,
+      explored=jax.tree.map(jnp.copy, masks),
+      budgets=budgets,
+      key=jax.random.key_data(jax.random.key(0)),
+      grad_mean={},
+      memory=weights,
+      inner_state=inner.init(params),
+    )
+
+  def update_fn(updates, state, params=None, **extra_args):
+    if params is None:
+      raise ValueError("sr_ste needs the parameters: call update(grads, state, params).")
+    # What shows is the truth, and may have been changed; what is hidden is remembered.
+    behind = lambda p, mask, w: jnp.where(mask, p, w)
+    dense = map_leaves(behind, params, state.masks, state.memory)
+    refined = lambda g, mask, w: g + jnp.where(mask, 0, decay * w).astype(g.dtype)
+    grads = map_leaves(refined, updates, state.masks, state.memory)
+    steps, inner_state = inner.update(grads, state.inner_state, dense, **extra_args)
+    moved = leaf_dict(optax.apply_updates(dense, steps))
+    weights = {path: moved[path] for path in state.masks}
+    masks = masks_of(weights, state.budgets, plan_for(params).layers)
+
+    def shown(u, p, old, new, w):
+      wide = jnp.promote_types(p.dtype, u.dtype)
+      return jnp.where(new & old, u, jnp.where(new, w, 0).astype(wide) - p.astype(wide))
+
+    sparse_updates = map_leaves(shown, steps, leaf_dict(params), state.masks, masks, weights)
+    new = state._replace(
+      step=optax.safe_increment(state.step),
+      masks=masks,
+      explored={path: state.explored[path] | mask for path, mask in masks.items()},
+      memory=weights,
+      inner_state=inner_state,
+    )
+    return sparse_updates, new
+
+  return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def n_of_m_mask(weights: Array, layer: Layer, budget: Array | int, *, block_size: int) -> Array:
+  """The largest magnitudes of every block of inputs.
+
+  Args:
+    weights: kernel, any float dtype.
+    layer: its neurons and inputs.
+    budget: connections of the layer, the same number in each of its blocks; may be traced.
+    block_size: inputs of a block.
+
+  Returns:
+    bool, the kernel's shape. Ties: the lower input stays.
+  """
+  n = budget // (layer.num_neurons * num_blocks(layer, block_size))
+  keys = magnitude_key(to_matrix(weights, layer))
+  return from_matrix(largest_per_block(keys, n, block_size), layer)

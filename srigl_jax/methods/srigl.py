@@ -1,0 +1,297 @@
+"""SRigL: one layer's topology update, and the optax transformation that applies it.
+
+An update is a function of (weights, scores for growth, mask) that returns the new mask, pure and
+free of data-dependent shapes. It takes a kernel in its own layout and works on the matrix view
+`[I, N]` (inputs, neurons). What happens to values and moments is the transformation's business: a
+connection grown where none was starts at 0, one pruned and regrown in the same update keeps its
+value. Rows are those of docs/algorithm.md: the places where the authors' code and the paper part.
+"""
+
+import math
+from collections.abc import Mapping
+
+import jax.numpy as jnp
+import optax
+from jax import Array
+
+from srigl_jax.allocation import Distribution
+from srigl_jax.blocks import (
+  check_structure,
+  count_per_block,
+  group_sums,
+  largest_per_block,
+  num_blocks,
+  num_in_group,
+)
+from srigl_jax.exact_counts import Fraction, share
+from srigl_jax.layer_filters import Rule, all_but
+from srigl_jax.layers import AxesRule, flax_axes, from_matrix, to_matrix
+from srigl_jax.mask_updates import (
+  DropFraction,
+  LayerView,
+  Topology,
+  check_drop_fraction,
+  check_update,
+  per_layer,
+)
+from srigl_jax.topk import ALWAYS, count, count_per_column, largest, magnitude_key
+from srigl_jax.transform import sparse_training
+
+_NOT_THE_HEAD = all_but("head")
+
+
+def srigl(
+  inner: optax.GradientTransformation,
+  *,
+  update_until: int,
+  sparsity: float | None = None,
+  distribution: Distribution = "erk",
+  density: float | None = None,
+  fan_in: int | Mapping[str, int] | None = None,
+  update_every: int = 100,
+  drop_fraction: DropFraction = 0.3,
+  gamma_sal: float = 0.3,
+  salient_base: str = "constant_fan_in",
+  block_size: int | None = None,
+  group_size: int = 1,
+  grad_accumulation_steps: int = 1,
+  sparse: Rule = True,
+  ablate: Rule = _NOT_THE_HEAD,
+  axes: AxesRule = flax_axes,
+  seed: int = 0,
+) -> optax.GradientTransformationExtraArgs:
+  """Structured RigL: constant fan-in, regrowth by gradient, ablation of useless neurons.
+
+  In each step the inner optimizer moves the weights; every `update_every` steps before
+  `update_until` the topology is then updated (`srigl_update`), magnitudes being those after the
+  move and gradients those of before.
+
+  Args:
+    inner: the optimizer to wrap; gradient clipping that should see masked gradients goes inside.
+    update_until: T_end, the step at which topology updates end; the papers use three quarters
+      of the run.
+    sparsity: share of the layers' weights that are missing, in [0, 1).
+    distribution: how it is divided among the layers; see `allocate`.
+    density: `1 - sparsity`, in its place.
+    fan_in: connections of each neuron, in its place; see `allocate`.
+    update_every: ΔT, steps between topology updates.
+    drop_fraction: share of the active weights that an update prunes: the initial one of a cosine
+      that reaches 0 at `update_until`; or a function of the step (traced) that returns it.
+    gamma_sal: see `srigl_update`; 0 for no ablation. 0.3 suits convolutional networks, 0.95
+      vision transformers (which are pruned in width far more).
+    salient_base: see `srigl_update`.
+    block_size: M, for a constant fan-in in every block of M consecutive inputs; see `nm_srigl`.
+    group_size: consecutive neurons that share their inputs (and are ablated together), so that
+      their weights form dense blocks; layers whose neurons are no multiple of it have groups of
+      their largest common divisor.
+    grad_accumulation_steps: how many of the last dense gradients before an update its growth
+      score averages; 1 costs no memory.
+    sparse: which layers may be sparse; see `rules`.
+    ablate: which layers may lose neurons. The classifier may not by default.
+    axes: which axes of a kernel are neurons.
+    seed: of the initial masks.
+
+  Under `optax.inject_hyperparams`, inject into a function of the hyperparameter alone, since the
+  other arguments have to stay Python values:
+  `inject_hyperparams(lambda rate: srigl(optax.sgd(rate), ...))(rate=0.1)`.
+
+  Returns:
+    A transformation whose `update` takes the plain dense gradients of the loss and needs
+    `params`. Its state is a `SparseState`; `get_masks` finds the masks in it.
+
+  Raises:
+    ValueError: if an argument is out of range; on `init` if a layer's fan-in would be 0.
+
+  Source: SRigL (arXiv:2305.02299), section 3; order of optimizer and topology update within a
+  step as in the authors' code (docs/algorithm.md, row 9).
+  """
+  salient_threshold(gamma_sal, constant_fan_in=1, dense_fan_in=1, salient_base=salient_base)
+
+  def update(layer: LayerView) -> Array:
+    return srigl_update(
+      layer.weights,
+      layer.scores,
+      layer.mask,
+      budget=layer.budget,
+      drop_fraction=layer.drop_fraction,
+      gamma_sal=gamma_sal if layer.may_ablate else 0,
+      salient_base=salient_base,
+      block_size=block_size,
+      group_size=group_size,
+      axes=lambda *_: layer.axes,
+    )
+
+  return sparse_training(
+    inner,
+    Topology(
+      per_layer(update),
+      update_every,
+      update_until,
+      drop_fraction,
+      grad_accumulation_steps,
+      ablate=ablate,
+    ),
+    structure="constant_fan_in",
+    block_size=block_size,
+    group_size=group_size,
+    sparsity=sparsity,
+    distribution=distribution,
+    density=density,
+    fan_in=fan_in,
+    sparse=sparse,
+    axes=axes,
+    seed=seed,
+  )
+
+
+SALIENT_BASES = ("constant_fan_in", "dense_fan_in")
+
+
+def srigl_update(
+  weights: Array,
+  grads: Array,
+  mask: Array,
+  *,
+  budget: int | Array,
+  drop_fraction: Fraction,
+  gamma_sal: float = 0.3,
+  salient_base: str = "constant_fan_in",
+  block_size: int | None = None,
+  group_size: int = 1,
+  axes: AxesRule = flax_axes,
+) -> Array:
+  """One SRigL update: prune by magnitude, ablate neurons, grow by gradient, fan-in constant.
+
+  With `n` active weights, `p = trunc(n * drop_fraction)` of them to be pruned (more when fewer
+  than `n - p` weights are non-zero, namely all the zeros):
+
+  1. A weight is salient if it is among the `n - p` largest magnitudes of the layer or the `p`
+     largest gradient magnitudes (of all positions, active ones included). A neuron with fewer
+     salient weights than a threshold is ablated: `max(1, trunc(gamma_sal * fan-in))`, lowered if
+     need be so that the budget still fits into the neurons that stay.
+  2. The fan-in becomes `k = budget // (neurons that stay)`.
+  3. The `n - p` largest non-zero magnitudes in the neurons that stay are kept; a neuron with
+     more than k of them keeps its k largest.
+  4. Each neuron that stays grows to k connections by its largest gradients among all positions
+     not kept, those just pruned included.
+
+  Ablation is decided afresh each time, so an ablated neuron whose gradients make it salient
+  comes back.
+
+  With `block_size` M (N:M sparsity), points 2 to 4 hold for every block of M consecutive inputs
+  of a neuron in place of the neuron: `k = budget // (blocks of the neurons that stay)`. With
+  `group_size`, groups of consecutive neurons are what the above calls neurons, an input's
+  magnitude and gradient in a group being the sums over its neurons; they share one mask.
+
+  Args:
+    weights: kernel of `N` neurons with `I` inputs each, any float dtype; taken as 0 off the mask.
+    grads: dense gradient of the loss (or a mean of several), same shape.
+    mask: bool, same shape, True where active.
+    budget: connections the layer may have, at least one for each neuron (or block) and fewer
+      than `I * N`; from `allocate`. May be traced, and is not checked then.
+    drop_fraction: share of the active weights to prune, in [0, 1]. Python floats are counted in
+      double, traced values exactly at their own precision.
+    gamma_sal: the share of `salient_base` that must be salient in a neuron that stays, 0 for no
+      ablation; 1 and above is an absolute number of weights.
+    salient_base: `"constant_fan_in"`, the fan-in of the layer with no neuron ablated, or
+      `"dense_fan_in"`, I.
+    block_size: inputs of a block, a divisor of I; None: all of them, plain SRigL.
+    group_size: neurons of a group, or its largest common divisor with N; 1: plain SRigL.
+    axes: which axes are neurons, for layouts other than Flax's.
+
+  Returns:
+    bool, the new mask, same shape: each neuron (block) has either k connections or none, and at
+    least `budget // I + 1` neurons stay. Ties: the larger key first, then the lower index of the
+    `[I, N]` matrix, which for Flax kernels is the flat index of the kernel.
+
+  Raises:
+    ValueError: if shapes differ or an argument is out of range.
+
+  Source: SRigL (arXiv:2305.02299), section 3, and the authors' code where the paper is silent:
+  gradients of all positions count as salient (row 3), truncated threshold with a minimum of 1
+  and a floor on the neurons that stay (row 4), relative to the fan-in without ablation (row 5).
+  Unlike the authors' code, an over-full neuron keeps its largest weights rather than arbitrary
+  ones (row 1), and exact zeros are never kept in place of pruned weights (row 2).
+  """
+  layer = check_update(weights, grads, mask, axes)
+  check_drop_fraction(drop_fraction)
+  check_structure(block_size, group_size)
+  num_inputs, blocks = layer.dense_fan_in, num_blocks(layer, block_size)
+  if not isinstance(budget, Array) and not layer.num_neurons * blocks <= budget < layer.size:
+    each, split = ("neuron", "") if blocks == 1 else ("block", f" in {blocks} blocks")
+    raise ValueError(
+      f"budget is {budget}, but a layer of {layer.num_neurons} neurons with {num_inputs} inputs "
+      f"each{split} needs {layer.num_neurons * blocks} <= budget < {layer.size}: at least one "
+      f"connection for each {each} and fewer than a dense layer. Use the budget that `allocate` "
+      "gives."
+    )
+  group = num_in_group(layer, group_size)
+  num_neurons, budget = layer.num_neurons // group, budget // group
+  block_size = num_inputs // blocks
+  required = salient_threshold(
+    gamma_sal,
+    constant_fan_in=budget // (num_neurons * blocks) * blocks,
+    dense_fan_in=num_inputs,
+    salient_base=salient_base,
+  )
+
+  mask = to_matrix(mask, layer)
+  weights = group_sums(jnp.where(mask, to_matrix(weights, layer), 0), group)
+  magnitudes = magnitude_key(weights)
+  gradients = magnitude_key(group_sums(to_matrix(grads, layer), group))
+  nonzero = weights != 0
+
+  num_active = count(mask.reshape(num_inputs, num_neurons, group).any(-1))
+  num_pruned = share(num_active, drop_fraction)
+  num_kept = jnp.minimum(num_active - num_pruned, count(nonzero))
+  num_pruned = num_active - num_kept
+
+  if gamma_sal == 0:
+    stays = jnp.ones((1, num_neurons), bool)
+  else:
+    salient = largest(magnitudes, num_kept) | largest(gradients, num_pruned)
+    num_salient = count_per_column(salient)
+    floor = jnp.sort(num_salient[0], descending=True)[budget // num_inputs]
+    stays = num_salient >= jnp.minimum(required, floor)
+  fan_in = budget // (stays.sum(dtype=jnp.int32) * blocks)
+
+  kept = largest(jnp.where(nonzero & stays, magnitudes, 0), num_kept) & nonzero & stays
+  # One selection both trims the blocks that kept too many (by magnitude, among the kept) and
+  # fills the others (the kept first, then by gradient): no block needs both.
+  overfull = count_per_block(kept, block_size) > fan_in
+  keys = jnp.where(
+    overfull, jnp.where(kept, magnitudes, 0), jnp.where(kept, jnp.uint32(ALWAYS), gradients)
+  )
+  chosen = largest_per_block(keys, jnp.where(stays, fan_in, 0)[0], block_size)
+  return from_matrix(jnp.repeat(chosen, group, axis=1), layer)
+
+
+def salient_threshold(
+  gamma_sal: float, *, constant_fan_in: int | Array, dense_fan_in: int, salient_base: str
+) -> int | Array:
+  """Salient weights that a neuron needs in order not to be ablated, before the floor; 0: none.
+
+  Args:
+    gamma_sal: as for `srigl_update`.
+    constant_fan_in: fan-in of the layer's neurons when none is ablated; may be traced.
+    dense_fan_in: fan-in of a dense neuron.
+    salient_base: which of the two a `gamma_sal` below 1 is a share of.
+
+  Raises:
+    ValueError: if `gamma_sal` is negative or not a number, or `salient_base` unknown.
+  """
+  if salient_base not in SALIENT_BASES:
+    raise ValueError(f"salient_base is {salient_base!r}; it must be one of {SALIENT_BASES}.")
+  if isinstance(gamma_sal, Array) or not 0 <= gamma_sal < math.inf:
+    raise ValueError(
+      f"gamma_sal is {gamma_sal}; it must be a Python number: 0 for no ablation, a share of the "
+      "fan-in below 1 (the paper's 0.3), or an absolute number of weights from 1 on."
+    )
+  if gamma_sal == 0:
+    return 0
+  if gamma_sal >= 1:
+    return math.ceil(gamma_sal)
+  base = constant_fan_in if salient_base == "constant_fan_in" else dense_fan_in
+  if isinstance(base, Array):
+    return jnp.maximum(1, share(base, float(gamma_sal)))
+  return max(1, math.trunc(float(gamma_sal) * base))

@@ -1,0 +1,80 @@
+"""Masks that never change: random ones, or those of another run."""
+
+from collections.abc import Mapping
+
+import optax
+from jax import Array
+
+from srigl_jax.allocation import Distribution
+from srigl_jax.layer_filters import Rule
+from srigl_jax.layers import AxesRule, flax_axes
+from srigl_jax.transform import sparse_training
+
+
+def static_sparse(
+  inner: optax.GradientTransformation,
+  *,
+  sparsity: float | None = None,
+  distribution: Distribution = "erk",
+  density: float | None = None,
+  fan_in: int | Mapping[str, int] | None = None,
+  structure: str = "unstructured",
+  block_size: int | None = None,
+  group_size: int = 1,
+  sparse: Rule = True,
+  axes: AxesRule = flax_axes,
+  seed: int = 0,
+) -> optax.GradientTransformationExtraArgs:
+  """A random mask that never changes. Arguments as for `srigl`.
+
+  Args:
+    inner: the optimizer to wrap.
+    sparsity: see `srigl`.
+    distribution: see `srigl`.
+    density: see `srigl`.
+    fan_in: see `srigl`.
+    structure: `"unstructured"` or `"constant_fan_in"`.
+    block_size: with the latter, as for `srigl`.
+    group_size: with the latter, as for `srigl`.
+    sparse: see `srigl`.
+    axes: see `srigl`.
+    seed: of the masks.
+  """
+  return sparse_training(
+    inner,
+    None,
+    structure=structure,
+    block_size=block_size,
+    group_size=group_size,
+    sparsity=sparsity,
+    distribution=distribution,
+    density=density,
+    fan_in=fan_in,
+    sparse=sparse,
+    axes=axes,
+    seed=seed,
+  )
+
+
+def fixed_masks(
+  inner: optax.GradientTransformation,
+  masks: Mapping[str, Array],
+  *,
+  axes: AxesRule = flax_axes,
+) -> optax.GradientTransformationExtraArgs:
+  """Given masks that never change: those of a trained network, on new weights.
+
+  Trained so, networks fall short of those that found the masks in training: the static mask
+  conundrum.
+
+  Args:
+    inner: the optimizer to wrap.
+    masks: bool arrays by path, as from `get_masks`; layers without one are dense.
+    axes: see `srigl`.
+
+  Raises:
+    ValueError: on `init` if a mask's path is no leaf's, or its shape is not the leaf's.
+
+  Source: Evci et al., The Difficulty of Training Sparse Neural Networks (arXiv:1906.10732).
+  """
+  return sparse_training(inner, None, initial=masks, axes=axes)

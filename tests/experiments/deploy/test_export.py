@@ -1,0 +1,138 @@
+"""Exporting a trained network, and running what was exported."""
+
+import shutil
+
+import numpy as np
+import pytest
+
+import srigl_jax as sx
+from experiments.common.files import read_json
+from experiments.deploy.exported import load_exported
+from experiments.deploy.inference import accuracy, largest_difference, predict
+from experiments.export import export
+from experiments.infer import infer, write_report
+from experiments.train import train
+from experiments.training.load_run import load_trained
+from tests.experiments.tiny import quick_compiler, tiny_config
+
+pytestmark = pytest.mark.usefixtures("one_device")
+
+
+@pytest.fixture(scope="module")
+def exported_run(finished_run, tmp_path_factory):
+  """A finished run's directory, its network and what was exported of it."""
+  workdir, _ = finished_run
+  trained = load_trained(workdir)
+  path = tmp_path_factory.mktemp("exported") / "folder" / "model.safetensors"
+  return workdir, trained, export(trained, path)
+
+
+def test_a_trained_network_is_the_one_that_was_evaluated(finished_run):
+  workdir, results = finished_run
+  trained = load_trained(workdir)
+  data = trained.run.data
+  logits, labels = predict({"last": trained.model}, data)
+  assert accuracy(logits["last"], labels) == pytest.approx(results["test_accuracy"])
+  assert trained.step == results["steps"]
+  assert trained.masks.keys() == {
+    layer["path"] for layer in results["layers"] if layer["density"] < 1
+  }
+  best = load_trained(workdir, which="best")
+  logits, labels = predict({"best": best.model}, data)
+  assert accuracy(logits["best"], labels) == pytest.approx(results["best_test_accuracy"])
+
+
+def test_reading_changes_nothing(finished_run, tmp_path):
+  files = lambda folder: {p.relative_to(folder): p.stat().st_mtime_ns for p in folder.rglob("*")}
+  shutil.copytree(finished_run[0], tmp_path / "run")
+  before = files(tmp_path / "run")
+  load_trained(tmp_path / "run")
+  assert files(tmp_path / "run") == before
+
+
+def test_an_exported_network_computes_the_same(exported_run):
+  _, trained, exported = exported_run
+  data = trained.run.data
+  portable = load_exported(exported.path, backend="xla").model
+  logits, labels = predict(
+    {"trained": trained.model, "exported": exported.model, "portable": portable}, data, batch_size=7
+  )
+  np.testing.assert_array_equal(labels, data.test_labels)
+  assert logits["exported"].shape == (data.num_test, data.num_classes)
+  assert largest_difference(logits["exported"], logits["trained"]) < 1e-5
+  assert largest_difference(logits["portable"], logits["trained"]) < 1e-5
+
+
+def test_it_says_where_it_comes_from(exported_run):
+  _, trained, exported = exported_run
+  assert exported.config.seed == trained.run.config.seed
+  assert exported.metadata["step"] == trained.step
+  assert exported.metadata["environment"]["jax"]
+  assert "data_dir" not in exported.metadata["config"]["data"]
+
+
+def test_an_existing_file_is_kept(exported_run):
+  _, trained, exported = exported_run
+  before = exported.path.read_bytes()
+  with pytest.raises(FileExistsError):
+    export(trained, exported.path)
+  assert exported.path.read_bytes() == before
+  export(trained, exported.path, overwrite=True)
+
+
+@pytest.mark.parametrize("give_workdir", [True, False])
+def test_infer(exported_run, tmp_path, give_workdir):
+  workdir, trained, exported = exported_run
+  results = infer(exported, batch_sizes=[1, 3], rounds=2, workdir=workdir if give_workdir else None)
+  logits, labels = predict({"trained": trained.model}, trained.run.data)
+  assert set(results["accuracy"].values()) == {accuracy(logits["trained"], labels)}
+  assert max(results["largest_difference"].values()) < 1e-5
+  assert results["bytes_on_disk"]["condensed"] == exported.path.stat().st_size
+  assert results["table"].count("\n") == 3
+  path = write_report(results, tmp_path)
+  assert results["table"] in path.read_text()
+  assert (tmp_path / "latency.png").stat().st_size > 1000
+  assert read_json(tmp_path / "results.json")["accuracy"] == results["accuracy"]
+
+
+def test_another_runs_directory_is_refused(exported_run, tmp_path):
+  with quick_compiler():
+    train(tiny_config({"seed": 5}), tmp_path)
+  with pytest.raises(ValueError, match="was not exported from the last checkpoint of"):
+    infer(exported_run[2], batch_sizes=[1], rounds=1, workdir=tmp_path)
+
+
+def test_bad_workdirs(tmp_path):
+  with pytest.raises(ValueError, match=r"holds no run: it has no config\.json"):
+    load_trained(tmp_path)
+  (tmp_path / "srigl" / "seed0").mkdir(parents=True)
+  (tmp_path / "srigl" / "seed0" / "config.json").write_text("{}")
+  with pytest.raises(ValueError, match=r"It is a sweep's: its runs are .*seed0"):
+    load_trained(tmp_path)
+
+
+@pytest.mark.parametrize(
+  "changes, message",
+  [
+    ({"method.name": "dense"}, "is dense: there is nothing to condense"),
+    ({"method.name": "rigl"}, "constant fan-in"),
+  ],
+)
+def test_what_cannot_be_condensed(tmp_path, changes, message):
+  with quick_compiler():
+    train(tiny_config(changes), tmp_path)
+  with pytest.raises(ValueError, match=message):
+    export(load_trained(tmp_path), tmp_path / "model.safetensors")
+  assert not (tmp_path / "model.safetensors").exists()
+
+
+def test_a_missing_file_says_how_to_make_one(tmp_path):
+  with pytest.raises(FileNotFoundError, match=r"no file .*experiments\.export --workdir"):
+    load_exported(tmp_path / "model.safetensors")
+
+
+def test_a_file_of_layers_alone_is_refused(tmp_path):
+  mask = np.eye(4, dtype=bool)
+  sx.save_condensed(tmp_path / "layers", {"a": sx.condense(mask.astype(np.float32), mask)})
+  with pytest.raises(ValueError, match=r"does not say which network it holds"):
+    load_exported(tmp_path / "layers")
