@@ -38,6 +38,7 @@ from experiments.benchmarks.timing import quartiles, take_turns
 from experiments.common import cli
 from experiments.common.environment import environment
 from experiments.common.files import write_json
+from experiments.common.markdown import markdown_table
 from experiments.common.progress import progress
 from experiments.data.crops import decode
 from experiments.data.record_rng import record_draws
@@ -258,27 +259,35 @@ def model_step(stream: ImageStream, name: str, **kwargs: Any) -> Step:
 
 def tables(rows: dict[str, list[Row]]) -> str:
   """The rows as tables for a page."""
-  lines = ["| stage, on one core | ms per image | images/s |", "|---|--:|--:|"]
-  for row in rows["stages"]:
-    lines.append(f"| {row['name']} | {row['ms_per_image']:.3f} | {row['images_per_s']:.0f} |")
-  lines += ["", "| workers | images/s (quartiles) | per core |", "|--:|--:|--:|"]
-  for row in rows["pipeline"]:
-    low, high = row["quartiles"]
-    lines.append(
-      f"| {row['workers']} | {row['images_per_s']:.0f} ({low:.0f}–{high:.0f}) | "
-      f"{row['images_per_s_per_core']:.0f} |"
-    )
-  lines += [
-    "",
-    "| training step | workers | seconds | waiting | images/s |",
-    "|---|--:|--:|--:|--:|",
+  stages = [
+    (row["name"], f"{row['ms_per_image']:.3f}", f"{row['images_per_s']:.0f}")
+    for row in rows["stages"]
   ]
-  for row in rows["waiting"]:
-    lines.append(
-      f"| {row['step']} | {row['workers']} | {row['seconds_per_step']:.3f} | "
-      f"{row['waiting']:.1%} | {row['images_per_s']:.0f} |"
+  pipeline = [
+    (
+      row["workers"],
+      "{:.0f} ({:.0f}–{:.0f})".format(row["images_per_s"], *row["quartiles"]),
+      f"{row['images_per_s_per_core']:.0f}",
     )
-  return "\n".join(lines)
+    for row in rows["pipeline"]
+  ]
+  waiting = [
+    (
+      row["step"],
+      row["workers"],
+      f"{row['seconds_per_step']:.3f}",
+      f"{row['waiting']:.1%}",
+      f"{row['images_per_s']:.0f}",
+    )
+    for row in rows["waiting"]
+  ]
+  return "\n\n".join(
+    [
+      markdown_table(("stage, on one core", "ms per image", "images/s"), stages),
+      markdown_table(("workers", "images/s (quartiles)", "per core"), pipeline, align="rrr"),
+      markdown_table(("training step", "workers", "seconds", "waiting", "images/s"), waiting),
+    ]
+  )
 
 
 def main() -> None:

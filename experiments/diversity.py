@@ -21,6 +21,7 @@ from experiments.analysis.layer_features import Measured, Run, measure
 from experiments.common import cli
 from experiments.common.environment import environment
 from experiments.common.files import write_json
+from experiments.common.markdown import markdown_table
 from experiments.data import Dataset, ImageStream
 from experiments.sweeps.plots import diversity as diversity_figure
 from experiments.sweeps.results import mean_and_interval
@@ -128,21 +129,21 @@ def _mean(values: Sequence[np.ndarray]) -> np.ndarray:
 def markdown_tables(measured: Measured) -> str:
   """Effective rank by layer and variant; below, mean CKA of like layers by pair of variants."""
   ranks, pairs = rank_by_variant(measured), cka_by_pair(measured)
-  lines = [
-    "| effective rank | features | " + " | ".join(ranks) + " |",
-    "|---|--:|" + "--:|" * len(ranks),
+  rank_rows = [
+    [layer, count, *(_with_interval(*by_layer[layer]) for by_layer in ranks.values())]
+    for layer, count in zip(measured.layers, measured.num_features, strict=True)
   ]
-  for layer, count in zip(measured.layers, measured.num_features, strict=True):
-    cells = [_with_interval(*by_layer[layer]) for by_layer in ranks.values()]
-    lines.append("| " + " | ".join([layer, str(count), *cells]) + " |")
-  lines += ["", "| CKA | " + " | ".join(ranks) + " |", "|---|" + "--:|" * len(ranks)]
-  for one in ranks:
-    cells = []
-    for other in ranks:
-      matrix = pairs.get((one, other), pairs.get((other, one)))
-      cells.append("" if matrix is None else f"{np.nanmean(np.diagonal(matrix)):.3f}")
-    lines.append("| " + " | ".join([one, *cells]) + " |")
-  return "\n".join(lines)
+
+  def cka(one: str, other: str) -> str:
+    matrix = pairs.get((one, other), pairs.get((other, one)))
+    return "" if matrix is None else f"{np.nanmean(np.diagonal(matrix)):.3f}"
+
+  return "\n\n".join(
+    [
+      markdown_table(["effective rank", "features", *ranks], rank_rows),
+      markdown_table(["CKA", *ranks], [[one, *(cka(one, b) for b in ranks)] for one in ranks]),
+    ]
+  )
 
 
 def _with_interval(mean: float, half_width: float) -> str:

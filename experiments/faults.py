@@ -37,6 +37,7 @@ from experiments.benchmarks.fault_injection import (
 from experiments.common import cli
 from experiments.common.environment import environment
 from experiments.common.files import write_json
+from experiments.common.markdown import markdown_table
 from experiments.workdir.provenance import read_sessions
 
 _PUBLISHED = Path("experiments/results/faults.json")
@@ -209,19 +210,18 @@ def _free_port() -> int:
 
 def table(rows: list[Row]) -> str:
   """The rows for people, as Markdown."""
-  lines = [
-    "| processes | fault | exit code | last sound checkpoint | went on from | steps lost beyond it "
-    "| same last state |",
-    "|---:|---|---:|---:|---:|---:|---|",
-  ]
+  header = (
+    "processes", "fault", "exit code", "last sound checkpoint", "resumed from",
+    "steps lost beyond it", "same last state",
+  )  # fmt: skip
+  lines = []
   for row in rows:
     code = str(row["exit_code"]) + ("" if row["as_expected"] else " (unexpected)")
     same = {True: "bit for bit", False: "**no**", None: None}[row["same_final_state"]]
     lost = row["steps_lost_beyond_checkpoint"]
     cells = row["processes"], row["fault"], code, row["last_checkpoint"], row["resumed_from"]
-    listed = ("–" if cell is None else str(cell) for cell in (*cells, lost, same))
-    lines.append(f"| {' | '.join(listed)} |")
-  return "\n".join(lines)
+    lines.append(["–" if cell is None else cell for cell in (*cells, lost, same)])
+  return markdown_table(header, lines, align="rlrrrrl")
 
 
 def main() -> int:

@@ -22,6 +22,7 @@ from experiments.analysis.theory_figure import NAMES, output_norm_variance_figur
 from experiments.common import cli
 from experiments.common.environment import environment
 from experiments.common.files import write_json
+from experiments.common.markdown import markdown_table
 from experiments.common.progress import progress
 from srigl_jax.analysis import norm_variance
 
@@ -203,18 +204,18 @@ def run_study(study: Study) -> dict[str, list[Point]]:
   return points
 
 
-def markdown_table(points: dict[str, list[Point]]) -> str:
+def table(points: dict[str, list[Point]]) -> str:
   """A row for each setting; for each mask: closed form, simulation ± standard error, z-score."""
   rows: dict[tuple[Any, ...], dict[str, Point]] = {}
   for panel, of_panel in points.items():
     for p in of_panel:
       rows.setdefault((panel, p.n, p.k, p.depth, p.gates), {})[p.mask] = p
   header = ["neurons", "fan-in", "layers", "gates", *NAMES.values()]
-  lines = ["| " + " | ".join(header) + " |", "|--:|--:|--:|---|" + "---|" * len(NAMES)]
-  for (_, n, k, depth, gates), by_mask in rows.items():
-    cells = [str(n), str(k), str(depth), "ReLU" if gates == "relu" else "drawn"]
-    lines.append("| " + " | ".join([*cells, *(_cell(by_mask[mask]) for mask in NAMES)]) + " |")
-  return "\n".join(lines)
+  lines = [
+    [n, k, depth, "ReLU" if gates == "relu" else "drawn", *(_cell(by_mask[m]) for m in NAMES)]
+    for (_, n, k, depth, gates), by_mask in rows.items()
+  ]
+  return markdown_table(header, lines, align="rrrl" + "l" * len(NAMES))
 
 
 def _cell(point: Point) -> str:
@@ -250,7 +251,7 @@ def write_results(study: Study, out: Path, figure: Path, *, command: str) -> dic
   results = {
     "command": command,
     "environment": environment(),
-    "table": markdown_table(points),
+    "table": table(points),
     "study": study._asdict(),
     "agreement": agreement(points),
     "points": {

@@ -131,3 +131,9 @@ def changed(before, after):
 def signature(tree):
   """Structure, shapes and dtypes (weak types included): what must not change between steps."""
   return jax.tree.structure(tree), [jax.typeof(x) for x in jax.tree.leaves(tree)]
+
+
+def table_cells(text: str) -> list[list[str]]:
+  """The cells of the Markdown tables in a text by row, headers included and rules left out."""
+  rows = [line[1:-1].split("|") for line in text.splitlines() if line.startswith("|")]
+  return [[c.strip() for c in row] for row in rows if set("".join(row)) - set("-: ")]

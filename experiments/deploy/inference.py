@@ -10,6 +10,7 @@ import numpy as np
 from flax import nnx
 
 from experiments.benchmarks.timing import Times, interleave
+from experiments.common.markdown import markdown_table
 from experiments.data import Dataset, ImageStream, test_examples
 
 _SECONDS_PER_ROUND = 0.02  # of one network in one round of timing
@@ -114,14 +115,14 @@ def format_latencies(times: Mapping[int, Times], *, base: str) -> str:
   names = list(next(iter(times.values())))
   others = [name for name in names if name != base]
   header = ["batch", *(f"{name} (ms)" for name in names), *(f"{base} / {n}" for n in others)]
-  lines = ["| " + " | ".join(header) + " |", "|" + "---:|" * len(header)]
+  rows = []
   for batch_size, by_name in times.items():
     cells = [str(batch_size), *(f"{1e3 * np.median(by_name[name]):.3g}" for name in names)]
     for other in others:
       low, middle, high = np.percentile(_ratios(by_name[base], by_name[other]), [25, 50, 75])
       cells.append(f"{middle:.2f} ({low:.2f}–{high:.2f})")
-    lines.append("| " + " | ".join(cells) + " |")
-  return "\n".join(lines)
+    rows.append(cells)
+  return markdown_table(header, rows, align="r" * len(header))
 
 
 def _ratios(base: Sequence[float], other: Sequence[float]) -> np.ndarray:

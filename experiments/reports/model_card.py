@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.common.files import read_json, write_text
+from experiments.common.markdown import markdown_table
 from experiments.workdir.provenance import read_sessions
 
 
@@ -100,5 +101,4 @@ def _limits(config: dict[str, Any]) -> str:
 
 
 def _table(rows: dict[str, str]) -> str:
-  lines = [f"| {name} | {value} |" for name, value in rows.items()]
-  return "\n".join(["| | |", "|---|---|", *lines])
+  return markdown_table(("", ""), rows.items(), align="ll")

@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 
+from experiments.common.markdown import markdown_table
 from experiments.sweeps.results import Study, StudyVariant, mean_and_interval
 from experiments.sweeps.spec import STUDIES
 
@@ -47,7 +48,7 @@ def comparison(study: Study) -> str:
     for variant in study.variants
     if variant.runs
   ]
-  return markdown(header, rows)
+  return markdown_table(header, rows)
 
 
 def pivot(study: Study) -> str:
@@ -80,7 +81,7 @@ def pivot(study: Study) -> str:
     [method, *(_accuracy(row[v]) if v in row else "" for v in columns)]
     for method, row in places.items()
   ]
-  return markdown(header, rows)
+  return markdown_table(header, rows)
 
 
 def _accuracy(variant: StudyVariant) -> str:
@@ -88,15 +89,3 @@ def _accuracy(variant: StudyVariant) -> str:
   values = [100 * run.results["test_accuracy"] for run in variant.runs]
   mean, half_width = mean_and_interval(values)
   return f"{mean:.2f}" + ("" if math.isnan(half_width) else f" ± {half_width:.2f}")
-
-
-def markdown(header: list[str], rows: list[list[str]]) -> str:
-  """A table, its first column to the left and the others to the right."""
-  widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
-
-  def line(cells: list[str]) -> str:
-    first, *rest = zip(cells, widths, strict=True)
-    return "| " + " | ".join([first[0].ljust(first[1]), *(c.rjust(w) for c, w in rest)]) + " |"
-
-  rule = "|" + "|".join(["-" * (widths[0] + 2), *("-" * (w + 1) + ":" for w in widths[1:])]) + "|"
-  return "\n".join([line(header), rule, *map(line, rows)])

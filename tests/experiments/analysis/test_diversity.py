@@ -23,6 +23,7 @@ from experiments.diversity import (
 from experiments.sweep import run_sweep
 from experiments.sweeps.plots import diversity as diversity_figure
 from tests.experiments.tiny import devices, quick_compiler, tiny_config
+from tests.helpers import table_cells
 
 pytestmark = pytest.mark.usefixtures("one_device")
 
@@ -162,15 +163,12 @@ def test_tables():
   runs = [("a", 0), ("a", 1), ("b", 0)]
   measured = example(runs, [[1, 0.5, 0.9], [0.5, 1, 0.25], [0.9, 0.25, 1]], [[2.0], [4.0], [5.0]])
   assert rank_by_variant(measured)["a"]["layer"][0] == 3.0
-  assert markdown_tables(measured).splitlines() == [
-    "| effective rank | features | a | b |",
-    "|---|--:|--:|--:|",
-    "| layer | 10 | 3.0 ± 12.7 | 5.0 |",
-    "",
-    "| CKA | a | b |",
-    "|---|--:|--:|",
-    "| a | 0.500 | 0.250 |",
-    "| b | 0.250 |  |",
+  assert table_cells(markdown_tables(measured)) == [
+    ["effective rank", "features", "a", "b"],
+    ["layer", "10", "3.0 ± 12.7", "5.0"],
+    ["CKA", "a", "b"],
+    ["a", "0.500", "0.250"],
+    ["b", "0.250", ""],
   ]
 
 

@@ -15,6 +15,7 @@ from experiments.theory import (
   write_results,
 )
 from srigl_jax.analysis.norm_variance import MASKS, output_norm_variance
+from tests.helpers import table_cells
 
 TINY = Study(
   width=(3,),
@@ -76,8 +77,8 @@ def test_results_file_and_figure(tmp_path, monkeypatch):
   page = tables.fill("<!-- results: theory -->\n<!-- /results -->", tmp_path)
   assert results["table"] in page and "Printed by `this`" in page
   # Every setting has a row and every mask a column.
-  lines = results["table"].splitlines()
-  assert len(lines) == 2 + 1 + 2 + 2 * 2
-  assert all(line.count("|") == 8 for line in lines)
-  assert lines[-1].startswith("| 6 | 4 | 2 | ReLU | ")
-  assert f"{output_norm_variance('constant_fan_in', 6, 4, depth=2):.1f}" in lines[-1]
+  rows = table_cells(results["table"])
+  assert len(rows) == 1 + 1 + 2 + 2 * 2
+  assert all(len(row) == 7 for row in rows)
+  assert rows[-1][:4] == ["6", "4", "2", "ReLU"]
+  assert f"{output_norm_variance('constant_fan_in', 6, 4, depth=2):.1f}" in "".join(rows[-1])
