@@ -41,9 +41,9 @@ from experiments.common.files import write_json
 from experiments.common.markdown import markdown_table
 from experiments.common.progress import progress
 from experiments.data.crops import decode
-from experiments.data.record_rng import record_draws
+from experiments.data.record_rng import record_rng
 from experiments.data.records import Encoded, Images, Records
-from experiments.data.stream import ImageStream, Share
+from experiments.data.stream import ImageStream, ProcessShard
 
 _OUT = Path("experiments/results/benchmark_input.json")
 _ENLARGED = 64  # images that differ
@@ -122,7 +122,7 @@ def stage_rows(stream: ImageStream, *, num_images: int, batch_size: int) -> Iter
       "median_pixels": int(np.median([image.width * image.height for image in images])),
       "median_bytes": int(np.median([len(record.image) for record in records])),
     }
-    draws = (record_draws(_SEED, epoch, i) for epoch, i in enumerate(indices))
+    draws = (record_rng(_SEED, epoch, i) for epoch, i in enumerate(indices))
     augment_fn = split.augment_fn
     _, spent = _each(lambda pair: np.asarray(augment_fn(*pair)), zip(images, draws, strict=True))
     yield _stage("crop, flip, augment", spent)
@@ -151,7 +151,7 @@ def _stage(name: str, spent: list[float]) -> Row:
 def _batches(stream: ImageStream, num_workers: int, batch_size: int) -> data.Prefetch:
   """Batches without end, on the devices."""
   stream = dataclasses.replace(stream, num_workers=num_workers)
-  batches = stream.train_batches(0, 10**9, batch_size=batch_size, seed=_SEED, share=Share())
+  batches = stream.train_batches(0, 10**9, batch_size=batch_size, seed=_SEED, shard=ProcessShard())
   return data.Prefetch(batches, data.put_on_devices)
 
 

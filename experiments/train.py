@@ -22,11 +22,10 @@ from experiments.common import cli
 from experiments.common.files import held, read_json, write_json
 from experiments.common.progress import Show, progress
 from experiments.data import Dataset, ImageStream, Prefetch
-from experiments.data.stream import Batch
 from experiments.processes import cluster, local_launch
-from experiments.processes.cluster import is_first
-from experiments.processes.consistency import StopSignal, check_same_masks, first_decides
-from experiments.processes.sharding import divide, replicate
+from experiments.processes.cluster import is_process_0
+from experiments.processes.consistency import StopSignal, check_same_masks, decide_on_process_0
+from experiments.processes.sharding import Batch, replicate, shard_batches
 from experiments.processes.signals import Interrupted, watch_signals
 from experiments.reports.model_card import write_model_card
 from experiments.training.memory import memory_of
@@ -94,7 +93,7 @@ def train_pack(
     data: Dataset | ImageStream | None = None
     for workdir, config in configs.items():
       try:
-        if first_decides(lambda: _is_finished(workdir, config, stack)):  # noqa: B023
+        if decide_on_process_0(lambda: _is_finished(workdir, config, stack)):  # noqa: B023
           outcomes[workdir] = _reported(workdir, read_json(workdir / "results.json"))
           continue
         log = stack.enter_context(closing(Logbook(prepare(config, data), workdir)))
@@ -119,7 +118,7 @@ def _finish(log: Logbook, state: TrainState, index: int, num_runs: int) -> Outco
   """Writes the results of a run that has come to its end."""
   try:
     log.wait()  # there are no results without the network that they are of
-    if not is_first():
+    if not is_process_0():
       return {}
     own = packs.unstack(state, index, num_runs)
     results = results_of(log.run, own, log.workdir, num_runs=num_runs)
@@ -147,7 +146,7 @@ def _is_finished(workdir: Path, config: ConfigDict, stack: ExitStack) -> bool:
 
 def _reported(workdir: Path, results: dict[str, Any] | None) -> dict[str, Any]:
   """The results; the report is written last, so it may be all that is missing."""
-  if results is None or not is_first():  # process 0 has them, on a disk of its own
+  if results is None or not is_process_0():  # process 0 has them, on a disk of its own
     return {}
   if not (workdir / "report.md").exists():
     report.write_run_report(workdir)
@@ -167,42 +166,42 @@ def _loop(logs: Sequence[Logbook], show_progress: ShowProgress, watch: Watch) ->
   train_fn = make_train_fn(
     run.apply,
     run.tx,
-    run.feed,
+    run.pipeline,
     label_smoothing=config.label_smoothing,
     seeds=[log.run.config.seed for log in logs],
     max_steps=run.max_steps,
   )
-  eval_fn = make_eval_fn(run.apply, run.feed, num_runs=num_runs)
+  eval_fn = make_eval_fn(run.apply, run.pipeline, num_runs=num_runs)
   state = replicate(packs.stack([log.take_state() for log in logs]))
-  resident = replicate(run.feed.resident)
+  device_data = replicate(run.pipeline.device_data)
   eval_every = run.steps(config.eval_every_epochs)
   save_every = run.steps(config.checkpoint_every_epochs)
   pauses = config.log_every_steps, eval_every, save_every
   window: list[Metrics] = []
   name = run.config.name if num_runs == 1 else f"{run.config.name} and {num_runs - 1} more"
   stop = StopSignal()
-  put = lambda call: (call[0], call[1], divide(call[2], run.max_steps))
+  put = lambda call: (call[0], call[1], shard_batches(call[2], run.max_steps))
   with (
     watch_signals() as interrupted,
     show_progress(name, step=step, total_steps=run.total_steps) as show,
-    closing(run.feed),
+    closing(run.pipeline),
     Prefetch(_calls(logs, pauses), put) as calls,
-    closing(Trace(watch.profile if is_first() else None, logs[0].workdir)) as trace,
+    closing(Trace(watch.profile if is_process_0() else None, logs[0].workdir)) as trace,
   ):
     for log in logs:
       log.start()
-    if is_first():
-      memory = memory_of(state, resident, is_sparse=run.is_sparse)
+    if is_process_0():
+      memory = memory_of(state, device_data, is_sparse=run.is_sparse)
       if watch.memory:
-        example = divide([log.run.batches(step, step + 1) for log in logs], run.max_steps)
-        memory = memory._replace(step=train_fn.temporary_bytes(state, resident, example))
+        example = shard_batches([log.run.batches(step, step + 1) for log in logs], run.max_steps)
+        memory = memory._replace(step=train_fn.temporary_bytes(state, device_data, example))
       report_memory(logs[0].workdir, memory)
     since, waited = time.perf_counter(), 0.0
     for start, step, batches in calls:
       trace.before(start, step)
       asked = interrupted()
       # Nothing in here waits for the devices, nor they for what is not on them by now.
-      state, metrics, signal = train_fn(state, resident, batches, step - start, asked)
+      state, metrics, signal = train_fn(state, device_data, batches, step - start, asked)
       trace.after(step, metrics)
       window.append(metrics)
       finished, stopping = step == run.total_steps, stop.agreed(asked, signal)
@@ -219,12 +218,12 @@ def _loop(logs: Sequence[Logbook], show_progress: ShowProgress, watch: Watch) ->
         if logs[i].needs_summary(step):
           logs[i].topology(step, own(i))
         shown = logs[i].train(step, value, seconds / num_runs, waits / seconds)
-      if shown and is_first():
+      if shown and is_process_0():
         show(step, **shown)
       tests: dict[int, dict[str, float]] = {}
       if finished or step % eval_every == 0:
         left = -(-run.total_steps // eval_every) - (step - 1) // eval_every
-        tests = _of_each(logs, eval_fn(state, resident, left))
+        tests = _of_each(logs, eval_fn(state, device_data, left))
         for i, test in tests.items():
           logs[i].test(step, test)
       if finished or stopping or step % save_every == 0:
@@ -251,7 +250,7 @@ def _calls(
   with ExitStack() as stack:
     streams = []
     for log in logs:
-      streams.append(log.run.feed.train_batches(step, run.total_steps))
+      streams.append(log.run.pipeline.train_batches(step, run.total_steps))
       stack.callback(getattr(streams[-1], "close", lambda: None))
     while step < run.total_steps:
       stops = [step - step % every + every for every in pauses]
@@ -289,10 +288,10 @@ def main() -> int:
     results = train(_CONFIG.value, workdir, watch=watch)
   except Interrupted as stop:
     number, step = stop.args
-    if is_first():
+    if is_process_0():
       print(f"Stopped and saved at step {step}. The same command goes on from there.")
     return 128 + number
-  if is_first():
+  if is_process_0():
     print(results["table"])
     print(
       f"test accuracy {results['test_accuracy']:.2%} (best {results['best_test_accuracy']:.2%}); "

@@ -11,8 +11,6 @@ import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from experiments.processes.cluster import is_with_others, leave_at_once
-
 
 def define_config() -> Any:
   """Defines `--config=configs/NAME.py[:argument]` with overrides `--config.key=value`."""
@@ -83,18 +81,18 @@ def _guarded(main: Callable[[], int | None], argv: Sequence[str]) -> int | None:
     known = isinstance(error, ValueError | OSError | FloatingPointError)
     if known and not os.environ.get("SRIGL_TRACEBACK"):
       fail(f"{error}\n(SRIGL_TRACEBACK=1 shows where this comes from.)", _exit_code(error))
-    if is_with_others():
+    if jax.distributed.is_initialized():
       traceback.print_exc()
       print("If this is about communication, another process has ended first.", file=sys.stderr)
-      leave_at_once(1)
+      _leave_at_once(1)
     raise
 
 
 def fail(message: str, code: int = 2) -> None:
   """Prints a message to standard error and exits, by default with code 2."""
   print(f"error: {message}", file=sys.stderr)
-  if is_with_others():
-    leave_at_once(code)
+  if jax.distributed.is_initialized():
+    _leave_at_once(code)
   sys.exit(code)
 
 
@@ -107,6 +105,16 @@ def _exit_code(error: Exception) -> int:
   return 2
 
 
+def _leave_at_once(code: int) -> None:
+  """Ends the process without waiting for the others of its run, which would wait for it.
+
+  At a normal exit JAX waits until all processes are done. After an error they never will be.
+  """
+  sys.stdout.flush()
+  sys.stderr.flush()
+  os._exit(code)
+
+
 def use_compile_cache(directory: Path) -> None:
   """Keeps compiled programs in a directory, so that resuming and repeating start sooner.
 
@@ -115,7 +123,7 @@ def use_compile_cache(directory: Path) -> None:
   they divide the choice of kernels among them, so one that compiles would wait, for up to a day,
   for another that has found its program and compiles nothing.
   """
-  if is_with_others():
+  if jax.distributed.is_initialized():
     return
   jax.config.update("jax_compilation_cache_dir", str(directory.absolute()))
   jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)

@@ -9,18 +9,18 @@ from experiments.data.cifar10 import load_cifar10
 from experiments.data.dataset import Dataset
 from experiments.data.digits import load_digits
 from experiments.data.imagenet import load_imagenet2012, load_synthetic_imagenet
-from experiments.data.input_pipeline import Feed, make_feed, test_examples
+from experiments.data.input_pipeline import InputPipeline, make_input_pipeline, test_examples
 from experiments.data.prefetch import Prefetch, put_on_devices
-from experiments.data.stream import ImageStream, Share
+from experiments.data.stream import ImageStream, ProcessShard
 from experiments.data.synthetic import load_synthetic
 
 __all__ = [
   "DATASETS",
   "Dataset",
-  "Feed",
   "ImageStream",
+  "InputPipeline",
   "Prefetch",
-  "Share",
+  "ProcessShard",
   "batch_indices",
   "epoch_order",
   "load",
@@ -29,7 +29,7 @@ __all__ = [
   "load_imagenet2012",
   "load_synthetic",
   "load_synthetic_imagenet",
-  "make_feed",
+  "make_input_pipeline",
   "put_on_devices",
   "test_examples",
 ]
@@ -53,8 +53,8 @@ def load(name: str, *, data_dir: str | None = None, **kwargs: Any) -> Any:
     **kwargs: further arguments of the loader.
 
   Returns:
-    A `Dataset` held in memory, or an `ImageStream` that is read as it is needed; `make_feed` makes
-    them alike.
+    A `Dataset` held in memory, or an `ImageStream` that is read as it is needed;
+    `make_input_pipeline` makes them alike.
 
   Raises:
     ValueError: if the name or an argument is unknown, or an argument is out of range.

@@ -14,33 +14,34 @@ import numpy as np
 
 from experiments.data.batch_order import batch_indices
 from experiments.data.dataset import Dataset
-from experiments.data.stream import Batch, ImageStream, Share
+from experiments.data.stream import ImageStream, ProcessShard
+from experiments.processes.sharding import Batch
 
 Array = jax.Array
 
 
-class Feed(NamedTuple):
+class InputPipeline(NamedTuple):
   """What to train and to test on. `B` is the part of a batch that a process or a device has.
 
   Attributes:
-    resident: arrays that every device needs, once.
+    device_data: arrays that every device needs, once.
     train_batches: `(start, stop) -> iterator`, this process's part of the batches of steps `start`
       to `stop - 1`: arrays `[B, ...]` by name, of the same shapes in every step.
     test_batches: `(passes=1) -> iterator`, this process's part of batches that have every test
       image once; as many of the same shapes in every process. One at a time. `passes` is how often
       it will be called, this time included: what loads them stays as long.
-    train_inputs: `(key, places, resident, batch) -> (inputs, targets)`, `[B, H, W, C]` and
+    train_inputs: `(key, places, device_data, batch) -> (inputs, targets)`, `[B, H, W, C]` and
       `[B, num_classes]` float32. `key` is the step's, the same on all devices; `places` `[B]` int32
       are those of the examples in the batch of all devices together, so that what is drawn for an
       example does not depend on the device.
-    test_inputs: `(resident, batch) -> (inputs, labels, valid)`, `[B, H, W, C]` float32, `[B]` int32
-      and `[B]` bool, False for what only fills up the last batch. Both functions can be jitted.
+    test_inputs: `(device_data, batch) -> (inputs, labels, valid)`, `[B, H, W, C]` float32, `[B]`
+      int32 and `[B]` bool, False for what only fills up the last batch. Both can be jitted.
     is_stream: whether batches take long to come, and bytes to pass: to be fetched ahead, and one
       at a time.
     close: ends what loads test batches, if there are fewer passes than were said.
   """
 
-  resident: Any
+  device_data: Any
   train_batches: Callable[[int, int], Iterator[Batch]]
   test_batches: Callable[..., Iterator[Batch]]
   train_inputs: Callable[[Array, Array, Any, dict[str, Array]], tuple[Array, Array]]
@@ -49,31 +50,31 @@ class Feed(NamedTuple):
   close: Callable[[], None] = lambda: None
 
 
-def make_feed(
+def make_input_pipeline(
   data: Dataset | ImageStream,
   *,
   batch_size: int,
   eval_batch_size: int,
   seed: int,
-  share: Share | None = None,
-) -> Feed:
-  """Makes the feed of a data set.
+  shard: ProcessShard | None = None,
+) -> InputPipeline:
+  """Makes the pipeline of a data set.
 
   Args:
     data: the data set.
     batch_size: images of a training step, in all processes together.
     eval_batch_size: images of a test batch, in all processes together.
     seed: of the order and of augmentation.
-    share: this process's part. Default: that of this JAX process.
+    shard: this process's part. Default: that of this JAX process.
 
   Raises:
     ValueError: if a batch cannot be divided among the processes.
   """
-  share = share or Share.of_this_process()
-  sizes = share.of_batch(batch_size), share.of_batch(eval_batch_size)
+  shard = shard or ProcessShard.of_this_process()
+  sizes = shard.of_batch(batch_size), shard.of_batch(eval_batch_size)
   if isinstance(data, ImageStream):
-    return _stream_feed(data, batch_size, eval_batch_size, seed, share)
-  return _memory_feed(data, batch_size, eval_batch_size, seed, *sizes)
+    return _stream_pipeline(data, batch_size, eval_batch_size, seed, shard)
+  return _memory_pipeline(data, batch_size, eval_batch_size, seed, *sizes)
 
 
 def test_examples(
@@ -86,7 +87,7 @@ def test_examples(
     batch_size: images at a time.
   """
   if isinstance(data, ImageStream):
-    for batch in data.test_batches(batch_size=batch_size, share=Share()):
+    for batch in data.test_batches(batch_size=batch_size, shard=ProcessShard()):
       yield batch["image"][batch["valid"]], batch["label"][batch["valid"]]
     return
   for start in range(0, data.num_test, batch_size):
@@ -94,24 +95,24 @@ def test_examples(
     yield data.test_images[start:stop], data.test_labels[start:stop]
 
 
-def _stream_feed(
-  data: ImageStream, batch_size: int, eval_batch_size: int, seed: int, share: Share
-) -> Feed:
+def _stream_pipeline(
+  data: ImageStream, batch_size: int, eval_batch_size: int, seed: int, shard: ProcessShard
+) -> InputPipeline:
   """Batches are images."""
 
-  def train_inputs(key, places, resident, batch):
-    del places, resident
+  def train_inputs(key, places, device_data, batch):
+    del places, device_data
     return data.augment_fn(key, batch["image"], batch["label"])
 
-  def test_inputs(resident, batch):
-    del resident
+  def test_inputs(device_data, batch):
+    del device_data
     return data.preprocess_fn(batch["image"]), batch["label"], batch["valid"]
 
-  passes = _Passes(data, eval_batch_size, share)
-  return Feed(
-    resident=(),
+  passes = _Passes(data, eval_batch_size, shard)
+  return InputPipeline(
+    device_data=(),
     train_batches=lambda start, stop: data.train_batches(
-      start, stop, batch_size=batch_size, seed=seed, share=share
+      start, stop, batch_size=batch_size, seed=seed, shard=shard
     ),
     test_batches=passes.one,
     train_inputs=train_inputs,
@@ -128,8 +129,8 @@ class _Passes:
   hold the first batches of the next pass.
   """
 
-  def __init__(self, data: ImageStream, batch_size: int, share: Share):
-    self._open = lambda passes: data.test_batches(batch_size=batch_size, share=share, passes=passes)
+  def __init__(self, data: ImageStream, batch_size: int, shard: ProcessShard):
+    self._open = lambda passes: data.test_batches(batch_size=batch_size, shard=shard, passes=passes)
     self._per_pass = -(-data.num_test // batch_size)
     self._left = 0
     self._batches: Iterator[Batch] | None = None
@@ -155,9 +156,9 @@ class _Passes:
       batches.close()
 
 
-def _memory_feed(
+def _memory_pipeline(
   data: Dataset, batch_size: int, eval_batch_size: int, seed: int, places: slice, test_places: slice
-) -> Feed:
+) -> InputPipeline:
   """Batches are indices."""
 
   def train_batches(start, stop):
@@ -171,18 +172,18 @@ def _memory_feed(
       valid = index < data.num_test
       yield {"index": np.minimum(index, data.num_test - 1), "valid": valid}
 
-  def train_inputs(key, places, resident, batch):
-    images, labels = map(jnp.asarray, resident["train"])
+  def train_inputs(key, places, device_data, batch):
+    images, labels = map(jnp.asarray, device_data["train"])
     augment = lambda place, i: data.augment_fn(jax.random.fold_in(key, place), images, i[None])[0]
     targets = jax.nn.one_hot(labels[batch["index"]], data.num_classes)
     return jax.vmap(augment)(places, batch["index"]), targets
 
-  def test_inputs(resident, batch):
-    images, labels = resident["test"]
+  def test_inputs(device_data, batch):
+    images, labels = device_data["test"]
     return data.preprocess_fn(images[batch["index"]]), labels[batch["index"]], batch["valid"]
 
-  return Feed(
-    resident={
+  return InputPipeline(
+    device_data={
       "train": (data.train_images, data.train_labels),
       "test": (data.test_images, data.test_labels),
     },

@@ -8,7 +8,7 @@ Draw = Callable[[], float]
 """Gives the next random number, uniform in `[0, 1)`."""
 
 
-def record_draws(seed: int, epoch: int, record: int) -> Draw:
+def record_rng(seed: int, epoch: int, record: int) -> Draw:
   """Starts the random numbers of a record in an epoch.
 
   They come from the raw output of Philox, a stream that numpy promises to keep; the counter's

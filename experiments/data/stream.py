@@ -18,9 +18,8 @@ import numpy as np
 
 from experiments.data.batch_order import batch_indices
 from experiments.data.loader_processes import in_workers
-from experiments.data.record_rng import Draw, record_draws
-
-Batch = dict[str, np.ndarray]
+from experiments.data.record_rng import Draw, record_rng
+from experiments.processes.sharding import Batch
 
 _PIECE = 32  # images
 _PADDING = -1  # in place of the index of a record
@@ -47,7 +46,7 @@ class Split(Protocol):
     """
 
 
-class Share(NamedTuple):
+class ProcessShard(NamedTuple):
   """The part of every batch that one of several processes takes, in their order.
 
   Attributes:
@@ -59,12 +58,12 @@ class Share(NamedTuple):
   process_count: int = 1
 
   @classmethod
-  def of_this_process(cls) -> "Share":
-    """The share of this JAX process."""
+  def of_this_process(cls) -> "ProcessShard":
+    """The shard of this JAX process."""
     return cls(jax.process_index(), jax.process_count())
 
   def of_batch(self, batch_size: int) -> slice:
-    """The places of a batch that belong to this share.
+    """The places of a batch that belong to this shard.
 
     Raises:
       ValueError: if the batch cannot be divided evenly, or there is no such process.
@@ -122,7 +121,7 @@ class ImageStream:
     return len(self.test)
 
   def train_batches(
-    self, start: int, stop: int, *, batch_size: int, seed: int, share: Share | None = None
+    self, start: int, stop: int, *, batch_size: int, seed: int, shard: ProcessShard | None = None
   ) -> Iterator[Batch]:
     """Loads the batches of steps `start` to `stop - 1`.
 
@@ -134,7 +133,7 @@ class ImageStream:
       stop: the step after the last one.
       batch_size: images per step in all processes together.
       seed: of the run, `0 <= seed < 2**64`.
-      share: the part to load. Default: that of this JAX process.
+      shard: the part to load. Default: that of this JAX process.
 
     Returns:
       An iterator of `{"image": [B, H, W, C] uint8, "label": [B] int32}`, to be closed if it is
@@ -145,16 +144,16 @@ class ImageStream:
     """
     batch_indices(start, min(1, stop - start), batch_size, self.num_train, seed)  # checks them
     order = _TrainingOrder(self.num_train, batch_size, seed)
-    return self._batches(self.train, order, range(start, stop), batch_size, share)
+    return self._batches(self.train, order, range(start, stop), batch_size, shard)
 
   def test_batches(
-    self, *, batch_size: int, share: Share | None = None, passes: int = 1
+    self, *, batch_size: int, shard: ProcessShard | None = None, passes: int = 1
   ) -> Iterator[Batch]:
     """Loads every test image once, in order.
 
     Args:
       batch_size: images per batch in all processes together.
-      share: the part to load. Default: that of this JAX process.
+      shard: the part to load. Default: that of this JAX process.
       passes: how many times over.
 
     Returns:
@@ -166,10 +165,10 @@ class ImageStream:
       ValueError: if the batch cannot be divided among the processes.
     """
     order = _TestOrder(self.num_test, batch_size)
-    return self._batches(self.test, order, range(passes * order.num_batches), batch_size, share)
+    return self._batches(self.test, order, range(passes * order.num_batches), batch_size, shard)
 
-  def _batches(self, split, order, steps, batch_size, share) -> Iterator[Batch]:
-    places = (share or Share.of_this_process()).of_batch(batch_size)
+  def _batches(self, split, order, steps, batch_size, shard) -> Iterator[Batch]:
+    places = (shard or ProcessShard.of_this_process()).of_batch(batch_size)
     pieces = _Pieces(split, order, steps, places, self.image_shape)
     return _assemble(pieces, self.num_workers)
 
@@ -186,7 +185,7 @@ class _TrainingOrder(NamedTuple):
 
   def draw(self, step: int, record: int) -> Draw | None:
     epoch = step // (self.num_examples // self.batch_size)
-    return record_draws(self.seed, epoch, record)
+    return record_rng(self.seed, epoch, record)
 
 
 class _TestOrder(NamedTuple):

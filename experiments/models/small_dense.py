@@ -19,7 +19,7 @@ _WIDTHS = {  # model: argument that widens it, neurons for each unit of it
 }
 
 
-def narrow(
+def small_dense_kwargs(
   name: str,
   density: float,
   *,

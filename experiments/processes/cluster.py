@@ -13,14 +13,13 @@ Otherwise the process is alone.
 import collections
 import os
 import re
-import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 from absl import flags
 
-from experiments.processes.rendezvous import Cluster, call_roll
+from experiments.processes.rendezvous import Cluster, wait_for_all
 
 _VARIABLES = {
   "coordinator": "JAX_COORDINATOR_ADDRESS",
@@ -40,7 +39,7 @@ def define_flags() -> None:
   flags.DEFINE_integer("devices_per_process", 0, "With --processes: virtual CPU devices of each.")
 
 
-def is_first() -> bool:
+def is_process_0() -> bool:
   """Whether this is process 0, which alone writes records and reports."""
   return jax.process_index() == 0
 
@@ -65,7 +64,7 @@ def join(values: Mapping[str, Any]) -> None:
       jax.distributed.initialize(initialization_timeout=int(timeout))
       check_devices(jax.devices())
     return
-  call_roll(cluster, timeout_s=timeout)
+  wait_for_all(cluster, timeout_s=timeout)
   jax.distributed.initialize(
     cluster.coordinator,
     cluster.num_processes,
@@ -88,21 +87,6 @@ def check_devices(devices: Sequence[jax.Device]) -> None:
       f"All processes need the same number of devices, but {listed}. One may have failed, or be "
       "hidden by CUDA_VISIBLE_DEVICES; leave out that host, or let the others use fewer."
     )
-
-
-def is_with_others() -> bool:
-  """Whether this process has joined others."""
-  return jax.distributed.is_initialized()
-
-
-def leave_at_once(code: int) -> None:
-  """Ends the process without waiting for the others, which would wait for it.
-
-  At a normal exit JAX waits until all processes are done. After an error they never will be.
-  """
-  sys.stdout.flush()
-  sys.stderr.flush()
-  os._exit(code)
 
 
 def find_cluster(values: Mapping[str, Any], environ: Mapping[str, str]) -> Cluster | None:

@@ -19,7 +19,7 @@ Tree = TypeVar("Tree")
 _NO, _YES, _FAILED = range(3)
 
 
-def first_decides(decide: Callable[[], bool]) -> bool:
+def decide_on_process_0(decide: Callable[[], bool]) -> bool:
   """What process 0 decides, in every process.
 
   Args:
@@ -43,7 +43,7 @@ def first_decides(decide: Callable[[], bool]) -> bool:
   return outcome == _YES
 
 
-def from_first(read: Callable[[], Tree | None], template: Tree) -> Tree | None:
+def broadcast_from_process_0(read: Callable[[], Tree | None], template: Tree) -> Tree | None:
   """What process 0 reads, in every process.
 
   Args:
@@ -62,7 +62,7 @@ def from_first(read: Callable[[], Tree | None], template: Tree) -> Tree | None:
     tree = read()
     return tree is not None
 
-  if not first_decides(found):
+  if not decide_on_process_0(found):
     return None
   leaves, structure = jax.tree.flatten(template)
   given = jax.tree.leaves(tree) if tree is not None else leaves

@@ -40,7 +40,7 @@ class Cluster(NamedTuple):
     return int(self.coordinator.rpartition(":")[2])
 
 
-def call_roll(cluster: Cluster, *, timeout_s: float) -> None:
+def wait_for_all(cluster: Cluster, *, timeout_s: float) -> None:
   """Returns when every process of the cluster has called this.
 
   Raises:

@@ -7,7 +7,8 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from experiments.data.stream import Batch
+Batch = dict[str, np.ndarray]
+"""Examples of a step: arrays `[B, ...]` by name, in the host's memory."""
 
 AXIS = "devices"
 """Name of the axis of all devices in what `jax.pmap` runs."""
@@ -23,7 +24,7 @@ def replicate(tree: Any) -> Any:
   return jax.device_put(tree, _sharding(PartitionSpec()))
 
 
-def divide(batches: Sequence[Sequence[Batch]], max_steps: int) -> dict[str, jax.Array]:
+def shard_batches(batches: Sequence[Sequence[Batch]], max_steps: int) -> dict[str, jax.Array]:
   """Puts each local device's part of some batches on it.
 
   Args:

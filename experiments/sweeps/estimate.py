@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from experiments import packs
 from experiments.common.files import read_json
 from experiments.data import load
-from experiments.processes.sharding import divide, replicate
+from experiments.processes.sharding import shard_batches, replicate
 from experiments.sweeps import workers
 from experiments.sweeps.spec import expand
 from experiments.training.setup import prepare
@@ -130,12 +130,12 @@ def trainer(config: ConfigDict, num_runs: int, num_steps: int) -> Callable[[], A
   step = make_train_fn(
     first.apply,
     first.tx,
-    first.feed,
+    first.pipeline,
     label_smoothing=config.train.label_smoothing,
     seeds=[each.seed for each in configs],
     max_steps=first.max_steps,
   )
-  resident = replicate(first.feed.resident)
+  device_data = replicate(first.pipeline.device_data)
   state = replicate(packs.stack([run.init_state for run in runs]))
   done = 0
 
@@ -145,8 +145,8 @@ def trainer(config: ConfigDict, num_runs: int, num_steps: int) -> Callable[[], A
     for _ in range(-(-num_steps // first.max_steps)):
       end = done + first.max_steps
       batches = [run.batches(done, end) for run in runs]
-      batch = divide(batches, first.max_steps)
-      state, metrics, _ = step(state, resident, batch, first.max_steps)
+      batch = shard_batches(batches, first.max_steps)
+      state, metrics, _ = step(state, device_data, batch, first.max_steps)
       done = end
     return jax.block_until_ready(metrics)
 

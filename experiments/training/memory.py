@@ -28,12 +28,12 @@ class Memory(NamedTuple):
     return f"memory of a device: {listed}; {sum(size for _, size in parts) / 1e6:.1f} MB in all"
 
 
-def memory_of(state: TrainState, resident: Any, *, is_sparse: bool) -> Memory:
+def memory_of(state: TrainState, device_data: Any, *, is_sparse: bool) -> Memory:
   """What the arrays of a run take on each device, masks and moments by themselves.
 
   Args:
     state: as it lies on the devices, a copy on each.
-    resident: the data there.
+    device_data: the data there.
     is_sparse: whether the optimizer's state has masks.
   """
   parts = {"parameters": _bytes(state.params), "statistics": _bytes(state.model_state)}
@@ -48,7 +48,7 @@ def memory_of(state: TrainState, resident: Any, *, is_sparse: bool) -> Memory:
     }
   parts |= {name: _bytes(tree) for name, tree in own.items()}
   parts["optimizer"] = _bytes(state.opt_state) - sum(_bytes(tree) for tree in own.values())
-  parts["data"] = _bytes(resident)
+  parts["data"] = _bytes(device_data)
   return Memory({name: size for name, size in parts.items() if size})
 
 

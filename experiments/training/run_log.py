@@ -11,7 +11,7 @@ import jax
 
 from experiments.common.environment import versions
 from experiments.common.files import as_json, write_json
-from experiments.processes.cluster import is_first
+from experiments.processes.cluster import is_process_0
 from experiments.processes.consistency import check_same
 from experiments.training.setup import Run
 from experiments.training.steps import Metrics, TrainState
@@ -43,7 +43,7 @@ class Logbook:
     self.run = run._replace(init_state=jax.eval_shape(lambda: run.init_state))
     self.workdir = workdir
     self.error: Exception | None = None
-    if is_first():
+    if is_process_0():
       write_json(workdir / "config.json", run.config.to_dict())
     self._checkpoints = Checkpoints(workdir / "checkpoints", keep=run.config.train.keep_checkpoints)
     self._recorder: Recorder | None = None
@@ -65,7 +65,7 @@ class Logbook:
 
   def start(self) -> None:
     """Opens the records, to go on from `state`."""
-    if not is_first():
+    if not is_process_0():
       return
     write_session(self.workdir, step=self.step)
     tracker = open_tracker(self.run.config, self.workdir)

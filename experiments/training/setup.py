@@ -9,10 +9,9 @@ from ml_collections import ConfigDict
 
 import srigl_jax as sx
 from experiments import models
-from experiments.data import Dataset, Feed, ImageStream, load, make_feed
-from experiments.data.stream import Batch
-from experiments.models.small_dense import narrow
-from experiments.processes.sharding import AXIS, num_devices
+from experiments.data import Dataset, ImageStream, InputPipeline, load, make_input_pipeline
+from experiments.models.small_dense import small_dense_kwargs
+from experiments.processes.sharding import AXIS, Batch, num_devices
 from experiments.training.methods import Plan, make_method, plan_method, with_sparsity
 from experiments.training.optimizer import learning_rate, make_optimizer
 from experiments.training.steps import TrainState, steps_per_dispatch
@@ -24,7 +23,7 @@ class Run(NamedTuple):
   Attributes:
     config: the config.
     data: the data set.
-    feed: its batches, see `data.Feed`.
+    pipeline: its batches, see `data.InputPipeline`.
     plan: of its method.
     model_kwargs: arguments of the model, which a narrow one's differ in from the config's.
     apply: the model, see `models.functional`.
@@ -43,7 +42,7 @@ class Run(NamedTuple):
 
   config: ConfigDict
   data: Dataset | ImageStream
-  feed: Feed
+  pipeline: InputPipeline
   plan: Plan
   model_kwargs: dict[str, Any]
   apply: models.Apply
@@ -68,7 +67,7 @@ class Run(NamedTuple):
 
   def batches(self, start: int, end: int) -> list[Batch]:
     """This process's parts of the batches of steps `start` to `end - 1`."""
-    return list(self.feed.train_batches(start, end))
+    return list(self.pipeline.train_batches(start, end))
 
   def next_update(self, step: int) -> int:
     """The step of the next topology update that FLOPs depend on; the last step if there is none."""
@@ -137,7 +136,7 @@ def prepare(config: ConfigDict, data: Dataset | ImageStream | None = None) -> Ru
 
   kwargs = config.model.kwargs.to_dict()
   if config.method.name == "narrow":
-    kwargs = narrow(
+    kwargs = small_dense_kwargs(
       config.model.name,
       1 - config.method.sparsity,
       num_classes=data.num_classes,
@@ -186,7 +185,7 @@ def prepare(config: ConfigDict, data: Dataset | ImageStream | None = None) -> Ru
       params = sx.init_sparse_weights(sparse_key, params, masks, config.method.sparse_init)
     params = sx.apply_masks(params, masks)
 
-  feed = make_feed(
+  pipeline = make_input_pipeline(
     data,
     batch_size=batch_size,
     eval_batch_size=-(-config.train.eval_batch_size // total) * total,
@@ -195,7 +194,7 @@ def prepare(config: ConfigDict, data: Dataset | ImageStream | None = None) -> Ru
   return Run(
     config=config,
     data=data,
-    feed=feed,
+    pipeline=pipeline,
     plan=plan,
     model_kwargs=kwargs,
     apply=apply,
@@ -208,7 +207,9 @@ def prepare(config: ConfigDict, data: Dataset | ImageStream | None = None) -> Ru
     steps_per_epoch=steps_per_epoch,
     total_steps=total_steps,
     # Images of many steps would not fit beside the network.
-    max_steps=1 if feed.is_stream else steps_per_dispatch(config.train.steps_per_dispatch, params),
+    max_steps=1
+    if pipeline.is_stream
+    else steps_per_dispatch(config.train.steps_per_dispatch, params),
   )
 
 

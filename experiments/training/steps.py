@@ -21,10 +21,10 @@ import numpy as np
 import optax
 from jax import Array, lax
 
-from experiments.data import Feed, Prefetch
+from experiments.data import InputPipeline, Prefetch
 from experiments.models import Apply
 from experiments.packs import run_axes
-from experiments.processes.sharding import AXIS, divide, num_devices, replicate
+from experiments.processes.sharding import AXIS, num_devices, replicate, shard_batches
 
 
 class TrainState(NamedTuple):
@@ -88,17 +88,17 @@ class TrainFn(NamedTuple):
   def __call__(
     self,
     state: TrainState,
-    resident: Any,
+    device_data: Any,
     batches: dict[str, Array],
     num_steps: int,
     signal: int = 0,
   ) -> tuple[TrainState, Metrics, Array]:
     """Does some steps."""
     numbers = replicate((np.int32(num_steps), np.int32(signal)))
-    return self.program(state, self.keys, resident, batches, *numbers)
+    return self.program(state, self.keys, device_data, batches, *numbers)
 
   def temporary_bytes(
-    self, state: TrainState, resident: Any, batches: dict[str, Array]
+    self, state: TrainState, device_data: Any, batches: dict[str, Array]
   ) -> int | None:
     """Bytes on each device that a call takes besides its arguments and results.
 
@@ -106,7 +106,7 @@ class TrainFn(NamedTuple):
     the program once more; None if the backend does not say.
     """
     numbers = replicate((np.int32(1), np.int32(0)))
-    lowered = self.program.lower(state, self.keys, resident, batches, *numbers)
+    lowered = self.program.lower(state, self.keys, device_data, batches, *numbers)
     found = lowered.compile().memory_analysis()
     return None if found is None else int(found.temp_size_in_bytes)
 
@@ -114,27 +114,28 @@ class TrainFn(NamedTuple):
 def make_train_fn(
   apply: Apply,
   tx: optax.GradientTransformationExtraArgs,
-  feed: Feed,
+  pipeline: InputPipeline,
   *,
   label_smoothing: float,
   seeds: Sequence[int],
   max_steps: int,
 ) -> TrainFn:
-  """Builds `train(state, resident, batches, num_steps, signal=0) -> (state, metrics, signal)`.
+  """Builds `train(state, device_data, batches, num_steps, signal=0) -> (state, metrics, signal)`.
 
   Args:
     apply: the model, see `experiments.models.functional`.
     tx: the optimizer, sparse training included. It gets gradients averaged over devices.
-    feed: for its `train_inputs`.
+    pipeline: for its `train_inputs`.
     label_smoothing: share of the target spread over all classes.
     seeds: of augmentation and dropout, one for each of the `R` runs of the pack.
     max_steps: the most steps that one call will do.
 
   Returns:
     A function that does `num_steps <= max_steps` steps and waits for nothing. It donates `state`,
-    which is stacked (`packs`); `resident` is the feed's on every device (`replicate`) and `batches`
-    are from `divide`. All numbers of steps share one compiled program. The signal that comes out is
-    the largest that went in, in any process: they learn of each other's with no further message.
+    which is stacked (`packs`); `device_data` is the pipeline's on every device (`replicate`) and
+    `batches` are from `shard_batches`. All numbers of steps share one compiled program. The signal
+    that comes out is the largest that went in, in any process: they learn of each other's with no
+    further message.
   """
   total = num_devices()
 
@@ -145,11 +146,13 @@ def make_train_fn(
     is_correct = logits.argmax(-1) == targets.argmax(-1)
     return loss, (model_state, is_correct.sum(dtype=jnp.float32))
 
-  def step_fn(state: TrainState, key, resident, batch):
+  def step_fn(state: TrainState, key, device_data, batch):
     share, device = jax.tree.leaves(batch)[0].shape[0], lax.axis_index(AXIS)
     key = jax.random.fold_in(jax.random.wrap_key_data(key), state.step)
     augment_key, dropout_key = jax.random.split(key)
-    x, targets = feed.train_inputs(augment_key, device * share + jnp.arange(share), resident, batch)
+    x, targets = pipeline.train_inputs(
+      augment_key, device * share + jnp.arange(share), device_data, batch
+    )
     (loss, (model_state, correct)), grads = jax.value_and_grad(loss_fn, has_aux=True)(
       state.params, state.model_state, x, targets, jax.random.fold_in(dropout_key, device)
     )
@@ -161,23 +164,23 @@ def make_train_fn(
     metrics = Metrics(loss * count, lax.psum(correct, AXIS), count, bad_step)
     return TrainState(state.step + 1, params, model_state, opt_state), metrics
 
-  def pack_step(state, keys, resident, batches, i):
+  def pack_step(state, keys, device_data, batches, i):
     batch = jax.tree.map(lambda x: x[i], batches)
     if len(seeds) == 1:
-      state, metrics = step_fn(state, keys[0], resident, jax.tree.map(lambda x: x[0], batch))
+      state, metrics = step_fn(state, keys[0], device_data, jax.tree.map(lambda x: x[0], batch))
       return state, jax.tree.map(lambda x: x[None], metrics)
     axes = run_axes(state)
     step = jax.vmap(step_fn, in_axes=(axes, 0, None, 0), out_axes=(axes, 0))
-    return step(state, keys, resident, batch)
+    return step(state, keys, device_data, batch)
 
-  def one_step(state, keys, resident, batches, num_steps, signal):
+  def one_step(state, keys, device_data, batches, num_steps, signal):
     del num_steps
-    return *pack_step(state, keys, resident, batches, 0), lax.pmax(signal, AXIS)
+    return *pack_step(state, keys, device_data, batches, 0), lax.pmax(signal, AXIS)
 
-  def many_steps(state, keys, resident, batches, num_steps, signal):
+  def many_steps(state, keys, device_data, batches, num_steps, signal):
     def body(i, carry):
       state, total = carry
-      state, new = pack_step(state, keys, resident, batches, i)
+      state, new = pack_step(state, keys, device_data, batches, i)
       return state, Metrics(
         total.loss + new.loss,
         total.correct + new.correct,
@@ -200,16 +203,19 @@ def make_train_fn(
   return TrainFn(run, keys)
 
 
-def make_eval_fn(apply: Apply, feed: Feed, *, num_runs: int = 1) -> Callable[..., list[Metrics]]:
-  """Builds `evaluate(state, resident, passes=1) -> [metrics of a batch]`, each example once.
+def make_eval_fn(
+  apply: Apply, pipeline: InputPipeline, *, num_runs: int = 1
+) -> Callable[..., list[Metrics]]:
+  """Builds `evaluate(state, device_data, passes=1) -> [metrics of a batch]`, each example once.
 
   Args:
     apply: the model.
-    feed: for its `test_batches`, whose size all devices must be able to share, and `test_inputs`.
+    pipeline: for its `test_batches`, whose size all devices must be able to share, and
+      `test_inputs`.
     num_runs: `R`, runs in the pack.
 
   Returns:
-    A function of the stacked state, of what is resident on every device (`replicate`), and of how
+    A function of the stacked state, of what every device holds (`replicate`), and of how
     many evaluations there will be, this one included.
   """
 
@@ -221,8 +227,8 @@ def make_eval_fn(apply: Apply, feed: Feed, *, num_runs: int = 1) -> Callable[...
     loss, correct, count = lax.psum((loss, correct, valid.sum(dtype=jnp.float32)), AXIS)
     return Metrics(loss, correct, count, jnp.where(jnp.isfinite(loss), -1, step))
 
-  def batch_fn(params, model_state, step, resident, batch):
-    x, y, valid = feed.test_inputs(resident, jax.tree.map(lambda x: x[0, 0], batch))
+  def batch_fn(params, model_state, step, device_data, batch):
+    x, y, valid = pipeline.test_inputs(device_data, jax.tree.map(lambda x: x[0, 0], batch))
     if num_runs == 1:
       metrics = run_fn(params, model_state, step, x, y, valid)
       return jax.tree.map(lambda m: m[None], metrics)
@@ -232,9 +238,11 @@ def make_eval_fn(apply: Apply, feed: Feed, *, num_runs: int = 1) -> Callable[...
   in_axes = (None, None, None, None, 0)
   run = jax.pmap(batch_fn, axis_name=AXIS, in_axes=in_axes, out_axes=None)
 
-  def evaluate(state, resident, passes=1):
-    with Prefetch(feed.test_batches(passes), lambda batch: divide([[batch]], 1)) as batches:
-      of = lambda batch: run(state.params, state.model_state, state.step, resident, batch)
+  def evaluate(state, device_data, passes=1):
+    with Prefetch(
+      pipeline.test_batches(passes), lambda batch: shard_batches([[batch]], 1)
+    ) as batches:
+      of = lambda batch: run(state.params, state.model_state, state.step, device_data, batch)
       return [jax.device_get(of(batch)) for batch in batches]
 
   return evaluate

@@ -16,7 +16,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
-from experiments.processes.consistency import from_first
+from experiments.processes.consistency import broadcast_from_process_0
 from experiments.workdir import checksums
 
 State = TypeVar("State")
@@ -126,7 +126,7 @@ class Checkpoints:
     Raises:
       ValueError: if checkpoints are there but none can be read.
     """
-    return from_first(lambda: self._restore(template, step), template)
+    return broadcast_from_process_0(lambda: self._restore(template, step), template)
 
   def _restore(self, template: State, step: int | None) -> State | None:
     steps = [step] if step is not None else sorted(self._manager.all_steps(), reverse=True)

@@ -25,9 +25,9 @@ def test_every_way_trains_every_run(monkeypatch):
   def make_train_fn(*arguments, seeds, **kwargs):
     train = real(*arguments, seeds=seeds, **kwargs)
 
-    def counted(state, resident, batches, num_steps):
+    def counted(state, device_data, batches, num_steps):
       calls.append((tuple(seeds), (batches["index"].shape[2], num_steps)))
-      return train(state, resident, batches, num_steps)
+      return train(state, device_data, batches, num_steps)
 
     return counted
 

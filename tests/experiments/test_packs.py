@@ -10,8 +10,8 @@ import srigl_jax as sx
 from experiments import packs
 from experiments import train as train_module
 from experiments.common.files import read_json
-from experiments.data import make_feed
-from experiments.processes.sharding import divide
+from experiments.data import make_input_pipeline
+from experiments.processes.sharding import shard_batches
 from experiments.processes.signals import Interrupted
 from experiments.train import train, train_pack
 from experiments.training.setup import prepare
@@ -254,22 +254,22 @@ def test_each_run_draws_its_own_augmentation():
   run = prepare(tiny_config())
   noisy = lambda key, images, batch: jax.random.uniform(key, (batch.shape[0], *images.shape[1:]))
   data = run.data.__class__(**{**vars(run.data), "augment_fn": noisy})
-  feed = make_feed(data, batch_size=16, eval_batch_size=7, seed=0)
-  resident = replicate(feed.resident)
+  pipeline = make_input_pipeline(data, batch_size=16, eval_batch_size=7, seed=0)
+  device_data = replicate(pipeline.device_data)
   losses = {}
   for seeds in ((0,), (1,), (0, 1)):
     fn = make_train_fn(
       run.apply,
       optax.with_extra_args_support(run.tx),
-      feed,
+      pipeline,
       label_smoothing=0.0,
       seeds=seeds,
       max_steps=1,
     )
     fresh = jax.tree.map(np.asarray, prepare(tiny_config()).init_state)
     state = replicate(packs.stack([fresh for _ in seeds]))
-    batches = divide([list(feed.train_batches(0, 1)) for _ in seeds], 1)
-    losses[seeds] = fn(state, resident, batches, 1)[1].loss
+    batches = shard_batches([list(pipeline.train_batches(0, 1)) for _ in seeds], 1)
+    losses[seeds] = fn(state, device_data, batches, 1)[1].loss
   np.testing.assert_allclose(losses[0, 1], np.concatenate([losses[0,], losses[1,]]), rtol=1e-5)
   assert losses[0, 1][0] != losses[0, 1][1]
 

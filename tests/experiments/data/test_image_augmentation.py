@@ -9,7 +9,7 @@ import pytest
 from PIL import Image, ImageEnhance, ImageOps
 
 from experiments.data import crops, mixup, randaugment
-from experiments.data.record_rng import below, between, record_draws
+from experiments.data.record_rng import below, between, record_rng
 from tests.experiments.tiny import quick_compiler
 
 
@@ -38,13 +38,13 @@ def pixels(image):
 
 
 def test_draws_belong_to_the_record():
-  draw = record_draws(42, 3, 1000)
+  draw = record_rng(42, 3, 1000)
   first = [draw() for _ in range(5)]
-  again = record_draws(42, 3, 1000)
+  again = record_rng(42, 3, 1000)
   assert first == [again() for _ in range(5)]
   # The same in every process and with every numpy: a run may be resumed elsewhere.
   np.testing.assert_allclose(first[:2], FIRST_DRAWS, rtol=0, atol=0)
-  others = {record_draws(*key)() for key in [(41, 3, 1000), (42, 4, 1000), (42, 3, 1001)]}
+  others = {record_rng(*key)() for key in [(41, 3, 1000), (42, 4, 1000), (42, 3, 1001)]}
   assert len(others | {first[0]}) == 4
 
 
@@ -52,7 +52,7 @@ FIRST_DRAWS = [0.2624652657405955, 0.041458962503888475]
 
 
 def test_draws_are_uniform_and_records_independent():
-  drawn = np.array([[f() for _ in range(3)] for f in (record_draws(0, 1, r) for r in range(4000))])
+  drawn = np.array([[f() for _ in range(3)] for f in (record_rng(0, 1, r) for r in range(4000))])
   assert drawn.min() >= 0 and drawn.max() < 1
   counts = np.stack([np.histogram(column, 10, (0, 1))[0] for column in drawn.T])
   assert counts.min() > 320 and counts.max() < 480
@@ -140,7 +140,7 @@ def test_where_no_rectangle_fits_it_is_the_middle(size, middle):
 @hypothesis.settings(max_examples=60)
 def test_every_crop_of_every_image_has_the_size(width, height, record):
   image = Image.new("RGB", (width, height), (10, 20, 30))
-  draw = record_draws(0, 0, record)
+  draw = record_rng(0, 0, record)
   for crop in (
     crops.resized_crop(image, draw, size=28, shorter_sides=(32, 60)),
     crops.random_resized_crop(image, draw, size=28),

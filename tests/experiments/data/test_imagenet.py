@@ -14,7 +14,7 @@ from PIL import Image
 
 from experiments import data
 from experiments.data import imagenet, tfds_folder
-from experiments.data.stream import Share
+from experiments.data.stream import ProcessShard
 from tests.experiments.data.tfds_files import encode, write_data_set
 from tests.experiments.tiny import devices, quick_compiler
 
@@ -140,7 +140,7 @@ def test_processes_and_workers_read_the_same(small_imagenet):
   workers = load(data_dir, image_size=14, num_workers=2)
   for got, whole in zip(workers.train_batches(1, 6, **kwargs), want, strict=True):
     np.testing.assert_array_equal(got["image"], whole["image"])
-  second = load(data_dir, image_size=14).train_batches(1, 6, **kwargs, share=Share(1, 2))
+  second = load(data_dir, image_size=14).train_batches(1, 6, **kwargs, shard=ProcessShard(1, 2))
   for got, whole in zip(second, want, strict=True):
     np.testing.assert_array_equal(got["image"], whole["image"][4:])
 
@@ -180,13 +180,13 @@ def test_with_mixing_targets_are_of_two_classes(small_imagenet):
 def test_devices_see_together_what_one_would(small_imagenet, count):
   """Mixing included: a run goes on alike on another number of devices."""
   images = load(small_imagenet[0], image_size=14, mixup=0.2, cutmix=1.0)
-  feed = data.make_feed(images, batch_size=16, eval_batch_size=16, seed=0)
-  (batch,) = feed.train_batches(3, 4)
+  pipeline = data.make_input_pipeline(images, batch_size=16, eval_batch_size=16, seed=0)
+  (batch,) = pipeline.train_batches(3, 4)
   key = jax.random.key(4)
 
   def inputs(num_devices):
     with devices(num_devices), quick_compiler():
-      run = jax.pmap(lambda batch: feed.train_inputs(key, key, (), batch))
+      run = jax.pmap(lambda batch: pipeline.train_inputs(key, key, (), batch))
       outputs = run(data.put_on_devices(batch))
       return [np.asarray(x).reshape(16, *x.shape[2:]) for x in outputs]
 

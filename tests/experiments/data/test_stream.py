@@ -21,7 +21,7 @@ import pytest
 
 from experiments import data
 from experiments.data.prefetch import Prefetch, put_on_devices
-from experiments.data.stream import ImageStream, Share
+from experiments.data.stream import ImageStream, ProcessShard
 from tests.experiments.tiny import devices
 
 
@@ -96,9 +96,9 @@ def test_processes_share_each_epoch(num_train, per_process, process_count, seed,
   steps_per_epoch = num_train // batch_size
   steps = epoch * steps_per_epoch, (epoch + 1) * steps_per_epoch
   kwargs = {"batch_size": batch_size, "seed": seed}
-  whole = list(images.train_batches(*steps, **kwargs, share=Share(0, 1)))
+  whole = list(images.train_batches(*steps, **kwargs, shard=ProcessShard(0, 1)))
   parts = [
-    list(images.train_batches(*steps, **kwargs, share=Share(i, process_count)))
+    list(images.train_batches(*steps, **kwargs, shard=ProcessShard(i, process_count)))
     for i in range(process_count)
   ]
   assert_same_batches([join(part) for part in zip(*parts, strict=True)], whole)
@@ -148,8 +148,8 @@ def test_an_image_is_augmented_anew_in_each_epoch_and_otherwise_alike():
     ({"start": -1}, "step=-1"),
     ({"start": 5, "stop": 3}, "num_steps=-2"),
     ({"seed": -1}, "seed must lie in"),
-    ({"share": Share(0, 3)}, "batch size is 10; it must be .* multiple of the number .*, 3"),
-    ({"share": Share(2, 2)}, r"process_index is 2; with process_count=2 .* 0\.\.1"),
+    ({"shard": ProcessShard(0, 3)}, "batch size is 10; it must be .* multiple of the number .*, 3"),
+    ({"shard": ProcessShard(2, 2)}, r"process_index is 2; with process_count=2 .* 0\.\.1"),
   ],
 )
 def test_train_batches_rejects(kwargs, message):
@@ -168,7 +168,9 @@ def test_train_batches_rejects(kwargs, message):
 def test_every_test_image_counts_once(num_test, per_process, process_count):
   batch_size = per_process * process_count
   parts = [
-    list(stream(1, num_test).test_batches(batch_size=batch_size, share=Share(i, process_count)))
+    list(
+      stream(1, num_test).test_batches(batch_size=batch_size, shard=ProcessShard(i, process_count))
+    )
     for i in range(process_count)
   ]
   assert {len(part) for part in parts} == {-(-num_test // batch_size)}  # nobody waits for others
@@ -389,15 +391,15 @@ def test_uneven_parts_are_refused():
 # ---- one view of all data sets -----------------------------------------------------------------
 
 
-def feeds(share=None, seed=1):
+def pipelines(shard=None, seed=1):
   """Of images in memory and of a stream of images."""
-  kwargs = {"batch_size": 12, "eval_batch_size": 8, "seed": seed, "share": share}
+  kwargs = {"batch_size": 12, "eval_batch_size": 8, "seed": seed, "shard": shard}
   synthetic = data.load("synthetic", image_shape=(2, 2, 3), num_train=100, num_test=20)
-  return data.make_feed(synthetic, **kwargs), data.make_feed(stream(), **kwargs)
+  return data.make_input_pipeline(synthetic, **kwargs), data.make_input_pipeline(stream(), **kwargs)
 
 
 def test_both_kinds_train_on_the_same_examples():
-  memory, streamed = feeds()
+  memory, streamed = pipelines()
   assert (memory.is_stream, streamed.is_stream) == (False, True)
   for indices, images in zip(
     memory.train_batches(5, 14), streamed.train_batches(5, 14), strict=True
@@ -407,10 +409,10 @@ def test_both_kinds_train_on_the_same_examples():
 
 
 def test_both_kinds_test_every_image_once():
-  for feed in feeds():
-    batches = list(feed.test_batches())
+  for pipeline in pipelines():
+    batches = list(pipeline.test_batches())
     labels, valid = zip(
-      *(feed.test_inputs(feed.resident, batch)[1:] for batch in batches), strict=True
+      *(pipeline.test_inputs(pipeline.device_data, batch)[1:] for batch in batches), strict=True
     )
     assert [len(x) for x in labels] == [8, 8, 8]
     assert sum(int(x.sum()) for x in valid) == 20
@@ -418,37 +420,39 @@ def test_both_kinds_test_every_image_once():
 
 def test_every_pass_over_the_test_images_is_whole():
   """Also after one that was broken off."""
-  for feed in feeds():
-    whole = list(feed.test_batches())
-    broken_off = feed.test_batches()
+  for pipeline in pipelines():
+    whole = list(pipeline.test_batches())
+    broken_off = pipeline.test_batches()
     assert_same_batches([next(broken_off)], whole[:1])
     broken_off.close()
-    assert_same_batches(feed.test_batches(3), whole)
-    assert_same_batches(feed.test_batches(2), whole)
-    feed.close()
-    assert_same_batches(feed.test_batches(), whole)
+    assert_same_batches(pipeline.test_batches(3), whole)
+    assert_same_batches(pipeline.test_batches(2), whole)
+    pipeline.close()
+    assert_same_batches(pipeline.test_batches(), whole)
 
 
 def test_processes_stay_between_the_passes_over_the_test_images():
   alive = lambda: {p.pid for p in multiprocessing.active_children() if "grain" in p.name}
-  feed = data.make_feed(stream(num_workers=1), batch_size=12, eval_batch_size=8, seed=0)
-  first = list(feed.test_batches(3))
+  pipeline = data.make_input_pipeline(
+    stream(num_workers=1), batch_size=12, eval_batch_size=8, seed=0
+  )
+  first = list(pipeline.test_batches(3))
   workers = alive()
   assert workers
-  assert_same_batches(feed.test_batches(2), first)
+  assert_same_batches(pipeline.test_batches(2), first)
   assert alive() == workers
-  assert_same_batches(feed.test_batches(1), first)
+  assert_same_batches(pipeline.test_batches(1), first)
   assert not alive()
-  list(feed.test_batches(2))
+  list(pipeline.test_batches(2))
   assert alive()
-  feed.close()
+  pipeline.close()
   assert not alive()
 
 
 @pytest.mark.parametrize("process_count", [2, 4])
 def test_processes_have_parts_of_both_kinds(process_count):
-  parts = [feeds(Share(i, process_count)) for i in range(process_count)]
-  for kind, whole in enumerate(feeds(Share(0, 1))):
+  parts = [pipelines(ProcessShard(i, process_count)) for i in range(process_count)]
+  for kind, whole in enumerate(pipelines(ProcessShard(0, 1))):
     for name, arguments in (("train_batches", (0, 9)), ("test_batches", ())):
       shares = [getattr(part[kind], name)(*arguments) for part in parts]
       joined = [join(batch) for batch in zip(*shares, strict=True)]
@@ -457,32 +461,32 @@ def test_processes_have_parts_of_both_kinds(process_count):
 
 @pytest.mark.parametrize("kind", [0, 1])
 def test_inputs_and_targets(kind):
-  feed = feeds()[kind]
+  pipeline = pipelines()[kind]
   key, places = jax.random.key(0), jnp.arange(12)
-  batch = next(iter(feed.train_batches(0, 1)))
-  inputs, targets = jax.jit(feed.train_inputs)(key, places, feed.resident, batch)
+  batch = next(iter(pipeline.train_batches(0, 1)))
+  inputs, targets = jax.jit(pipeline.train_inputs)(key, places, pipeline.device_data, batch)
   assert inputs.shape == (12, 2, 2, 3) and inputs.dtype == jnp.float32
   assert targets.shape == (12, 10) and targets.dtype == jnp.float32
   np.testing.assert_array_equal(targets.sum(-1), 1)
   # What is done to an example depends on its place in the whole batch, not on the device.
   second = jax.tree.map(lambda x: x[6:], batch)
-  other, _ = feed.train_inputs(key, places[6:], feed.resident, second)
+  other, _ = pipeline.train_inputs(key, places[6:], pipeline.device_data, second)
   np.testing.assert_allclose(inputs[6:], other, rtol=1e-6)
-  test_batch = next(iter(feed.test_batches()))
-  inputs, labels, valid = jax.jit(feed.test_inputs)(feed.resident, test_batch)
+  test_batch = next(iter(pipeline.test_batches()))
+  inputs, labels, valid = jax.jit(pipeline.test_inputs)(pipeline.device_data, test_batch)
   assert inputs.shape == (8, 2, 2, 3) and labels.dtype == jnp.int32 and valid.dtype == bool
 
 
 def test_memory_targets_are_the_labels():
-  feed, _ = feeds()
-  batch = next(iter(feed.train_batches(3, 4)))
+  pipeline, _ = pipelines()
+  batch = next(iter(pipeline.train_batches(3, 4)))
   key = jax.random.key(0)
-  inputs, targets = feed.train_inputs(key, jnp.arange(12), feed.resident, batch)
-  images, labels = feed.resident["train"]
+  inputs, targets = pipeline.train_inputs(key, jnp.arange(12), pipeline.device_data, batch)
+  images, labels = pipeline.device_data["train"]
   np.testing.assert_array_equal(np.argmax(targets, -1), labels[batch["index"]])
   np.testing.assert_allclose(inputs, images[batch["index"]] / 255, rtol=1e-6)
 
 
-def test_feeds_refuse_batches_that_processes_cannot_share():
+def test_pipelines_refuse_batches_that_processes_cannot_share():
   with pytest.raises(ValueError, match=r"batch size is 12; .* number of processes, 8"):
-    feeds(Share(0, 8))
+    pipelines(ProcessShard(0, 8))

@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 from experiments import report
 from experiments import train as train_module
 from experiments.processes.consistency import check_same_masks, mask_checksum
-from experiments.processes.sharding import AXIS, divide, replicate
+from experiments.processes.sharding import AXIS, replicate, shard_batches
 from experiments.processes.signals import Interrupted
 from experiments.train import train
 from experiments.workdir.metrics import read_metrics
@@ -253,7 +253,7 @@ def test_what_two_processes_agree_on(tmp_path):
 def test_batches_are_divided_in_order():
   batches = [[{"x": np.arange(12) + 100 * run + 1000 * step} for step in (0, 1)] for run in (0, 1)]
   with devices(4):
-    divided = divide(batches, 3)["x"]
+    divided = shard_batches(batches, 3)["x"]
   assert divided.shape == (4, 3, 2, 3)  # devices, steps, runs, share
   for device in range(4):
     for step in (0, 1):
@@ -263,7 +263,7 @@ def test_batches_are_divided_in_order():
     np.testing.assert_array_equal(divided[device, 2], 0)
   assert [shard.data.shape[0] for shard in divided.addressable_shards] == [1] * 4
   with devices(5), pytest.raises(ValueError, match="12 examples in this process, which 5 devices"):
-    divide(batches, 2)
+    shard_batches(batches, 2)
 
 
 def masks_on(values):

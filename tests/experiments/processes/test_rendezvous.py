@@ -5,7 +5,7 @@ import socket
 import threading
 import time
 
-from experiments.processes.rendezvous import Cluster, call_roll
+from experiments.processes.rendezvous import Cluster, wait_for_all
 
 
 def free_port():
@@ -22,7 +22,7 @@ def play(numbers, total, *, timeout_s=20.0, coordinator=None, totals=None):
   def run(i):
     cluster = Cluster(coordinator, (totals or {}).get(numbers[i], total), numbers[i])
     try:
-      call_roll(cluster, timeout_s=timeout_s)
+      wait_for_all(cluster, timeout_s=timeout_s)
     except Exception as error:
       outcomes[i] = error
 
@@ -73,7 +73,7 @@ def test_strangers_do_not_count():
   port = free_port()
   coordinator = f"127.0.0.1:{port}"
   first = threading.Thread(
-    target=call_roll, args=(Cluster(coordinator, 2, 0),), kwargs={"timeout_s": 20.0}
+    target=wait_for_all, args=(Cluster(coordinator, 2, 0),), kwargs={"timeout_s": 20.0}
   )
   first.start()
   for line in (b"GET / HTTP/1.1\r\n", b"[]\n", b"{}\n", b""):

@@ -9,7 +9,7 @@ import pytest
 import srigl_jax as sx
 from configs import base
 from experiments import models
-from experiments.models.small_dense import narrow
+from experiments.models.small_dense import small_dense_kwargs
 from experiments.training import load_run, methods
 from experiments.training.methods import make_method, plan_method
 from experiments.training.optimizer import make_optimizer
@@ -282,15 +282,15 @@ def num_weights(name, **kwargs):
 )
 @pytest.mark.parametrize("density", [0.1, 0.5])
 def test_a_narrow_network_has_as_many_weights(name, kwargs, argument, density):
-  got = narrow(name, density, num_classes=10, image_shape=(8, 8, 3), **kwargs)
+  got = small_dense_kwargs(name, density, num_classes=10, image_shape=(8, 8, 3), **kwargs)
   assert got.keys() == {*kwargs, argument} and {**got, **kwargs}.items() >= kwargs.items()
   assert num_weights(name, **got) <= density * num_weights(name, **kwargs)
   assert num_weights(name, **got) == pytest.approx(density * num_weights(name, **kwargs), rel=0.3)
-  assert narrow(name, 1.0, num_classes=10, image_shape=(8, 8, 3), **got) == got
+  assert small_dense_kwargs(name, 1.0, num_classes=10, image_shape=(8, 8, 3), **got) == got
 
 
 def test_too_narrow():
   with pytest.raises(ValueError, match="Even with one neuron a layer, mlp has more"):
-    narrow("mlp", 1e-4, num_classes=10, image_shape=(8, 8, 3), hidden=(4,))
+    small_dense_kwargs("mlp", 1e-4, num_classes=10, image_shape=(8, 8, 3), hidden=(4,))
   with pytest.raises(ValueError, match="density is 0; it must"):
-    narrow("mlp", 0, num_classes=10, image_shape=(8, 8, 3))
+    small_dense_kwargs("mlp", 0, num_classes=10, image_shape=(8, 8, 3))

@@ -9,7 +9,7 @@ import optax
 import pytest
 
 from experiments import data
-from experiments.processes.sharding import divide, replicate
+from experiments.processes.sharding import replicate, shard_batches
 from experiments.training.steps import TrainState, make_eval_fn, make_train_fn, steps_per_dispatch
 from tests.experiments.tiny import devices
 
@@ -49,32 +49,32 @@ def reference_step(kernel, images, labels, label_smoothing):
   return kernel - RATE * grads, loss, ((x @ kernel).argmax(-1) == labels).sum()
 
 
-def feed_of(dataset, eval_batch_size=8):
-  return data.make_feed(dataset, batch_size=8, eval_batch_size=eval_batch_size, seed=0)
+def pipeline_of(dataset, eval_batch_size=8):
+  return data.make_input_pipeline(dataset, batch_size=8, eval_batch_size=eval_batch_size, seed=0)
 
 
 def divided(batches, max_steps):
-  return divide([[{"index": batch} for batch in batches]], max_steps)
+  return shard_batches([[{"index": batch} for batch in batches]], max_steps)
 
 
 def train(num_devices, batches, *, max_steps, state=None, dataset=DATA, seed=0, smoothing=0.0):
   """Trains over the batches, `max_steps` per call; the state and the metrics of each call."""
   with devices(num_devices):
-    feed = feed_of(dataset)
+    pipeline = pipeline_of(dataset)
     train_fn = make_train_fn(
       linear,
       optax.with_extra_args_support(optax.sgd(RATE)),
-      feed,
+      pipeline,
       label_smoothing=smoothing,
       seeds=[seed],
       max_steps=max_steps,
     )
     state = replicate(init_state() if state is None else state)
-    resident = replicate(feed.resident)
+    device_data = replicate(pipeline.device_data)
     metrics = []
     for start in range(0, len(batches), max_steps):
       some = batches[start : start + max_steps]
-      state, new, _ = train_fn(state, resident, divided(some, max_steps), len(some))
+      state, new, _ = train_fn(state, device_data, divided(some, max_steps), len(some))
       metrics.append(jax.device_get(new))
     return jax.device_get(state), metrics
 
@@ -115,13 +115,13 @@ def test_a_shorter_last_call_uses_the_same_program():
       return linear(*arguments, **kwargs)
 
     tx = optax.with_extra_args_support(optax.sgd(RATE))
-    feed = feed_of(DATA)
-    train_fn = make_train_fn(counted, tx, feed, label_smoothing=0.0, seeds=[0], max_steps=4)
-    state, resident = replicate((init_state(), feed.resident))
+    pipeline = pipeline_of(DATA)
+    train_fn = make_train_fn(counted, tx, pipeline, label_smoothing=0.0, seeds=[0], max_steps=4)
+    state, device_data = replicate((init_state(), pipeline.device_data))
     batches = data.batch_indices(0, 7, 8, 24, seed=0)
-    state, _, _ = train_fn(state, resident, divided(batches[:4], 4), 4)
+    state, _, _ = train_fn(state, device_data, divided(batches[:4], 4), 4)
     traced = len(calls)
-    state, metrics, _ = train_fn(state, resident, divided(batches[4:], 4), 3)
+    state, metrics, _ = train_fn(state, device_data, divided(batches[4:], 4), 3)
     assert len(calls) == traced
     assert (int(state.step), float(metrics.examples[0])) == (7, 24.0)
 
@@ -187,10 +187,12 @@ def test_examples_draw_the_same_on_any_number_of_devices():
 def test_steps_move_nothing_between_host_and_devices(max_steps):
   """All that a step needs lies where it belongs; nothing is copied or waited for."""
   with devices(2):
-    feed = feed_of(DATA)
+    pipeline = pipeline_of(DATA)
     tx = optax.with_extra_args_support(optax.sgd(RATE))
-    train_fn = make_train_fn(linear, tx, feed, label_smoothing=0.1, seeds=[0], max_steps=max_steps)
-    state, resident = replicate((init_state(), feed.resident))
+    train_fn = make_train_fn(
+      linear, tx, pipeline, label_smoothing=0.1, seeds=[0], max_steps=max_steps
+    )
+    state, device_data = replicate((init_state(), pipeline.device_data))
     batches = data.batch_indices(0, 3 * max_steps, 8, 24, seed=0).reshape(3, max_steps, 8)
     divided_batches = [divided(some, max_steps) for some in batches]
     with jax.transfer_guard("disallow"):
@@ -198,21 +200,21 @@ def test_steps_move_nothing_between_host_and_devices(max_steps):
         jnp.sin(np.ones(3))
       for some in divided_batches:
         before = state
-        state, metrics, _ = train_fn(state, resident, some, max_steps)
+        state, metrics, _ = train_fn(state, device_data, some, max_steps)
         assert before.params["kernel"].is_deleted()  # its memory is used again
         jax.block_until_ready(metrics)
     assert int(state.step) == 3 * max_steps
 
 
 def test_signals_of_processes_become_one():
-  feed = feed_of(DATA)
+  pipeline = pipeline_of(DATA)
   with devices(2):
     tx = optax.with_extra_args_support(optax.sgd(RATE))
-    train_fn = make_train_fn(linear, tx, feed, label_smoothing=0.0, seeds=[0], max_steps=1)
-    state, resident = replicate((init_state(), feed.resident))
+    train_fn = make_train_fn(linear, tx, pipeline, label_smoothing=0.0, seeds=[0], max_steps=1)
+    state, device_data = replicate((init_state(), pipeline.device_data))
     batches = divided(data.batch_indices(0, 1, 8, 24, seed=0), 1)
     for signal in (0, 15):
-      state, _, found = train_fn(state, resident, batches, 1, signal)
+      state, _, found = train_fn(state, device_data, batches, 1, signal)
       assert int(found) == signal
 
 
@@ -242,8 +244,8 @@ def test_evaluation_counts_every_example_once(num_devices, batch_size):
   labels[-1] = logits[-1].argmax()  # a correct one, which fills up the last batch
   with devices(num_devices):
     size = -(-batch_size // num_devices) * num_devices
-    feed = feed_of(dataclasses.replace(DATA, test_labels=labels), size)
-    metrics = make_eval_fn(linear, feed)(*replicate((state, feed.resident)))
+    pipeline = pipeline_of(dataclasses.replace(DATA, test_labels=labels), size)
+    metrics = make_eval_fn(linear, pipeline)(*replicate((state, pipeline.device_data)))
 
   losses = -np.log(softmax(logits)[np.arange(11), labels])
   assert sum(m.examples for m in metrics) == 11
