@@ -1,4 +1,4 @@
-"""CIFAR-10 in about ten minutes on four CPU cores, with a small convolutional network.
+"""CIFAR-10 on a few CPU cores, with a small convolutional network.
 
 `python -m experiments.train --config=configs/cifar10_quick.py --workdir=runs/quick`
 """

@@ -5,7 +5,7 @@ one run: see `benchmarks.kernels.baselines` for the methods, `benchmarks.kernels
 they are timed and `benchmarks.kernels.targets` for what is held against the targets. It ends in
 tables, and in a folder with `benchmark.json`, `benchmark.csv` and bar charts.
 
-    python -m kernels.benchmark --quick                       the rows with targets, 2 minutes
+    python -m kernels.benchmark --quick                       the rows with targets
     python -m kernels.benchmark                               both layers of the paper, all of it
     python -m kernels.benchmark --shape=512x2048x700          any shape (inputs x outputs x active)
     python -m kernels.benchmark --model=FILE --layer=NAME     a layer of an exported model

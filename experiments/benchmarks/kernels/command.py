@@ -44,7 +44,7 @@ _QUICK = Effort(rounds=9, budget=0.8, limit=0.25)
 
 def define_flags() -> None:
   """Defines the command's flags."""
-  flags.DEFINE_bool("quick", False, "Only the rows that have targets, in less than two minutes.")
+  flags.DEFINE_bool("quick", False, "Only the rows that have targets.")
   flags.DEFINE_multi_string("layer", [], "A layer by name: vit_ffn_up, vit_ffn_down, or --model's.")
   flags.DEFINE_multi_string("shape", [], "Any layer: INxOUT, or INxOUTxACTIVE.")
   flags.DEFINE_string("model", None, "Layers of a file of srigl_jax.save_condensed.")

@@ -1,6 +1,6 @@
 """Checks and times everything on a GPU: `python kernels/benchmark/gpu_check.py [--tiny]`.
 
-Needs this checkout, jax and numpy; the package need not be installed. In under eight minutes: every
+Needs this checkout, jax and numpy; the package need not be installed. Every
 backend against float64 on the named problems, the card's ceilings, the paper's GPU experiment and
 larger layers with every method, forward and backward, and other cuts of the kernels' work. See
 `gpu_tasks` for what, `gpu_methods` for the methods, `gpu_timing` for how.
