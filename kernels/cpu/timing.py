@@ -23,6 +23,7 @@ import numpy as np
 
 from srigl_kernels import make_condensed
 from srigl_kernels.backends.cpu import gradients, library
+from srigl_kernels.backends.cpu import matmul as products
 
 # (inputs, neurons, active neurons, fan-in): the feed-forward layers of ViT-B/16 at 90 %.
 LAYERS = {"up": (768, 3072, 1145, 206), "down": (3072, 768, 768, 307)}
@@ -67,18 +68,18 @@ def make_methods(layer, isas, rng):
   kernel = jnp.asarray(kernel)
   bias = jnp.asarray(rng.standard_normal(num_neurons, dtype=np.float32))
   dense = jax.jit(lambda x, kernel, bias: jnp.dot(x, kernel) + bias[None])
-  sparse = jax.jit(library.matmul)
+  sparse = jax.jit(products.matmul)
   empty = jax.jit(lambda x: x[0, 0] + 1)
   no_neurons = make_layer(num_inputs, num_neurons, 0, 0, rng)[:3]
   methods = {
     "dense": (lambda: None, lambda x: dense(x, kernel, bias)),
     "empty": (lambda: None, empty),
   }
-  packed_bias = library.pack(*no_neurons, num_inputs, num_neurons)
+  packed_bias = products.pack(*no_neurons, num_inputs, num_neurons)
   methods["bias"] = (lambda: None, lambda x: sparse(x, packed_bias, bias))
   for isa in isas:
     library.set_isa(isa)
-    packed = library.pack(*condensed, num_inputs, num_neurons)
+    packed = products.pack(*condensed, num_inputs, num_neurons)
     methods[isa] = (
       functools.partial(library.set_isa, isa),
       lambda x, packed=packed: sparse(x, packed, bias),
@@ -96,11 +97,11 @@ def make_gradients(layer, isas, rng):
   calls = {
     "product": (
       lambda x, g, kernel: x @ kernel,
-      lambda x, g, condensed, pattern: library.matmul(x, packed),
+      lambda x, g, condensed, pattern: products.matmul(x, packed),
     ),
     "product of new values": (
       lambda x, g, kernel: x @ kernel,
-      lambda x, g, condensed, pattern: library.matmul(
+      lambda x, g, condensed, pattern: products.matmul(
         x, gradients.with_values(pattern, condensed.values)
       ),
     ),

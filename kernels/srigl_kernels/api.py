@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from srigl_kernels import auto
+from srigl_kernels.backends import xla
 from srigl_kernels.backends.registry import BACKENDS, pack
 from srigl_kernels.conv_geometry import check_groups
 from srigl_kernels.epilogue import ACTIVATIONS
@@ -187,8 +188,9 @@ def _matmul_backward(backend, activation, residuals, g):
   x, bias, condensed, layout, z = residuals
   if activation is not None:
     (g,) = jax.vjp(ACTIVATIONS[activation], z)[1](g)
-  dx = BACKENDS[backend].input_gradient(g, condensed, layout)
-  dvalues = BACKENDS[backend].values_gradient(g, x, condensed, layout)
+  entry = BACKENDS[backend]
+  dx = (entry.input_gradient or xla.input_gradient)(g, condensed, layout)
+  dvalues = (entry.values_gradient or xla.values_gradient)(g, x, condensed, layout)
   dbias = None if bias is None else g.sum(0, dtype=jnp.float32).astype(bias.dtype)
   return dx, dvalues, dbias, None, None
 

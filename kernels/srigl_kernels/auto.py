@@ -8,8 +8,9 @@ from collections.abc import Sequence
 import jax
 
 from srigl_kernels import cost_model
+from srigl_kernels.backends.cpu import library
 from srigl_kernels.backends.grouped import group_size
-from srigl_kernels.backends.registry import BACKENDS, is_traced, native
+from srigl_kernels.backends.registry import BACKENDS, is_traced
 from srigl_kernels.format import Condensed
 
 ACCELERATORS = ("gpu", "tpu")
@@ -44,7 +45,7 @@ def candidates(condensed: Condensed, gradients: bool = False) -> list[str]:
   if jax.default_backend() not in ACCELERATORS:
     if BACKENDS["cpu"].is_available() and is_concrete:
       return ["cpu", dense, "xla"]
-    if jax.default_backend() == "cpu" and native() is None:
+    if jax.default_backend() == "cpu" and not library.is_available():
       _warn_of_no_cpu_library()
     return [dense, "xla"]
   pallas = BACKENDS["pallas"]
@@ -91,10 +92,10 @@ def rank(
 
 
 def _key(name: str, condensed: Condensed) -> str:
-  """What `cost.SECONDS` calls a backend here."""
+  """What `cost_model.SECONDS` calls a backend here."""
   device = jax.default_backend()
   if device == "cpu":
-    return f"cpu {native().isa()}" if name == "cpu" else name
+    return f"cpu {library.isa()}" if name == "cpu" else name
   dtype = condensed.values.dtype.name
   is_exact = getattr(jax.config, "jax_default_matmul_precision", None) in _EXACT
   exact = " highest" if dtype == "float32" and is_exact and name in ("dense", "structured") else ""
@@ -116,8 +117,8 @@ def expectation(
 def _warn_of_no_cpu_library() -> None:
   """Warns once per process."""
   warnings.warn(
-    "The native CPU kernels are not installed, so condensed layers run on plain XLA, several "
-    "times slower. Reinstall srigl-jax on a machine with a C++ compiler: its build makes them "
-    "(in a checkout, `pip install -e .`).",
+    f"The native CPU kernels cannot be used: {library.why_unavailable()}. Condensed layers run on "
+    "plain XLA instead, several times slower. Reinstall srigl-jax on a machine with a C++ "
+    "compiler: its build makes them (in a checkout, `pip install -e .`).",
     stacklevel=4,
   )

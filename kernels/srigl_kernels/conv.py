@@ -15,7 +15,7 @@ from srigl_kernels.backends import dense
 from srigl_kernels.backends.registry import BACKENDS, pack
 from srigl_kernels.backends.xla import densify
 from srigl_kernels.conv_geometry import Geometry, Padding, resolve
-from srigl_kernels.epilogue import ACTIVATIONS, finish, spread
+from srigl_kernels.epilogue import ACTIVATIONS, apply_epilogue, scatter_to_neurons
 from srigl_kernels.format import Condensed
 from srigl_kernels.prepared import Layout, Prepared
 
@@ -114,7 +114,7 @@ def _apply(x, condensed: Condensed, layout: Layout, backend, activation, geometr
   shape = (x.shape[0], *geometry.output_size(x.shape[1:-1]), condensed.out_features)
   if 0 in shape or condensed.num_active == 0:  # nothing to sum, which XLA would refuse
     rows = jnp.zeros((1, condensed.out_features))
-    constant = finish(rows, condensed.bias, activation, x.dtype)
+    constant = apply_epilogue(rows, condensed.bias, activation, x.dtype)
     return jnp.broadcast_to(constant.reshape((1,) * (len(shape) - 1) + (-1,)), shape)
   return _conv(
     backend, activation, geometry, x, condensed.values, condensed.bias, condensed, layout
@@ -148,7 +148,7 @@ def _conv_backward(backend, activation, geometry, residuals, g) -> tuple[Any, ..
   if activation is not None:
     (g,) = jax.vjp(ACTIVATIONS[activation], z)[1](g)
   rows = densify(condensed.values, condensed.indices, condensed.in_features)
-  matrix = spread(rows, condensed.active, condensed.out_features).T.astype(jnp.float32)
+  matrix = scatter_to_neurons(rows, condensed.active, condensed.out_features).T.astype(jnp.float32)
   convolve = functools.partial(dense.convolve, geometry=geometry)
   dx, dmatrix = jax.vjp(convolve, x, matrix)[1](g.astype(jnp.float32))
   dvalues = dmatrix.T.at[condensed.active[:, None], condensed.indices].get(mode="promise_in_bounds")

@@ -74,10 +74,10 @@ def resolve(
     )
   steps = _per_axis("strides", strides, rank)
   dilation = _per_axis("kernel_dilation", kernel_dilation, rank)
-  spread = _per_axis("input_dilation", input_dilation, rank)
+  spacing = _per_axis("input_dilation", input_dilation, rank)
   reach = [(k - 1) * d + 1 for k, d in zip(kernel_size, dilation, strict=True)]
   x = x.reshape(-1, *x.shape[x.ndim - rank - 1 :])
-  if any(d > 1 for d in spread) and padding in ("SAME", "SAME_LOWER"):
+  if any(d > 1 for d in spacing) and padding in ("SAME", "SAME_LOWER"):
     raise ValueError(
       f"`padding` {padding!r} has no meaning with an `input_dilation` of {input_dilation!r}: give "
       "the numbers of zeros."
@@ -87,8 +87,8 @@ def resolve(
     x, pads = jnp.pad(x, around, mode=_WRAPPING[padding]), ((0, 0),) * rank
   else:
     pads = _zeros(padding, x.shape[1:-1], reach, steps)
-  if any(d > 1 for d in spread):
-    interior = [(0, 0, 0), *((0, 0, d - 1) for d in spread), (0, 0, 0)]
+  if any(d > 1 for d in spacing):
+    interior = [(0, 0, 0), *((0, 0, d - 1) for d in spacing), (0, 0, 0)]
     x = lax.pad(x, jnp.zeros((), x.dtype), interior)
   if any(n < 0 for pair in pads for n in pair):  # XLA on CPU may get these wrong
     x = jnp.pad(x, [(0, 0), *((max(a, 0), max(b, 0)) for a, b in pads), (0, 0)])

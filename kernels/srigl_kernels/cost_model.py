@@ -2,12 +2,12 @@
 
 The time of a call is taken to be a sum over what it has to do, each at a constant rate:
 
-    call + weights * W + products * W * B' + features * B * (I + N) + spread * B * N
+    call + weights * W + products * W * B' + features * B * (I + N) + scatter * B * N
 
 `W` is the number of weights that the backend reads: `A * I` (structured), `N * I` (dense) or, of
 all others, `A * K`. `B'` is the batch; the cpu backend's tiles round it up to a multiple of 16, but
 for the kernel for up to 12 rows that it has on AVX-512; of grouped it is the batch over the size of
-a group, in units of 16. `spread` is for backends that put the outputs of active neurons in their
+a group, in units of 16. `scatter` is for backends that put the outputs of active neurons in their
 places in a pass of its own, where neurons are ablated.
 
 The constants in `SECONDS` are fitted to measured times of random layers of many shapes and
@@ -45,7 +45,7 @@ class Rates(NamedTuple):
   weights: float
   products: float
   features: float
-  spread: float = 0.0
+  scatter: float = 0.0
 
 
 # 4 cores of an AMD EPYC (Zen 4) in a virtual machine, float32, whole jitted calls.
@@ -69,7 +69,7 @@ SECONDS: dict[str, Rates] = {
 # a loop of kernels.
 #
 # TPU v5e: 0.82 TB/s, 197 TFLOP/s in bfloat16, which is what products of float32 are rounded to,
-# but for "highest", six of them; vector operations as in `pallas_tpu`.
+# but for "highest", six of them; vector operations as in `pallas.tpu`.
 SECONDS |= {
   "dense gpu float32": Rates(3e-6, 1.5e-12, 6.7e-15, 1.5e-12),
   "dense gpu float32 highest": Rates(3e-6, 1.5e-12, 5e-14, 1.5e-12),
@@ -100,7 +100,7 @@ SECONDS |= {
 PORTABLE = ("xla", "structured", "dense")
 """Backends that need no native library."""
 
-_SPREADING = ("xla", "structured")
+_SCATTERING = ("xla", "structured")
 _FUSED_ON_GPU = ("pallas", "grouped")
 _GROUP_SIZE = 16  # that the constants of the grouped backend are for
 _TILE_ROWS = 16
@@ -118,13 +118,13 @@ def terms(name: str, sizes: Sizes, batch: int) -> Rates:
     rows = _TILE_ROWS * math.ceil(batch / _TILE_ROWS)
   if backend == "grouped":
     rows *= _GROUP_SIZE / max(group_size, 1)  # its products share what they read
-  spreads = backend in _SPREADING or (backend in _FUSED_ON_GPU and " gpu " not in name)
+  scatters = backend in _SCATTERING or (backend in _FUSED_ON_GPU and " gpu " not in name)
   return Rates(
     call=1,
     weights=num_weights,
     products=num_weights * rows,
     features=batch * (num_inputs + num_neurons),
-    spread=batch * num_neurons if spreads and num_active < num_neurons else 0,
+    scatter=batch * num_neurons if scatters and num_active < num_neurons else 0,
   )
 
 

@@ -15,7 +15,7 @@ ACTIVATIONS: dict[str | None, Callable[[Array], Array]] = {
 """Activations that `condensed_matmul` applies, by name."""
 
 
-def spread(y: Array, active: Array, num_neurons: int, *, axis: int = 0) -> Array:
+def scatter_to_neurons(y: Array, active: Array, num_neurons: int, *, axis: int = 0) -> Array:
   """Puts active neurons in their places among all neurons, with zeros elsewhere.
 
   Args:
@@ -47,7 +47,7 @@ def active_first(active: Array, num_neurons: int) -> Array | None:
   return jnp.argsort(is_ablated, stable=True).astype(jnp.int32)
 
 
-def finish(y: Array, bias: Array | None, activation: str | None, dtype: DTypeLike) -> Array:
+def apply_epilogue(y: Array, bias: Array | None, activation: str | None, dtype: DTypeLike) -> Array:
   """Adds the bias, applies the activation, both in float32, and rounds to the result's type.
 
   Args:

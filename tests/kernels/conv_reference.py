@@ -15,7 +15,7 @@ class Conv:
     rank = len(self.size)
     each = lambda value: (value,) * rank if isinstance(value, int) else tuple(value)
     self.strides, self.dilation = each(strides), each(kernel_dilation)
-    self.spread, self.padding = each(input_dilation), padding
+    self.spacing, self.padding = each(input_dilation), padding
     matrix = reference.dense_matrix(condensed).reshape(*self.size, channels, self.neurons)
     self.kernel = np.zeros((*self.size, channels * groups, self.neurons))
     per_group = self.neurons // groups
@@ -29,11 +29,11 @@ class Conv:
 
   def padded(self, x):
     x = np.asarray(x, float)
-    size = [max((n - 1) * d + 1, 0) for n, d in zip(x.shape[1:-1], self.spread, strict=True)]
-    spread = np.zeros((x.shape[0], *size, x.shape[-1]))
-    spread[(slice(None), *(slice(None, None, d) for d in self.spread))] = x
+    size = [max((n - 1) * d + 1, 0) for n, d in zip(x.shape[1:-1], self.spacing, strict=True)]
+    dilated = np.zeros((x.shape[0], *size, x.shape[-1]))
+    dilated[(slice(None), *(slice(None, None, d) for d in self.spacing))] = x
     pads = [(max(a, 0), max(b, 0)) for a, b in self.padding]
-    padded = np.pad(spread, [(0, 0), *pads, (0, 0)])
+    padded = np.pad(dilated, [(0, 0), *pads, (0, 0)])
     cut = [slice(max(-a, 0), min(b, 0) or None) for a, b in self.padding]
     return padded[(slice(None), *cut)]
 
@@ -72,7 +72,7 @@ class Conv:
       dpadded[pixels] += g @ self.kernel[tap].T
       dkernel[tap] = np.tensordot(padded[pixels], g, (range(g.ndim - 1),) * 2)
     inside = []
-    for n, d, (low, _) in zip(np.shape(x)[1:-1], self.spread, self.padding, strict=True):
+    for n, d, (low, _) in zip(np.shape(x)[1:-1], self.spacing, self.padding, strict=True):
       assert low >= 0
       inside.append(slice(low, low + (n - 1) * d + 1, d))
     dvalues = dkernel.reshape(-1, self.neurons)[self.places]

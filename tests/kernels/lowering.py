@@ -5,7 +5,7 @@ import contextlib
 import jax
 from jax.sharding import AbstractDevice, AbstractMesh
 
-from srigl_kernels.backends.pallas.lowering import INTERPRET
+from srigl_kernels.backends.pallas.device import INTERPRET
 
 _H100 = AbstractDevice(device_kind="NVIDIA H100", num_cores=132, platform="gpu")
 

@@ -1,7 +1,3 @@
-import os
-import subprocess
-import sys
-
 import jax
 import jax.numpy as jnp
 import pytest
@@ -61,34 +57,6 @@ def test_values_that_may_change_are_exact():
   _, condensed = make_problem(SMALL)
   with pytest.raises(ValueError, match="prepare with one of the two"):
     prepare(condensed, gradients=True, exact=False)
-
-
-WITHOUT_LIBRARY = """
-import warnings
-from srigl_kernels import condensed_matmul, prepare
-from srigl_kernels.problems import PROBLEMS, make_problem
-
-x, condensed = make_problem(PROBLEMS["odd_sizes"])
-with warnings.catch_warnings(record=True) as caught:
-  warnings.simplefilter("always")
-  for _ in range(3):
-    y = condensed_matmul(x, prepare(condensed))
-print([str(w.message) for w in caught if "native CPU kernels" in str(w.message)])
-try:
-  prepare(condensed, backend="cpu")
-except ValueError as error:
-  print(error)
-"""
-
-
-def test_without_the_library_everything_works_with_one_warning(tmp_path):
-  env = {**os.environ, "SRIGL_KERNELS_LIB": str(tmp_path), "PYTHONPATH": os.pathsep.join(sys.path)}
-  result = subprocess.run(
-    [sys.executable, "-c", WITHOUT_LIBRARY], env=env, capture_output=True, text=True, check=True
-  )
-  warned, refused = result.stdout.strip().splitlines()
-  assert warned.count("Reinstall srigl-jax") == 1
-  assert "'cpu' cannot run here" in refused
 
 
 def test_wrong_arguments():

@@ -33,7 +33,7 @@ def test_terms_are_what_a_backend_does():
     ("cpu avx2", 33, cost_model.Rates(1, 400, 19200, 5280, 0)),
   ):
     assert cost_model.terms(name, SIZES, batch) == expected
-  assert cost_model.terms("xla", SIZES._replace(num_active=60), 7).spread == 0
+  assert cost_model.terms("xla", SIZES._replace(num_active=60), 7).scatter == 0
 
 
 @pytest.mark.parametrize("name", cost_model.SECONDS)
@@ -171,9 +171,9 @@ def test_estimates_for_accelerators_are_told(monkeypatch):
   )
   assert one.products == 2 * two.products
   assert (
-    cost_model.terms("structured gpu float32", sizes._replace(num_active=5), 2).spread == 2 * 16384
+    cost_model.terms("structured gpu float32", sizes._replace(num_active=5), 2).scatter == 2 * 16384
   )
-  assert cost_model.terms("pallas gpu float32", sizes._replace(num_active=5), 2).spread == 0
+  assert cost_model.terms("pallas gpu float32", sizes._replace(num_active=5), 2).scatter == 0
 
 
 def test_layers_in_groups_are_found(monkeypatch):

@@ -13,6 +13,7 @@ from experiments.benchmarks.kernels import gpu_timing as timing
 from experiments.benchmarks.kernels.gpu_baselines import METHODS, TRAINING, Method, torch_calls
 from experiments.benchmarks.kernels.gpu_cases import Case, cases, error, expected_rows, make_layer
 from srigl_kernels import condensed_matmul, make_condensed, prepare
+from srigl_kernels.backends.pallas.device import is_interpreted
 from srigl_kernels.backends.pallas.gpu_weighted_sums import (
   MULTIPROCESSORS,
   SMALL_BATCH,
@@ -20,7 +21,6 @@ from srigl_kernels.backends.pallas.gpu_weighted_sums import (
   choose_blocks,
   weighted_sums,
 )
-from srigl_kernels.backends.pallas.lowering import is_interpreted
 from srigl_kernels.problems import PROBLEMS, make_problem
 
 _TORCH = ("torch_dense", "torch_tf32", "torch_bf16", "torch_csr")

@@ -10,9 +10,10 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
+from srigl_kernels.backends.base import Backend
 from srigl_kernels.backends.xla import densify, dot
 from srigl_kernels.conv_geometry import Geometry
-from srigl_kernels.epilogue import finish, spread
+from srigl_kernels.epilogue import apply_epilogue, scatter_to_neurons
 from srigl_kernels.format import Condensed
 
 
@@ -43,22 +44,22 @@ def matmul(
 ) -> Array:
   """The product as `reference.matmul` defines it, with a layout of either backend."""
   y = dot(x, layout.matrix)
-  y = spread(y, layout.active, layout.out_features, axis=1)
-  return finish(y, bias, activation, x.dtype)
+  y = scatter_to_neurons(y, layout.active, layout.out_features, axis=1)
+  return apply_epilogue(y, bias, activation, x.dtype)
 
 
 def conv(
   x: Array, layout: Structured, bias: Array | None, activation: str | None, geometry: Geometry
 ) -> Array:
-  """The convolution as `patches.conv` defines it, with a layout of either backend and groups."""
+  """The convolution as `conv_patches.conv` defines it, with a layout of either backend and groups."""
   matrix, active = layout.matrix, layout.active
   if geometry.groups > 1:  # XLA wants as many neurons in each group
-    matrix = spread(matrix.T, active, layout.out_features).T
+    matrix = scatter_to_neurons(matrix.T, active, layout.out_features).T
     active = jnp.arange(layout.out_features, dtype=jnp.int32)
   y = convolve(x, matrix, geometry)
   y, shape = y.reshape(-1, y.shape[-1]), (*y.shape[:-1], layout.out_features)
-  y = spread(y.T, active, layout.out_features).T
-  return finish(y, bias, activation, x.dtype).reshape(shape)
+  y = scatter_to_neurons(y.T, active, layout.out_features).T
+  return apply_epilogue(y, bias, activation, x.dtype).reshape(shape)
 
 
 def convolve(x: Array, matrix: Array, geometry: Geometry) -> Array:
@@ -81,6 +82,13 @@ def convolve(x: Array, matrix: Array, geometry: Geometry) -> Array:
 def pack_dense(condensed: Condensed) -> Structured:
   """The layout of the dense backend: all neurons count as active."""
   rows = densify(condensed.values, condensed.indices, condensed.in_features)
-  matrix = spread(rows, condensed.active, condensed.out_features).T
+  matrix = scatter_to_neurons(rows, condensed.active, condensed.out_features).T
   everyone = jnp.arange(condensed.out_features, dtype=jnp.int32)
   return Structured(matrix, everyone, condensed.out_features)
+
+
+DENSE = Backend(pack_dense, matmul, conv=conv, conv_groups=True)
+"""Any device: the dense layer itself."""
+
+STRUCTURED = Backend(pack_structured, matmul, conv=conv, conv_groups=True)
+"""Any device: a dense layer of the active neurons."""

@@ -4,7 +4,7 @@ A group is `size` active neurons, one after the other, with the same indices. Th
 gathered once, and the group is a dense product `[size, K] x [K, B]` that matrix units can do. Only
 layers that were trained that way have the structure; `group` tells.
 
-On GPUs the product is one Pallas kernel (`pallas_grouped`); elsewhere XLA gathers and multiplies.
+On GPUs the product is one Pallas kernel (`gpu_grouped`); elsewhere XLA gathers and multiplies.
 Precision of products follows `jax_default_matmul_precision`, as with a dense layer.
 """
 
@@ -20,9 +20,10 @@ import numpy as np
 from jax import Array, lax
 
 from srigl_kernels.backends import xla
+from srigl_kernels.backends.base import Backend
 from srigl_kernels.backends.padding import pad_rows
 from srigl_kernels.batching import over_rows
-from srigl_kernels.epilogue import active_first, finish, spread
+from srigl_kernels.epilogue import active_first, apply_epilogue, scatter_to_neurons
 from srigl_kernels.format import Condensed
 
 SIZES = (32, 16)
@@ -170,7 +171,7 @@ def matmul(
   """
   if not x.size or not layout.values.size:
     sums = jnp.zeros((x.shape[0], layout.out_features))
-    return finish(sums, bias, activation, x.dtype)
+    return apply_epilogue(sums, bias, activation, x.dtype)
   if layout.pattern.kernels != "xla":
     return _on_gpu(activation)(x, layout, bias)
   num_rows, num_inputs = x.shape
@@ -182,8 +183,8 @@ def matmul(
     tile = lax.dynamic_slice_in_dim(x, start, count)
     sums = xla.einsum("gsk,gkb->gsb", values, _gather(tile, pattern))
     sums = sums.reshape(-1, count)[: len(pattern.active)]
-    y = spread(sums, pattern.active, layout.out_features).T
-    return xla.store(out, finish(y, bias, activation, x.dtype), start, x.dtype)
+    y = scatter_to_neurons(sums, pattern.active, layout.out_features).T
+    return xla.store(out, apply_epilogue(y, bias, activation, x.dtype), start, x.dtype)
 
   out = xla.as_bits(jnp.zeros((num_rows, layout.out_features), x.dtype))
   return lax.bitcast_convert_type(xla.tiles(step, num_rows, rows, out), x.dtype)
@@ -239,20 +240,17 @@ def values_gradient(g: Array, x: Array, condensed: Condensed, layout: Pattern | 
   return sums[: condensed.num_active, : condensed.fan_in].astype(condensed.values.dtype)
 
 
-def input_gradient(g: Array, condensed: Condensed, layout: Pattern | Grouped) -> Array:
-  """Gradient of a loss in `x`, from its gradient in the product.
-
-  Args:
-    g: `[B, N]` float32 or bfloat16.
-    condensed: the layer.
-    layout: of the layer.
-
-  Returns:
-    `[B, I]` of g's type. A dense product: the groups' own inputs would have to be added up.
-  """
-  return xla.input_gradient(g, condensed)
-
-
 def _gather(x: Array, pattern: Pattern) -> Array:
   """`[G, K', B]`, the inputs of each group, rows of x's transpose."""
   return x.T.at[pattern.indices.astype(jnp.int32)].get(mode="promise_in_bounds")
+
+
+BACKEND = Backend(
+  group,
+  matmul,
+  packs_traced=lambda: False,
+  pack_pattern=group_pattern,
+  with_values=with_values,
+  values_gradient=values_gradient,
+)
+"""Any device, for layers that were trained with groups; gains on GPUs and TPUs only."""

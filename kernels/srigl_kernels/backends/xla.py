@@ -9,14 +9,15 @@ those products follows `jax_default_matmul_precision`.
 
 import dataclasses
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
 from jax.typing import DTypeLike
 
-from srigl_kernels.epilogue import finish, spread
+from srigl_kernels.backends.base import Backend
+from srigl_kernels.epilogue import apply_epilogue, scatter_to_neurons
 from srigl_kernels.format import Condensed
 
 TEMPORARY_BYTES = 16 * 2**20
@@ -30,7 +31,7 @@ _Carry = TypeVar("_Carry")
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
-class Transposed:
+class Packed:
   """The layout of `matmul`: one weight of every neuron in a row, as a step of the sum reads it.
 
   Attributes:
@@ -46,15 +47,13 @@ class Transposed:
   out_features: int = dataclasses.field(metadata={"static": True})
 
 
-def pack(condensed: Condensed) -> Transposed:
+def pack(condensed: Condensed) -> Packed:
   """The layout that `matmul` reads."""
-  return Transposed(
-    condensed.values.T, condensed.indices.T, condensed.active, condensed.out_features
-  )
+  return Packed(condensed.values.T, condensed.indices.T, condensed.active, condensed.out_features)
 
 
 def matmul(
-  x: Array, layout: Transposed, bias: Array | None = None, activation: str | None = None
+  x: Array, layout: Packed, bias: Array | None = None, activation: str | None = None
 ) -> Array:
   """The product as `reference.matmul` defines it: a sum over the fan-in of gathered rows.
 
@@ -73,14 +72,14 @@ def matmul(
 
   def step(start, size, out):
     tile = _load(x, start, size)
-    y = spread(_weighted_sums(tile.T, layout), layout.active, num_neurons).T
-    return store(out, finish(y, bias, activation, x.dtype), start, x.dtype)
+    y = scatter_to_neurons(_weighted_sums(tile.T, layout), layout.active, num_neurons).T
+    return store(out, apply_epilogue(y, bias, activation, x.dtype), start, x.dtype)
 
   out = as_bits(jnp.zeros((num_rows, num_neurons), x.dtype))
   return lax.bitcast_convert_type(tiles(step, num_rows, rows, out), x.dtype)
 
 
-def _weighted_sums(inputs: Array, layout: Transposed) -> Array:
+def _weighted_sums(inputs: Array, layout: Packed) -> Array:
   """`[A, B]` float32 sums of the rows of `inputs` `[I, B]` that each neuron reads.
 
   One weight of every neuron at a time: the gathered rows are contiguous and there is never an
@@ -100,12 +99,13 @@ def _weighted_sums(inputs: Array, layout: Transposed) -> Array:
   return tiles(step, fan_in, _UNROLL, jnp.zeros((num_active, inputs.shape[1])))
 
 
-def input_gradient(g: Array, condensed: Condensed) -> Array:
+def input_gradient(g: Array, condensed: Condensed, layout: Any = None) -> Array:
   """Gradient of a loss in `x`, from its gradient in the product.
 
   Args:
     g: `[B, N]` float32 or bfloat16.
     condensed: the layer.
+    layout: not read; backends without a gradient of their own run this one.
 
   Returns:
     `[B, I]` of g's type.
@@ -130,13 +130,14 @@ def input_gradient(g: Array, condensed: Condensed) -> Array:
   return lax.bitcast_convert_type(tiles(row_step, g.shape[0], rows, dx), g.dtype)
 
 
-def values_gradient(g: Array, x: Array, condensed: Condensed) -> Array:
+def values_gradient(g: Array, x: Array, condensed: Condensed, layout: Any = None) -> Array:
   """Gradient of a loss in `condensed.values`, from its gradient in the product.
 
   Args:
     g: `[B, N]` float32 or bfloat16.
     x: `[B, I]` float32 or bfloat16.
     condensed: the layer; its values are not read.
+    layout: not read, as in `input_gradient`.
 
   Returns:
     `[A, K]` of the type of the values.
@@ -218,3 +219,7 @@ def tiles(
   elif full:
     carry = lax.fori_loop(0, full, lambda i, carry: step(i * size, size, carry), carry)
   return step(full * size, rest, carry) if rest else carry
+
+
+BACKEND = Backend(pack, matmul)
+"""Any device, also for traced layers."""

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from srigl_kernels.backends.cpu import library
+from srigl_kernels.backends.cpu import matmul as products
 
 pytestmark = pytest.mark.skipif(
   not library.is_available(), reason="the native library is not built"
@@ -19,7 +20,7 @@ pytestmark = pytest.mark.skipif(
 # Around every border between two kernels; a shape takes every third one.
 BATCHES = (0, 1, 2, 3, 5, 8, 15, 16, 17, 20, 21, 31, 32, 33, 63, 64, 65, 84, 85, 100, 129)
 
-matmul = jax.jit(library.matmul, static_argnums=3)
+matmul = jax.jit(products.matmul, static_argnums=3)
 
 # (inputs, neurons, active neurons, fan-in)
 SHAPES = (
@@ -95,7 +96,7 @@ def inputs(*shape, seed=1):
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_equals_the_definition(isa, shape):
   values, indices, active, bias = layer(*shape)
-  packed = library.pack(values, indices, active, *shape[:2])
+  packed = products.pack(values, indices, active, *shape[:2])
   for batch in BATCHES[SHAPES.index(shape) % 3 :: 3]:
     x = inputs(batch, shape[0])
     y = matmul(x, packed, bias)
@@ -108,7 +109,7 @@ def test_equals_the_definition(isa, shape):
 @pytest.mark.parametrize("activation", (None, "relu", "gelu"))
 def test_bias_and_activation(isa, activation, batch):
   values, indices, active, bias = layer(100, 90, 37, 11)
-  packed = library.pack(values, indices, active, 100, 90)
+  packed = products.pack(values, indices, active, 100, 90)
   x = inputs(batch, 100)
   y = matmul(x, packed, 3 * bias, activation)
   want = expected(x, values, indices, active, 3 * bias, activation)
@@ -122,10 +123,10 @@ def test_bias_and_activation(isa, activation, batch):
 def test_activations_of_extreme_numbers_are_those_of_jax(isa, activation):
   x = np.array([-np.inf, -1e30, -100, -20, -5, -1e-6, -0.0, 0.0, 1e-6, 5, 20, 1e30, np.inf, np.nan])
   x = x.astype(np.float32)
-  packed = library.pack(
+  packed = products.pack(
     np.zeros((0, 0), np.float32), np.zeros((0, 0), int), np.zeros(0, int), 3, x.size
   )
-  y = library.matmul(np.zeros((2, 3), np.float32), packed, x, activation)
+  y = products.matmul(np.zeros((2, 3), np.float32), packed, x, activation)
   want = getattr(jax.nn, activation)(jnp.asarray(x))
   np.testing.assert_allclose(y[0], want, rtol=1e-6, atol=1e-6)
   np.testing.assert_allclose(y[1], want, rtol=1e-6, atol=1e-6)
@@ -135,15 +136,15 @@ def test_activations_of_extreme_numbers_are_those_of_jax(isa, activation):
 def test_bfloat16_values_and_inputs(isa, batch):
   values, indices, active, bias = layer(300, 200, 150, 40)
   rounded = jnp.asarray(values, jnp.bfloat16)
-  packed = library.pack(rounded, indices, active, 300, 200)
+  packed = products.pack(rounded, indices, active, 300, 200)
   assert packed.tile_values.dtype == jnp.bfloat16
   exact = np.asarray(rounded, np.float32)
   x = inputs(batch, 300)
-  y = library.matmul(x, packed, bias)
+  y = products.matmul(x, packed, bias)
   np.testing.assert_allclose(
     y, expected(x, exact, indices, active, bias), rtol=0, atol=tolerance(40)
   )
-  y = library.matmul(jnp.asarray(x, jnp.bfloat16), packed, bias)
+  y = products.matmul(jnp.asarray(x, jnp.bfloat16), packed, bias)
   assert y.dtype == jnp.bfloat16
   x = np.asarray(jnp.asarray(x, jnp.bfloat16), np.float32)
   want = expected(x, exact, indices, active, bias)
@@ -153,11 +154,11 @@ def test_bfloat16_values_and_inputs(isa, batch):
 @pytest.mark.parametrize("batch", (1, 16, 70))
 def test_inf_and_nan_reach_the_neurons_that_use_them(isa, batch):
   values, indices, active, bias = layer(100, 50, 30, 10)
-  packed = library.pack(values, indices, active, 100, 50)
+  packed = products.pack(values, indices, active, 100, 50)
   for bad in (np.inf, np.nan):
     x = inputs(batch, 100)
     x[:, 7] = bad
-    y = np.asarray(library.matmul(x, packed, bias))
+    y = np.asarray(products.matmul(x, packed, bias))
     assert not np.isfinite(y[:, active[(indices == 7).any(axis=1)]]).any()
     assert np.isfinite(y[:, np.setdiff1d(np.arange(50), active)]).all()
 
@@ -167,10 +168,10 @@ def test_a_layer_packed_for_another_target_runs_here(isa):
   x = inputs(5, 300)
   for packer in targets():
     library.set_isa(packer)
-    packed = library.pack(values, indices, active, 300, 200)
+    packed = products.pack(values, indices, active, 300, 200)
     assert (packed.window_pattern.size > 0) == (packer == "avx512")
     library.set_isa(isa)
-    y = library.matmul(x, packed, bias)
+    y = products.matmul(x, packed, bias)
     np.testing.assert_allclose(
       y, expected(x, values, indices, active, bias), rtol=0, atol=tolerance(40)
     )
@@ -183,7 +184,7 @@ def test_weights_are_used_as_they_are_unless_they_may_be_rounded(isa, exact):
   limits = np.finfo(np.float32)
   values *= 10.0 ** np.arange(-15, 25, 1, np.float32)[:, None]
   values[0, :6] = 0, -0.0, limits.max, -limits.max, 4 * limits.tiny, 1
-  packed = library.pack(values, indices, active, 150, 60, exact=exact)
+  packed = products.pack(values, indices, active, 150, 60, exact=exact)
   for rows in (1, 4, 8):
     for x in np.eye(150, dtype=np.float32)[:144].reshape(-1, rows, 150):
       y = np.asarray(matmul(x, packed))
@@ -199,7 +200,7 @@ def test_weights_are_used_as_they_are_unless_they_may_be_rounded(isa, exact):
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_rounded_weights_give_the_same_to_2_to_the_minus_19(isa, shape):
   values, indices, active, bias = layer(*shape)
-  packed = library.pack(values, indices, active, *shape[:2], exact=False)
+  packed = products.pack(values, indices, active, *shape[:2], exact=False)
   for batch in (1, 2, 7, 12, 40):
     x = inputs(batch, shape[0])
     want = expected(x, values, indices, active, bias)
@@ -214,7 +215,7 @@ def test_rounding_leaves_what_it_cannot_hold(isa):
   same = [jnp.asarray(values, jnp.bfloat16)]
   same += [np.where(np.arange(8) == 5, bad, values).astype(np.float32) for bad in (np.inf, np.nan)]
   for kept in same:
-    packs = (library.pack(kept, indices, active, 64, 32, exact=exact) for exact in (True, False))
+    packs = (products.pack(kept, indices, active, 64, 32, exact=exact) for exact in (True, False))
     np.testing.assert_array_equal(*(matmul(x, packed, bias) for packed in packs))
 
 
@@ -224,7 +225,7 @@ def test_rounding_leaves_what_it_cannot_hold(isa):
 @pytest.fixture
 def case():
   values, indices, active, bias = layer(48, 40, 25, 9)
-  packed = library.pack(values, indices, active, 48, 40)
+  packed = products.pack(values, indices, active, 48, 40)
   return packed, bias, lambda x, b=bias: expected(x, values, indices, active, b)
 
 
@@ -236,7 +237,7 @@ def close(y, want):
 def test_any_leading_dimensions(case, leading):
   packed, bias, want = case
   x = inputs(*leading, 48)
-  y = jax.jit(library.matmul)(x, packed, bias)
+  y = jax.jit(products.matmul)(x, packed, bias)
   assert y.shape == (*leading, 40)
   close(y, want(x))
 
@@ -244,7 +245,7 @@ def test_any_leading_dimensions(case, leading):
 def test_vmap_over_inputs_is_one_call(case):
   packed, bias, want = case
   x = inputs(48, 7, 2)
-  f = jax.vmap(library.matmul, in_axes=(1, None, None))
+  f = jax.vmap(products.matmul, in_axes=(1, None, None))
   g = jax.vmap(f, in_axes=(2, None, None))
   close(g(x, packed, bias), want(x.transpose(2, 1, 0)))
   text = jax.jit(g).lower(x, packed, bias).as_text()
@@ -256,10 +257,10 @@ def test_vmap_over_bias_and_layers(case):
   packed, bias, want = case
   x = inputs(4, 48)
   biases = np.stack([bias, 2 * bias, -bias])
-  y = jax.vmap(library.matmul, in_axes=(None, None, 0))(x, packed, biases)
+  y = jax.vmap(products.matmul, in_axes=(None, None, 0))(x, packed, biases)
   close(y, np.stack([want(x, b) for b in biases]))
   stacked = jax.tree.map(lambda leaf: jnp.stack([leaf, leaf]), packed)
-  y = jax.jit(jax.vmap(library.matmul, in_axes=(None, 0, None)))(x, stacked, bias)
+  y = jax.jit(jax.vmap(products.matmul, in_axes=(None, 0, None)))(x, stacked, bias)
   close(y, np.stack([want(x)] * 2))
 
 
@@ -269,7 +270,7 @@ def test_scan(case):
 
   @jax.jit
   def run(x, packed):
-    return jax.lax.scan(lambda c, row: (c, library.matmul(row, packed, bias)), 0, x)[1]
+    return jax.lax.scan(lambda c, row: (c, products.matmul(row, packed, bias)), 0, x)[1]
 
   close(run(x, packed), want(x))
 
@@ -279,16 +280,16 @@ def test_pmap(case):
   num_devices = jax.local_device_count()
   assert num_devices == 8
   x = inputs(num_devices, 70, 48)
-  y = jax.pmap(library.matmul, in_axes=(0, None, None))(x, packed, bias)
+  y = jax.pmap(products.matmul, in_axes=(0, None, None))(x, packed, bias)
   close(y, want(x))
 
 
 def test_many_calls_in_one_program_on_all_threads():
   shape = (512, 512, 512, 100)
   values, indices, active, bias = layer(*shape)
-  packed = library.pack(values, indices, active, 512, 512)
+  packed = products.pack(values, indices, active, 512, 512)
   xs = inputs(24, 96, 512)
-  ys = jax.jit(lambda xs: [library.matmul(x, packed, bias) for x in xs])(list(xs))
+  ys = jax.jit(lambda xs: [products.matmul(x, packed, bias) for x in xs])(list(xs))
   close_to = expected(xs, values, indices, active, bias)
   np.testing.assert_allclose(np.stack(ys), close_to, rtol=0, atol=tolerance(100))
 
@@ -320,9 +321,9 @@ def test_pack_refuses_what_is_not_a_layer(change, message):
     "values": np.ones((2, 2), np.float32), "indices": [[0, 3], [1, 2]], "active": [1, 4],
     "in_features": 5, "out_features": 5,
   }  # fmt: skip
-  library.pack(**arguments)
+  products.pack(**arguments)
   with pytest.raises(ValueError, match=message):
-    library.pack(**(arguments | change))
+    products.pack(**(arguments | change))
 
 
 @pytest.mark.parametrize(
@@ -337,7 +338,7 @@ def test_pack_refuses_what_is_not_a_layer(change, message):
 )
 def test_matmul_refuses_wrong_arguments(case, arguments, message):
   with pytest.raises(ValueError, match=message):
-    library.matmul(**({"x": np.ones((2, 48), np.float32), "packed": case[0]} | arguments))
+    products.matmul(**({"x": np.ones((2, 48), np.float32), "packed": case[0]} | arguments))
 
 
 @pytest.mark.parametrize("batch", (3, 40))
@@ -358,7 +359,7 @@ def test_the_handler_refuses_a_layer_that_does_not_fit_together(case, change, ba
   packed = dataclasses.replace(case[0], **change(case[0]))
   x = np.ones((batch, packed.in_features), np.float32)
   with pytest.raises(jax.errors.JaxRuntimeError, match="INVALID_ARGUMENT"):
-    library.matmul(x, packed).block_until_ready()
+    products.matmul(x, packed).block_until_ready()
 
 
 def test_the_environment_forces_a_target_or_hides_the_library():
@@ -368,10 +369,11 @@ def test_the_environment_forces_a_target_or_hides_the_library():
       check=True,
     )  # fmt: skip
 
-  show = "from srigl_kernels import cpu; print(cpu.isa())"
+  imports = "from srigl_kernels.backends.cpu import library; "
+  show = f"{imports}print(library.isa())"
   assert run(show, SRIGL_ISA="generic").stdout == "generic\n"
   unknown = run(show, SRIGL_ISA="avx1024")
   assert unknown.stdout == f"{targets()[-1]}\n"
   assert "SRIGL_ISA=avx1024" in unknown.stderr
-  hidden = run("from srigl_kernels import cpu; print(cpu.is_available())", SRIGL_KERNELS_LIB="/no")
-  assert hidden.stdout == "False\n"
+  hidden = run(f"{imports}print(library.why_unavailable())", SRIGL_KERNELS_LIB="/no")
+  assert hidden.stdout == "libsrigl_cpu.so is not installed\n"

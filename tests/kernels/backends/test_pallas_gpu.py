@@ -11,6 +11,7 @@ import pytest
 from srigl_kernels import condensed_matmul, prepare
 from srigl_kernels.backends import xla
 from srigl_kernels.backends.pallas import gpu
+from srigl_kernels.backends.pallas.device import INTERPRET
 from srigl_kernels.backends.pallas.gpu_values_gradient import pattern_products
 from srigl_kernels.backends.pallas.gpu_weighted_sums import (
   Blocks,
@@ -18,7 +19,6 @@ from srigl_kernels.backends.pallas.gpu_weighted_sums import (
   choose_blocks,
   weighted_sums,
 )
-from srigl_kernels.backends.pallas.lowering import INTERPRET
 from srigl_kernels.backends.pallas.transposed import transpose
 from srigl_kernels.problems import PROBLEMS, Problem, make_problem
 from tests.kernels import reference

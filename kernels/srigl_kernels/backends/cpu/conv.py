@@ -9,7 +9,8 @@ import numpy as np
 from jax import Array
 
 from srigl_kernels import conv_patches
-from srigl_kernels.backends.cpu.library import ACTIVATIONS, CONV, Packed, map_call, matmul
+from srigl_kernels.backends.cpu.library import CONV
+from srigl_kernels.backends.cpu.matmul import ACTIVATIONS, Packed, map_call, matmul
 from srigl_kernels.conv_geometry import Geometry
 
 
@@ -22,7 +23,7 @@ def conv(
     x: `[B, *S, C]` float32 or bfloat16.
     packed: the layer, of `prod(kernel_size) * C` inputs.
     bias: `[N]`, or None.
-    activation: a name in `cpu.ACTIVATIONS`.
+    activation: a name in `matmul.ACTIVATIONS`.
     geometry: the convolution; of one group.
 
   Returns:

@@ -21,6 +21,7 @@ from jax import Array
 
 from srigl_kernels.backends import xla
 from srigl_kernels.backends.cpu import library
+from srigl_kernels.backends.cpu.matmul import Packed
 from srigl_kernels.batching import map_calls
 from srigl_kernels.format import Condensed
 
@@ -30,7 +31,7 @@ from srigl_kernels.format import Condensed
 class Pattern:
   """The pattern of a condensed layer as the kernels read it, for training; made by `pack`.
 
-  As in `cpu.Packed`, whatever a pattern holds, no memory out of bounds is read or written. All
+  As in `matmul.Packed`, whatever a pattern holds, no memory out of bounds is read or written. All
   shapes follow from those of the layer.
 
   Attributes:
@@ -74,18 +75,18 @@ def pack(condensed: Condensed) -> Pattern:
   return Pattern(tiles, tile_order, transposed, transposed_order, *features)
 
 
-def with_values(layout: Pattern | library.Packed, values: Array) -> library.Packed:
-  """What `cpu.matmul` reads: a pattern gets the values; a packed layer keeps its own.
+def with_values(layout: Pattern | Packed, values: Array) -> Packed:
+  """What `matmul.matmul` reads: a pattern gets the values; a packed layer keeps its own.
 
   Args:
     layout: of the layer.
     values: `[A, K]` float32 or bfloat16.
   """
-  if isinstance(layout, library.Packed):
+  if isinstance(layout, Packed):
     return layout
   library.require()
   none = jnp.zeros(0, jnp.uint8)  # no windows: they serve the smallest batches only
-  return library.Packed(
+  return Packed(
     tile_pattern=layout.tile_pattern,
     tile_values=_pack_values(values, layout.tile_order),
     window_pattern=none,
@@ -95,7 +96,7 @@ def with_values(layout: Pattern | library.Packed, values: Array) -> library.Pack
   )
 
 
-def input_gradient(g: Array, condensed: Condensed, layout: Pattern | library.Packed) -> Array:
+def input_gradient(g: Array, condensed: Condensed, layout: Pattern | Packed) -> Array:
   """Gradient of a loss in `x`, from its gradient in the product.
 
   Works under jit, vmap, scan, pmap and shard_map, as all of these functions.
@@ -108,7 +109,7 @@ def input_gradient(g: Array, condensed: Condensed, layout: Pattern | library.Pac
   Returns:
     `[B, I]` of g's type.
   """
-  if isinstance(layout, library.Packed):
+  if isinstance(layout, Packed):
     return xla.input_gradient(g, condensed)
   library.require()
   packed = _pack_values(condensed.values, layout.transposed_order)
@@ -117,9 +118,7 @@ def input_gradient(g: Array, condensed: Condensed, layout: Pattern | library.Pac
   return dx.astype(g.dtype)
 
 
-def values_gradient(
-  g: Array, x: Array, condensed: Condensed, layout: Pattern | library.Packed
-) -> Array:
+def values_gradient(g: Array, x: Array, condensed: Condensed, layout: Pattern | Packed) -> Array:
   """Gradient of a loss in `condensed.values`, from its gradient in the product.
 
   Args:

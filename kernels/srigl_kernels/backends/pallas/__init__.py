@@ -1,1 +1,5 @@
 """Pallas kernels for accelerators."""
+
+from srigl_kernels.backends.pallas.dispatch import BACKEND
+
+__all__ = ["BACKEND"]

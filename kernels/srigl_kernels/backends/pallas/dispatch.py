@@ -1,57 +1,48 @@
 """The backend "pallas": kernels for accelerators, those of the device that jax runs on."""
 
+import functools
 import importlib
+from collections.abc import Callable
 from typing import Any
 
-from jax import Array
-
-from srigl_kernels.backends.pallas import lowering
-from srigl_kernels.format import Condensed
+from srigl_kernels.backends.base import Backend
+from srigl_kernels.backends.pallas import device
 
 _MODULES = {"gpu": "srigl_kernels.backends.pallas.gpu", "tpu": "srigl_kernels.backends.pallas.tpu"}
 
 
-def is_available() -> bool:
-  """Whether there are kernels for the device, or their interpretation is asked for."""
-  return lowering.platform() in _MODULES
+@functools.cache
+def _jax_has_pallas() -> bool:
+  """Whether what the kernels use of Pallas can be imported; errors of our own are not hidden."""
+  try:
+    for name in ("triton", "tpu"):
+      importlib.import_module(f"jax.experimental.pallas.{name}")
+  except (ImportError, AttributeError):  # AttributeError: within a jax that has dropped a part
+    return False
+  return True
 
 
-def packs_traced() -> bool:
-  """Whether layouts are made on the device; those for TPUs are made on the host."""
-  return lowering.platform() == "gpu"
+def _on_device(name: str) -> Callable[..., Any]:
+  """The function of this name of the module for the device, imported when it is called."""
+
+  def call(*args: Any) -> Any:
+    return getattr(importlib.import_module(_MODULES[device.platform() or ""]), name)(*args)
+
+  return call
 
 
-def _module() -> Any:
-  return importlib.import_module(_MODULES[lowering.platform() or ""])
-
-
-def pack(condensed: Condensed) -> Any:
-  """The layout that `matmul` reads."""
-  return _module().pack(condensed)
-
-
-def pack_pattern(condensed: Condensed) -> Any:
-  """The layout of a layer whose values change."""
-  return _module().pack_pattern(condensed)
-
-
-def with_values(layout: Any, values: Array) -> Any:
-  """What `matmul` reads, from either layout."""
-  return _module().with_values(layout, values)
-
-
-def matmul(
-  x: Array, layout: Any, bias: Array | None = None, activation: str | None = None
-) -> Array:
-  """The product as `reference.matmul` defines it."""
-  return _module().matmul(x, layout, bias, activation)
-
-
-def input_gradient(g: Array, condensed: Condensed, layout: Any) -> Array:
-  """Gradient of a loss in `x`, from its gradient in the product."""
-  return _module().input_gradient(g, condensed, layout)
-
-
-def values_gradient(g: Array, x: Array, condensed: Condensed, layout: Any) -> Array:
-  """Gradient of a loss in `condensed.values`, from its gradient in the product."""
-  return _module().values_gradient(g, x, condensed, layout)
+BACKEND = Backend(
+  _on_device("pack"),
+  _on_device("matmul"),
+  is_available=lambda: device.platform() in _MODULES and _jax_has_pallas(),
+  needs=(
+    f"a GPU or a TPU that jax runs on; for tests, {device.INTERPRET}=gpu (or tpu) in the "
+    "environment interprets its kernels, slowly, on any device"
+  ),
+  packs_traced=lambda: device.platform() == "gpu",  # layouts for TPUs are made on the host
+  pack_pattern=_on_device("pack_pattern"),
+  with_values=_on_device("with_values"),
+  input_gradient=_on_device("input_gradient"),
+  values_gradient=_on_device("values_gradient"),
+)
+"""GPUs by Triton, TPUs by Mosaic."""

@@ -1,4 +1,4 @@
-"""The backend "pallas" on GPUs: layouts for the kernels of `pallas_sums` and `pallas_products`.
+"""The backend "pallas" on GPUs: layouts for the kernels of `gpu_weighted_sums` and `gpu_values_gradient`.
 
 A layer keeps its form, `[A, K]` with 16-bit indices where they fit, rows padded to a multiple of
 eight with weights of zero, so that they are read in wide loads. Bias, activation and the outputs of
@@ -21,12 +21,12 @@ from jax import Array
 
 from srigl_kernels.backends import xla
 from srigl_kernels.backends.padding import pad_rows
-from srigl_kernels.backends.pallas import lowering
+from srigl_kernels.backends.pallas.device import is_interpreted
 from srigl_kernels.backends.pallas.gpu_values_gradient import pattern_products
 from srigl_kernels.backends.pallas.gpu_weighted_sums import weighted_sums
 from srigl_kernels.backends.pallas.transposed import Transposed, transpose
 from srigl_kernels.batching import map_calls, over_rows
-from srigl_kernels.epilogue import active_first, finish
+from srigl_kernels.epilogue import active_first, apply_epilogue
 from srigl_kernels.format import Condensed
 
 
@@ -105,7 +105,7 @@ def matmul(
   """
   if not x.size or not layout.values.size:
     sums = jnp.zeros((x.shape[0], layout.out_features))
-    return finish(sums, bias, activation, x.dtype)
+    return apply_epilogue(sums, bias, activation, x.dtype)
   return _product(activation)(x, layout, bias)
 
 
@@ -155,7 +155,7 @@ def _pattern(condensed: Condensed, transposed: Transposed | None) -> Pattern:
     transposed,
     condensed.fan_in,
     condensed.out_features,
-    lowering.is_interpreted(),
+    is_interpreted(),
   )
 
 

@@ -4,46 +4,16 @@ Kernels for GPUs go through Triton: it is the route on which Pallas lowers loads
 computed places, in every JAX from 0.10 to 0.12. JAX calls that route deprecated in favour of
 Mosaic GPU, which cannot lower such loads; when it goes, this file and the bodies that use `load`
 and `store` change, nothing else. Kernels for TPUs go through Mosaic.
-
-Interpret mode runs a kernel operation by operation on any device: to test it, never to use it. It
-is chosen by the environment variable `SRIGL_PALLAS_INTERPRET` only, `gpu` or `tpu`, which says
-whose kernels the backend "pallas" is to run here.
 """
 
-import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import jax
 from jax import Array
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu, triton
 
-INTERPRET = "SRIGL_PALLAS_INTERPRET"
-"""Name of the environment variable."""
-
-PLATFORMS = ("gpu", "tpu")
-"""Devices that there are kernels for, as `jax.default_backend()` calls them."""
-
 program_id = pl.program_id
-
-
-def platform() -> str | None:
-  """Whose kernels to run, `"gpu"` or `"tpu"`; None where there are none.
-
-  Raises:
-    ValueError: if the environment variable asks for something else.
-  """
-  interpreted = os.environ.get(INTERPRET, "")
-  if interpreted and interpreted not in PLATFORMS:
-    raise ValueError(f"{INTERPRET}={interpreted} must be one of {PLATFORMS}, or not be set.")
-  name = interpreted or jax.default_backend()
-  return name if name in PLATFORMS else None
-
-
-def is_interpreted() -> bool:
-  """Whether kernels are to run in interpret mode."""
-  return bool(os.environ.get(INTERPRET))
 
 
 def gpu_call(

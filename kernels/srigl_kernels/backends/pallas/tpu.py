@@ -41,8 +41,9 @@ from jax import Array, lax
 
 from srigl_kernels.backends import xla
 from srigl_kernels.backends.pallas import lowering
+from srigl_kernels.backends.pallas.device import is_interpreted
 from srigl_kernels.batching import over_rows
-from srigl_kernels.epilogue import finish, spread
+from srigl_kernels.epilogue import apply_epilogue, scatter_to_neurons
 from srigl_kernels.format import Condensed
 
 _LANES, _SUBLANES = 128, 8
@@ -141,7 +142,7 @@ def pack_pattern(condensed: Condensed) -> Pattern:
     condensed.active,
     condensed.in_features,
     condensed.out_features,
-    lowering.is_interpreted(),
+    is_interpreted(),
   )
 
 
@@ -184,7 +185,7 @@ def matmul(
   sums = jnp.zeros((x.shape[0], layout.out_features))
   if x.size and layout.words.size:
     sums = _product(x, layout)
-  return finish(sums, bias, activation, x.dtype)
+  return apply_epilogue(sums, bias, activation, x.dtype)
 
 
 def input_gradient(g: Array, condensed: Condensed, layout: Pattern | Packed) -> Array:
@@ -221,7 +222,7 @@ def _sums(x: Array, layout: Packed) -> Array:
     name="condensed_packets",
   )(layout.chunks, rows, *weights)
   y = y[: x.shape[0], : layout.active.shape[0]]
-  return spread(y, layout.active, layout.out_features, axis=1)
+  return scatter_to_neurons(y, layout.active, layout.out_features, axis=1)
 
 
 _product = over_rows(_sums)

@@ -1,0 +1,48 @@
+"""What a backend is: the record that each exports, as `BACKEND`, and `registry` lists."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from jax import Array
+
+from srigl_kernels.conv_geometry import Geometry
+from srigl_kernels.format import Condensed
+from srigl_kernels.prepared import Layout
+
+
+class Backend(NamedTuple):
+  """One way to compute the product.
+
+  A record can be imported everywhere: what is heavy to import, or may not be there, is imported by
+  its functions, and `is_available` says whether these can run.
+
+  Attributes:
+    pack: `(condensed) -> layout`, the arrays that `matmul` reads.
+    matmul: `(x [B, I], layout, bias [N] or None, activation) -> y [B, N]` of x's type.
+    is_available: whether it can run here.
+    needs: what it takes to run, for messages.
+    pack_rounded: as `pack`, where it is faster to compute with weights that are slightly rounded.
+    packs_traced: whether `pack` also takes traced arrays.
+    pack_pattern: `(condensed) -> layout`, all that does not depend on the values; None where
+      `pack` is cheap enough for every call.
+    with_values: `(layout, values [A, K]) -> layout`, from what `pack_pattern` or `pack` made to
+      what `matmul` and `conv` read.
+    input_gradient: `(g [B, N], condensed, layout) -> dx [B, I]`; None for that of `xla`.
+    values_gradient: `(g [B, N], x [B, I], condensed, layout) -> dvalues [A, K]`; likewise.
+    conv: `(x [B, *S, C], layout, bias or None, activation, geometry) -> y [B, *S_out, N]`; None if
+      it runs a convolution as `conv_patches.conv` with its `matmul`.
+    conv_groups: whether `conv` takes groups; for other backends the layer's are expanded.
+  """
+
+  pack: Callable[[Condensed], Layout]
+  matmul: Callable[[Array, Layout, Array | None, str | None], Array]
+  is_available: Callable[[], bool] = lambda: True
+  needs: str = ""
+  pack_rounded: Callable[[Condensed], Layout] | None = None
+  packs_traced: Callable[[], bool] = lambda: True
+  pack_pattern: Callable[[Condensed], Layout] | None = None
+  with_values: Callable[[Layout, Array], Layout] = lambda layout, values: layout
+  input_gradient: Callable[[Array, Condensed, Layout], Array] | None = None
+  values_gradient: Callable[[Array, Array, Condensed, Layout], Array] | None = None
+  conv: Callable[[Array, Layout, Array | None, str | None, Geometry], Array] | None = None
+  conv_groups: bool = False
