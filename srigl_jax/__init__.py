@@ -23,11 +23,11 @@ from srigl_jax.condensed.serialize import (
   load_condensed_file,
   save_condensed,
 )
-from srigl_jax.exact_counts import share
+from srigl_jax.exact_counts import truncated_count
 from srigl_jax.initializers import init_sparse_weights
 from srigl_jax.layer_filters import all_but, only
 from srigl_jax.layers import Axes, Layer, flax_axes, from_matrix, to_matrix
-from srigl_jax.mask_updates import LayerView, Topology, per_layer
+from srigl_jax.mask_updates import LayerView, MaskUpdater, per_layer
 from srigl_jax.masks import Masks, apply_masks, init_masks
 from srigl_jax.methods.lottery import Rounds, lottery_ticket
 from srigl_jax.methods.nm_srigl import nm_srigl
@@ -42,7 +42,7 @@ from srigl_jax.methods.sr_ste import sr_ste
 from srigl_jax.methods.srigl import srigl, srigl_update
 from srigl_jax.methods.static import fixed_masks, static_sparse
 from srigl_jax.state import SparseState, get_masks, get_state
-from srigl_jax.topk import largest, largest_per_column, magnitude_key
+from srigl_jax.topk import ranking_key, topk_mask, topk_mask_per_column
 from srigl_jax.transform import sparse_training
 from srigl_kernels import (
   Condensed,
@@ -63,12 +63,12 @@ __all__ = [
   "Layer",
   "LayerSummary",
   "LayerView",
+  "MaskUpdater",
   "Masks",
   "Prepared",
   "Rounds",
   "SparseState",
   "Summary",
-  "Topology",
   "all_but",
   "allocate",
   "apply_masks",
@@ -88,13 +88,10 @@ __all__ = [
   "gradual_magnitude_pruning",
   "init_masks",
   "init_sparse_weights",
-  "largest",
-  "largest_per_column",
   "layer_macs",
   "load_condensed",
   "load_condensed_file",
   "lottery_ticket",
-  "magnitude_key",
   "mean_flops",
   "merge_condensed",
   "nm_srigl",
@@ -102,13 +99,13 @@ __all__ = [
   "only",
   "per_layer",
   "prepare",
+  "ranking_key",
   "relative_flops",
   "rigl",
   "rigl_update",
   "save_condensed",
   "set_",
   "set_update",
-  "share",
   "snfs",
   "snfs_update",
   "sparse_training",
@@ -120,7 +117,10 @@ __all__ = [
   "static_sparse",
   "summarize",
   "to_matrix",
+  "topk_mask",
+  "topk_mask_per_column",
   "total_macs",
   "training_flops",
+  "truncated_count",
   "warn_if_over_ablated",
 ]

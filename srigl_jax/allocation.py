@@ -16,8 +16,8 @@ from jax import Array
 
 from srigl_jax.blocks import check_structure, num_blocks
 from srigl_jax.distributions import DISTRIBUTIONS
-from srigl_jax.layer_filters import Rule, find_layers, select
-from srigl_jax.layers import AxesRule, Layer, check_paths, flax_axes
+from srigl_jax.layer_filters import LayerFilter, find_layers, select
+from srigl_jax.layers import AxesFn, Layer, check_paths, flax_axes
 
 Distribution = (
   str | Mapping[str, float] | Callable[[Mapping[str, Layer], float | None], Mapping[str, float]]
@@ -54,8 +54,8 @@ def allocate(
   structure: str = "constant_fan_in",
   block_size: int | None = None,
   group_size: int = 1,
-  sparse: Rule = True,
-  axes: AxesRule = flax_axes,
+  sparse: LayerFilter = True,
+  axes: AxesFn = flax_axes,
 ) -> Allocation:
   """Divides a network's weights among its layers.
 

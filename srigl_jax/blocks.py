@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from srigl_jax.layers import Layer
-from srigl_jax.topk import count_per_column, largest_per_column
+from srigl_jax.topk import count_per_column, topk_mask_per_column
 
 
 def check_structure(block_size: int | None, group_size: int) -> None:
@@ -75,8 +75,8 @@ def count_per_block(chosen: Array, block_size: int) -> Array:
   return from_blocks(jnp.broadcast_to(counts, (block_size, counts.size)), chosen.shape[1])
 
 
-def largest_per_block(keys: Array, k: Array | int, block_size: int) -> Array:
-  """Marks the k largest keys of each block; see `selection.largest_per_column`.
+def topk_mask_per_block(keys: Array, k: Array | int, block_size: int) -> Array:
+  """Marks the k largest keys of each block; see `topk.topk_mask_per_column`.
 
   Args:
     keys: `[B * M, N]` uint32.
@@ -87,7 +87,7 @@ def largest_per_block(keys: Array, k: Array | int, block_size: int) -> Array:
   k = jnp.broadcast_to(jnp.asarray(k, jnp.int32), (num_neurons,))
   blocks = to_blocks(keys, block_size)
   return from_blocks(
-    largest_per_column(blocks, jnp.tile(k, blocks.shape[1] // num_neurons)), num_neurons
+    topk_mask_per_column(blocks, jnp.tile(k, blocks.shape[1] // num_neurons)), num_neurons
   )
 
 

@@ -93,7 +93,7 @@ def truncated_product(n: Array | int, digits: np.ndarray | Array) -> Array:
   return (whole + rounds_up).astype(jnp.int32)
 
 
-def share(n: Array | int, fraction: Fraction) -> Array:
+def truncated_count(n: Array | int, fraction: Fraction) -> Array:
   """`trunc(n * fraction)`: how many a share of n is, counted as in IEEE double.
 
   Args:

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from srigl_jax.layers import AxesRule, flax_axes, make_layer, map_leaves
+from srigl_jax.layers import AxesFn, flax_axes, make_layer, map_leaves
 from srigl_jax.masks import Masks, check_masks, fan_ins
 
 # name -> (std or half width as a function of the fan-in, uniform or normal)
@@ -23,7 +23,7 @@ SCHEMES = tuple(_SCHEMES)
 
 
 def init_sparse_weights(
-  key: Array, params: Any, masks: Masks, scheme: str = "he_normal", *, axes: AxesRule = flax_axes
+  key: Array, params: Any, masks: Masks, scheme: str = "he_normal", *, axes: AxesFn = flax_axes
 ) -> Any:
   """Draws the sparse layers' weights anew, scaled by each neuron's own fan-in k.
 

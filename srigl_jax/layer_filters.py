@@ -1,6 +1,6 @@
-"""Which layers are sparse and which may lose neurons: rules by parameter path.
+"""Which layers are sparse and which may lose neurons: filters by parameter path.
 
-A rule is `True` (every layer), `False` (none), a function `(path, shape) -> bool`, or
+A filter is `True` (every layer), `False` (none), a function `(path, shape) -> bool`, or
 `only(...)` / `all_but(...)` with names of presets and regular expressions:
 
 ```python
@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 from srigl_jax.layers import (
-  AxesRule,
+  AxesFn,
   Layer,
   flax_axes,
   is_weight,
@@ -25,7 +25,7 @@ from srigl_jax.layers import (
 )
 
 
-class Selection(NamedTuple):
+class PathPatterns(NamedTuple):
   """A choice of layers by preset names and regular expressions; see `only` and `all_but`."""
 
   patterns: tuple[str, ...]
@@ -33,20 +33,20 @@ class Selection(NamedTuple):
   inputs_multiple_of: int = 1
 
 
-Rule = bool | Selection | Callable[[str, tuple[int, ...]], bool]
+LayerFilter = bool | PathPatterns | Callable[[str, tuple[int, ...]], bool]
 
 
-def only(*patterns: str) -> Selection:
+def only(*patterns: str) -> PathPatterns:
   """The layers that any of the patterns names.
 
   Args:
     *patterns: names in `PRESETS`, or regular expressions searched for in the layer's path.
-      A pattern that fits no layer is an error when the rule is used, never ignored.
+      A pattern that fits no layer is an error when the filter is used, never ignored.
   """
-  return Selection(tuple(patterns), inverted=False)
+  return PathPatterns(tuple(patterns), inverted=False)
 
 
-def all_but(*patterns: str, inputs_multiple_of: int = 1) -> Selection:
+def all_but(*patterns: str, inputs_multiple_of: int = 1) -> PathPatterns:
   """All layers except those that any of the patterns names; see `only`.
 
   Args:
@@ -59,11 +59,11 @@ def all_but(*patterns: str, inputs_multiple_of: int = 1) -> Selection:
   """
   if inputs_multiple_of < 1:
     raise ValueError(f"inputs_multiple_of is {inputs_multiple_of}; it must be 1 or more.")
-  return Selection(tuple(patterns), inverted=True, inputs_multiple_of=inputs_multiple_of)
+  return PathPatterns(tuple(patterns), inverted=True, inputs_multiple_of=inputs_multiple_of)
 
 
 def find_layers(
-  params: Any, *, sparse: Rule = True, axes: AxesRule = flax_axes
+  params: Any, *, sparse: LayerFilter = True, axes: AxesFn = flax_axes
 ) -> dict[str, Layer]:
   """The layers that count for a sparsity target, in natural order of their paths.
 
@@ -77,7 +77,7 @@ def find_layers(
     ValueError: if there is no layer.
   """
   leaves = leaf_dict(params)
-  asked = sparse if callable(sparse) and not isinstance(sparse, Selection) else None
+  asked = sparse if callable(sparse) and not isinstance(sparse, PathPatterns) else None
   layers = {
     path: make_layer(path, leaf.shape, axes)
     for path, leaf in leaves.items()
@@ -93,27 +93,31 @@ def find_layers(
   return layers
 
 
-def select(rule: Rule, layers: Mapping[str, Layer], *, name: str) -> frozenset[str]:
-  """Paths of the layers that a rule chooses.
+def select(layer_filter: LayerFilter, layers: Mapping[str, Layer], *, name: str) -> frozenset[str]:
+  """Paths of the layers that a filter chooses.
 
   Args:
-    rule: see the module's docstring.
+    layer_filter: see the module's docstring.
     layers: all layers that count, by path.
-    name: the argument that the rule came in by, for messages.
+    name: the argument that the filter came in by, for messages.
 
   Raises:
-    ValueError: if a pattern fits no layer or the rule is of no known kind.
+    ValueError: if a pattern fits no layer or the filter is of no known kind.
   """
-  if isinstance(rule, bool):
-    return frozenset(layers if rule else ())
-  if isinstance(rule, Selection):
-    named = frozenset().union(*(_matches(pattern, layers, name) for pattern in rule.patterns))
-    chosen = frozenset(layers) - named if rule.inverted else named
-    return frozenset(p for p in chosen if not layers[p].dense_fan_in % rule.inputs_multiple_of)
-  if callable(rule):
-    return frozenset(path for path, layer in layers.items() if rule(path, layer.shape))
+  if isinstance(layer_filter, bool):
+    return frozenset(layers if layer_filter else ())
+  if isinstance(layer_filter, PathPatterns):
+    named = frozenset().union(
+      *(_matches(pattern, layers, name) for pattern in layer_filter.patterns)
+    )
+    chosen = frozenset(layers) - named if layer_filter.inverted else named
+    return frozenset(
+      p for p in chosen if not layers[p].dense_fan_in % layer_filter.inputs_multiple_of
+    )
+  if callable(layer_filter):
+    return frozenset(path for path, layer in layers.items() if layer_filter(path, layer.shape))
   raise ValueError(
-    f"{name} is {rule!r}; it must be True, False, a function (path, shape) -> bool, or "
+    f"{name} is {layer_filter!r}; it must be True, False, a function (path, shape) -> bool, or "
     f"only(...) / all_but(...) with presets ({', '.join(PRESETS)}) or regular expressions."
   )
 

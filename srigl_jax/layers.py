@@ -2,7 +2,7 @@
 
 Everything else in the library speaks of leaves by path (`"layer1/conv/kernel"`), in flat
 dicts from which dense leaves are simply absent, so that Linen dicts, `nnx.State` and any other
-pytree look alike. Which leaves may be sparse is decided in `rules`.
+pytree look alike. Which leaves may be sparse is decided in `layer_filters`.
 """
 
 import difflib
@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax import Array
 
 PyTree = Any
-AxesRule = Callable[[str, tuple[int, ...]], "Axes"]
+AxesFn = Callable[[str, tuple[int, ...]], "Axes"]
 
 
 class Axes(NamedTuple):
@@ -149,7 +149,7 @@ def flax_axes(path: str, shape: tuple[int, ...]) -> Axes:
   return Axes(neurons=(len(shape) - 1,), spatial=tuple(range(len(shape) - 2)))
 
 
-def make_layer(path: str, shape: Sequence[int], axes: AxesRule = flax_axes) -> Layer:
+def make_layer(path: str, shape: Sequence[int], axes: AxesFn = flax_axes) -> Layer:
   """Describes one kernel; see `Layer`.
 
   Raises:

@@ -1,6 +1,6 @@
 """When it is time, the topology evolves: what an update sees, and what it leaves in the state.
 
-A method is a `Topology`: a function from views of the sparse layers to their new masks, and when
+A method is a `MaskUpdater`: a function from views of the sparse layers to their new masks, and when
 and how much to change.
 """
 
@@ -13,8 +13,8 @@ import numpy as np
 from jax import Array, lax
 
 from srigl_jax.exact_counts import ExactFraction, Fraction, fraction_digits
-from srigl_jax.layer_filters import Rule
-from srigl_jax.layers import Axes, AxesRule, Layer, make_layer
+from srigl_jax.layer_filters import LayerFilter
+from srigl_jax.layers import Axes, AxesFn, Layer, make_layer
 from srigl_jax.masks import Masks
 from srigl_jax.schedule import (
   accumulates_gradient,
@@ -39,7 +39,7 @@ class LayerView(NamedTuple):
     scores: the dense gradient that scores growth, same shape.
     mask: the old mask, bool, same shape.
     key: a random key of this layer and update.
-    drop_fraction: share of the active weights to prune; for `share`.
+    drop_fraction: share of the active weights to prune; for `truncated_count`.
     step: `[]` int32, optimizer steps done.
   """
 
@@ -60,15 +60,15 @@ class LayerView(NamedTuple):
     return make_layer(self.path, self.mask.shape, lambda *_: self.axes)
 
 
-TopologyUpdate = Callable[[dict[str, LayerView]], Masks]
+MaskUpdate = Callable[[dict[str, LayerView]], Masks]
 
 
-def per_layer(update: Callable[[LayerView], Array]) -> TopologyUpdate:
+def per_layer(update: Callable[[LayerView], Array]) -> MaskUpdate:
   """A topology update of the network from one of a layer: `LayerView -> new mask`."""
   return lambda layers: {path: update(layer) for path, layer in layers.items()}
 
 
-class Topology(NamedTuple):
+class MaskUpdater(NamedTuple):
   """How and when the topology changes.
 
   Attributes:
@@ -82,13 +82,13 @@ class Topology(NamedTuple):
     ablate: which layers may lose neurons.
   """
 
-  update: TopologyUpdate
+  update: MaskUpdate
   update_every: int
   update_until: int
   drop_fraction: DropFraction = 0.3
   grad_accumulation_steps: int = 1
   grad_decay: float = 0.0
-  ablate: Rule = False
+  ablate: LayerFilter = False
 
 
 class LayerPlan(NamedTuple):
@@ -98,36 +98,36 @@ class LayerPlan(NamedTuple):
   may_ablate: bool
 
 
-def evolve(
-  topology: Topology,
+def maybe_update_masks(
+  updater: MaskUpdater,
   plans: dict[str, LayerPlan],
   state: SparseState,
   grads: dict[str, Array],
-  moved: Callable[[], dict[str, Array]],
+  params_after_step: Callable[[], dict[str, Array]],
 ) -> SparseState:
   """Updates the topology if it is time.
 
   Args:
-    topology: how and when.
+    updater: how and when.
     plans: the sparse layers, in natural order.
     state: the state, its step already counted up.
     grads: dense gradients of the sparse leaves.
-    moved: computes the sparse leaves as the optimizer leaves them under the old masks. It does the
-      optimizer's work a second time, but only when the topology changes: were its results handed
-      in, they would have to be held for that case in every step, instead of fusing with the
-      masking.
+    params_after_step: computes the sparse leaves as the optimizer leaves them under the old masks.
+      It does the optimizer's work a second time, but only when the topology changes: were its
+      results handed in, they would have to be held for that case in every step, instead of fusing
+      with the masking.
 
   Returns:
     The state with new masks, explored weights and gradient sums; or as it was.
   """
-  every, until = topology.update_every, topology.update_until
-  grad_mean = _mean_gradients(topology, state, grads)
+  every, until = updater.update_every, updater.update_until
+  grad_mean = _mean_gradients(updater, state, grads)
 
   def change():
-    weights, scores = moved(), grad_mean or grads
+    weights, scores = params_after_step(), grad_mean or grads
     key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
-    fraction = _drop_fraction(topology, state.step)
-    masks = topology.update(
+    fraction = _drop_fraction(updater, state.step)
+    masks = updater.update(
       {
         path: LayerView(
           path=path,
@@ -146,11 +146,11 @@ def evolve(
     )
     if masks.keys() != plans.keys():
       raise ValueError(
-        f"Topology.update returned masks for {sorted(masks)}, but was given {sorted(plans)}: it "
+        f"MaskUpdater.update returned masks for {sorted(masks)}, but was given {sorted(plans)}: it "
         "must return one for each."
       )
     explored = {path: state.explored[path] | mask for path, mask in masks.items()}
-    empty = grad_mean if topology.grad_decay else jax.tree.map(jnp.zeros_like, grad_mean)
+    empty = grad_mean if updater.grad_decay else jax.tree.map(jnp.zeros_like, grad_mean)
     return masks, explored, empty
 
   def keep():
@@ -161,24 +161,24 @@ def evolve(
 
 
 def _mean_gradients(
-  topology: Topology, state: SparseState, grads: dict[str, Array]
+  updater: MaskUpdater, state: SparseState, grads: dict[str, Array]
 ) -> dict[str, Array]:
   """The state's means of dense gradients with one more gradient; `state.step` counts its step."""
-  means, n, decay = state.grad_mean, topology.grad_accumulation_steps, topology.grad_decay
+  means, n, decay = state.grad_mean, updater.grad_accumulation_steps, updater.grad_decay
   if not means:
     return means
   if decay:
     return {p: decay * mean + (1 - decay) * grads[p] for p, mean in means.items()}
   return lax.cond(
-    accumulates_gradient(state.step - 1, topology.update_every, topology.update_until, n),
+    accumulates_gradient(state.step - 1, updater.update_every, updater.update_until, n),
     lambda: {p: mean + grads[p].astype(jnp.float32) / n for p, mean in means.items()},
     lambda: means,
   )
 
 
-def _drop_fraction(topology: Topology, step: Array) -> Fraction:
+def _drop_fraction(updater: MaskUpdater, step: Array) -> Fraction:
   """Drop fraction of the update at a traced step; the cosine's are tabulated in double."""
-  given, every, until = topology.drop_fraction, topology.update_every, topology.update_until
+  given, every, until = updater.drop_fraction, updater.update_every, updater.update_until
   if isinstance(given, Array):  # a traced hyperparameter
     return given / 2 * (1 + jnp.cos(step * (jnp.pi / until)))
   if callable(given):
@@ -188,12 +188,12 @@ def _drop_fraction(topology: Topology, step: Array) -> Fraction:
   return ExactFraction(jnp.asarray(table)[step // every])
 
 
-def check_topology(topology: Topology | None) -> None:
+def check_mask_updater(updater: MaskUpdater | None) -> None:
   """Raises a ValueError that names the field if one is out of range."""
-  if topology is None:
+  if updater is None:
     return
   counts = {
-    name: getattr(topology, name)
+    name: getattr(updater, name)
     for name in ("update_every", "update_until", "grad_accumulation_steps")
   }
   for name, value in counts.items():
@@ -202,20 +202,20 @@ def check_topology(topology: Topology | None) -> None:
         f"{name} is {value}; it must be a Python int, 1 or more (update_until: 0 or more). Under "
         f"optax.inject_hyperparams, list {name!r} in static_args."
       )
-  if topology.grad_accumulation_steps > topology.update_every:
+  if updater.grad_accumulation_steps > updater.update_every:
     raise ValueError(
-      f"grad_accumulation_steps is {topology.grad_accumulation_steps}, more than update_every "
-      f"({topology.update_every}): an update can average only the gradients since the last one."
+      f"grad_accumulation_steps is {updater.grad_accumulation_steps}, more than update_every "
+      f"({updater.update_every}): an update can average only the gradients since the last one."
     )
-  if not 0 <= topology.grad_decay < 1 or (
-    topology.grad_decay and topology.grad_accumulation_steps > 1
+  if not 0 <= updater.grad_decay < 1 or (
+    updater.grad_decay and updater.grad_accumulation_steps > 1
   ):
     raise ValueError(
-      f"grad_decay is {topology.grad_decay} with grad_accumulation_steps "
-      f"{topology.grad_accumulation_steps}; it must lie in [0, 1), and growth is scored either by "
+      f"grad_decay is {updater.grad_decay} with grad_accumulation_steps "
+      f"{updater.grad_accumulation_steps}; it must lie in [0, 1), and growth is scored either by "
       "a decaying mean (grad_decay > 0) or by the mean of a window."
     )
-  given = topology.drop_fraction
+  given = updater.drop_fraction
   if not isinstance(given, Array) and not callable(given) and not 0 <= given <= 1:
     raise ValueError(
       f"drop_fraction is {given}; it must lie in [0, 1] (the papers use 0.3), or be a function of "
@@ -223,7 +223,7 @@ def check_topology(topology: Topology | None) -> None:
     )
 
 
-def check_update(weights: Array, grads: Array, mask: Array, axes: AxesRule) -> Layer:
+def check_update(weights: Array, grads: Array, mask: Array, axes: AxesFn) -> Layer:
   """The layer of one update's arrays; a ValueError if they are not one kernel's."""
   if not weights.shape == grads.shape == mask.shape or weights.ndim < 2:
     raise ValueError(

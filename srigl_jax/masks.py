@@ -12,9 +12,9 @@ import jax.numpy as jnp
 from jax import Array
 
 from srigl_jax.allocation import Allocation
-from srigl_jax.blocks import largest_per_block, num_blocks, num_in_group
+from srigl_jax.blocks import num_blocks, num_in_group, topk_mask_per_block
 from srigl_jax.layers import Layer, check_paths, from_matrix, leaf_dict, map_leaves, to_matrix
-from srigl_jax.topk import largest
+from srigl_jax.topk import topk_mask
 
 Masks = dict[str, Array]
 
@@ -54,11 +54,11 @@ def random_mask(
   """A random mask of one layer, bool of the kernel's shape; see `init_masks`."""
   shape = (layer.dense_fan_in, layer.num_neurons)
   if structure != "constant_fan_in":
-    return from_matrix(largest(jax.random.bits(key, shape, jnp.uint32) >> 1, budget), layer)
+    return from_matrix(topk_mask(jax.random.bits(key, shape, jnp.uint32) >> 1, budget), layer)
   group = num_in_group(layer, group_size)
   scores = jax.random.bits(key, (shape[0], shape[1] // group), jnp.uint32) >> 1
   blocks = num_blocks(layer, block_size)
-  mask = largest_per_block(scores, budget // (shape[1] * blocks), shape[0] // blocks)
+  mask = topk_mask_per_block(scores, budget // (shape[1] * blocks), shape[0] // blocks)
   return from_matrix(jnp.repeat(mask, group, axis=1), layer)
 
 

@@ -23,7 +23,7 @@ class SparseState(NamedTuple):
     key: `[2]` uint32, data of the random key that masks and random growth are drawn with.
     grad_mean: `{path: float32 array}`, the mean of dense gradients that scores growth: of the
       current window so far, or a decaying one; empty if the last gradient alone scores.
-    memory: what else a method remembers (dense weights behind a mask, weights to rewind to); `()`
+    extra: what else a method remembers (dense weights behind a mask, weights to rewind to); `()`
       for most.
     inner_state: the wrapped optimizer's state. Moments of masked weights are 0, or what the
       optimizer makes of weights, gradients and moments that are 0; `sr_ste` alone has dense ones.
@@ -35,7 +35,7 @@ class SparseState(NamedTuple):
   budgets: dict[str, Array]
   key: Array
   grad_mean: dict[str, Array]
-  memory: Any
+  extra: Any
   inner_state: Any
 
 
@@ -68,7 +68,7 @@ def get_state(opt_state: Any) -> SparseState:
     budgets=arrays(state.budgets),
     key=array(state.key),
     grad_mean=arrays(state.grad_mean),
-    memory=state.memory,
+    extra=state.extra,
     inner_state=state.inner_state,
   )
 

@@ -21,7 +21,7 @@ ALWAYS = 2**_KEY_BITS - 1  # the largest key: outranks every magnitude
 _WHOLE, _COLUMNS = (0, 1, 2), (0, 1)  # axes of a tiled view that make up one set to choose from
 
 
-def magnitude_key(x: Array) -> Array:
+def ranking_key(x: Array) -> Array:
   """Ranking keys of `|x|`, any float dtype, as uint32 in `1 .. 2**31 - 2`; 0 is left free.
 
   float16 and bfloat16 are exact in float32; float64 is rounded to it. Infinities rank above
@@ -32,7 +32,7 @@ def magnitude_key(x: Array) -> Array:
   return jnp.minimum(bits, ALWAYS - 2) + 1
 
 
-def largest(keys: Array, k: Array | int) -> Array:
+def topk_mask(keys: Array, k: Array | int) -> Array:
   """Marks the k largest keys of a whole array.
 
   Args:
@@ -43,10 +43,10 @@ def largest(keys: Array, k: Array | int) -> Array:
     bool of that shape with k entries set, or all. Ties: the lower flat index wins.
   """
   k = jnp.maximum(jnp.asarray(k, jnp.int32), 0).reshape(1, 1, 1)
-  return _largest(_tiles(keys), k, _WHOLE).reshape(-1)[: keys.size].reshape(keys.shape)
+  return _topk_mask(_tiles(keys), k, _WHOLE).reshape(-1)[: keys.size].reshape(keys.shape)
 
 
-def largest_per_column(keys: Array, k: Array) -> Array:
+def topk_mask_per_column(keys: Array, k: Array) -> Array:
   """Marks the k largest keys of each column.
 
   Args:
@@ -58,7 +58,7 @@ def largest_per_column(keys: Array, k: Array) -> Array:
   """
   num_rows, num_columns = keys.shape
   k = jnp.broadcast_to(jnp.maximum(jnp.asarray(k, jnp.int32), 0), (num_columns,))
-  chosen = _largest(_column_tiles(keys), k.reshape(1, 1, -1), _COLUMNS)
+  chosen = _topk_mask(_column_tiles(keys), k.reshape(1, 1, -1), _COLUMNS)
   return chosen.reshape(-1, num_columns)[:num_rows]
 
 
@@ -90,7 +90,7 @@ def _count(chosen: Array, axes: tuple[int, ...]) -> Array:
   return lax.optimization_barrier(partial).sum(axes, dtype=jnp.int32, keepdims=True)
 
 
-def _largest(keys: Array, k: Array, axes: tuple[int, ...]) -> Array:
+def _topk_mask(keys: Array, k: Array, axes: tuple[int, ...]) -> Array:
   """The k largest of a tiled view by (key, lower index first); `k >= 0` has size 1 along `axes`."""
   size = math.prod(keys.shape[axis] for axis in axes)
   column = [n if axis in axes else 1 for axis, n in enumerate(keys.shape)]

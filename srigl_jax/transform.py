@@ -18,8 +18,8 @@ from jax import Array
 
 from srigl_jax.allocation import Allocation, allocate
 from srigl_jax.layer_filters import find_layers, select
-from srigl_jax.layers import AxesRule, check_paths, flax_axes, leaf_dict, map_leaves
-from srigl_jax.mask_updates import LayerPlan, Topology, check_topology, evolve
+from srigl_jax.layers import AxesFn, check_paths, flax_axes, leaf_dict, map_leaves
+from srigl_jax.mask_updates import LayerPlan, MaskUpdater, check_mask_updater, maybe_update_masks
 from srigl_jax.masks import Masks, check_masks, init_masks
 from srigl_jax.moments import mask_moments
 from srigl_jax.schedule import num_updates
@@ -28,51 +28,51 @@ from srigl_jax.state import SparseState
 
 def sparse_training(
   inner: optax.GradientTransformation,
-  topology: Topology | None,
+  updater: MaskUpdater | None,
   *,
   structure: str = "unstructured",
   initial: Mapping[str, Array] | str = "random",
-  axes: AxesRule = flax_axes,
+  axes: AxesFn = flax_axes,
   seed: int = 0,
-  **how_sparse: Any,
+  **sparsity_kwargs: Any,
 ) -> optax.GradientTransformationExtraArgs:
   """Wraps an optimizer into sparse training: what every method is made of.
 
   Args:
     inner: the optimizer.
-    topology: how and when the topology changes; None: never.
+    updater: how and when the topology changes; None: never.
     structure: of random masks and of the budgets; see `allocate`.
     initial: the masks to start with: `"random"` at the budgets, `"dense"` (every layer that has a
       budget starts with all of its weights), or masks by path, whose sizes then are the budgets.
     axes: which axes of a kernel are neurons.
     seed: of the initial masks and of random growth.
-    **how_sparse: the other arguments of `allocate`.
+    **sparsity_kwargs: the other arguments of `allocate`.
 
   Raises:
     ValueError: if an argument is out of range; on `init` if the masks or the sparsity do not fit
       the parameters.
   """
   inner = optax.with_extra_args_support(inner)
-  check_topology(topology)
+  check_mask_updater(updater)
   if isinstance(initial, str) and initial not in ("random", "dense"):
     raise ValueError(f"initial is {initial!r}; it must be 'random', 'dense' or masks by path.")
-  if not isinstance(initial, str) and how_sparse:
+  if not isinstance(initial, str) and sparsity_kwargs:
     raise ValueError(
       "initial gives masks, which say how sparse the layers are: leave out "
-      f"{', '.join(how_sparse)}."
+      f"{', '.join(sparsity_kwargs)}."
     )
 
   @functools.lru_cache(maxsize=8)
   def plan(spec: tuple[tuple[str, tuple[int, ...], np.dtype], ...]):
     leaves = {path: jax.ShapeDtypeStruct(shape, dtype) for path, shape, dtype in spec}
     if isinstance(initial, str):
-      allocation = allocate(leaves, structure=structure, axes=axes, **how_sparse)
+      allocation = allocate(leaves, structure=structure, axes=axes, **sparsity_kwargs)
     else:
       layers = find_layers(leaves, sparse=lambda path, shape: path in initial, axes=axes)
       check_paths(initial, layers, name="initial")
       sizes = {path: int(np.asarray(initial[path]).sum()) for path in layers if path in initial}
       allocation = Allocation({p: n / layers[p].size for p, n in sizes.items()}, sizes, layers)
-    ablatable = select(topology.ablate, allocation.layers, name="ablate") if topology else ()
+    ablatable = select(updater.ablate, allocation.layers, name="ablate") if updater else ()
     plans = {
       path: LayerPlan(allocation.layers[path].axes, path in ablatable)
       for path in allocation.budgets
@@ -95,8 +95,8 @@ def sparse_training(
     allocation, _ = plan_for(params)
     key = jax.random.key(seed)
     masks = initial_masks(key, params, allocation)
-    averages = topology is not None and (
-      topology.grad_accumulation_steps > 1 or topology.grad_decay > 0
+    averages = updater is not None and (
+      updater.grad_accumulation_steps > 1 or updater.grad_decay > 0
     )
     return SparseState(
       step=jnp.zeros((), jnp.int32),
@@ -105,7 +105,7 @@ def sparse_training(
       budgets={p: jnp.asarray(budget, jnp.int32) for p, budget in allocation.budgets.items()},
       key=jax.random.key_data(key),
       grad_mean={p: jnp.zeros(m.shape, jnp.float32) for p, m in masks.items() if averages},
-      memory=(),
+      extra=(),
       inner_state=mask_moments(inner.init(params), params, masks),
     )
 
@@ -121,27 +121,27 @@ def sparse_training(
 
     def inner_update(masks):
       """The optimizer's step if masked weights had neither gradients, nor moments, nor values."""
-      hide = lambda tree: map_leaves(lambda x, mask: jnp.where(mask, x, 0), tree, masks)
+      mask_tree = lambda tree: map_leaves(lambda x, mask: jnp.where(mask, x, 0), tree, masks)
       moments = mask_moments(state.inner_state, params, masks)
-      return inner.update(hide(updates), moments, hide(params), **extra_args)
+      return inner.update(mask_tree(updates), moments, mask_tree(params), **extra_args)
 
-    def moved():
+    def params_after_step():
       return _leaves_of(optax.apply_updates(params, inner_update(before)[0]), before)
 
     new = state._replace(step=optax.safe_increment(state.step))
-    if topology is not None and num_updates(topology.update_every, topology.update_until):
-      new = evolve(topology, plans, new, _leaves_of(updates, before), moved)
+    if updater is not None and num_updates(updater.update_every, updater.update_until):
+      new = maybe_update_masks(updater, plans, new, _leaves_of(updates, before), params_after_step)
     # What was just pruned is gone and what was just grown starts at 0 without moments, even if the
     # optimizer moves weights that have neither (noise, centralised or orthogonalised updates).
     # Masking what the optimizer is given, not the moments that it returns, keeps one pass over
     # memory: a moment needed both masked and as it is would be computed twice, from a copy.
-    settled = {path: before[path] & mask for path, mask in new.masks.items()}
-    sparse_updates, inner_state = inner_update(settled)
+    kept_masks = {path: before[path] & mask for path, mask in new.masks.items()}
+    sparse_updates, inner_state = inner_update(kept_masks)
     sparse_updates = map_leaves(
       lambda u, p, mask: jnp.where(mask, u, -p.astype(jnp.promote_types(p.dtype, u.dtype))),
       sparse_updates,
-      _leaves_of(params, settled),
-      settled,
+      _leaves_of(params, kept_masks),
+      kept_masks,
     )
     return sparse_updates, new._replace(inner_state=inner_state)
 

@@ -44,7 +44,7 @@ def memory_of(state: TrainState, device_data: Any, *, is_sparse: bool) -> Memory
       "masks": sparse.masks,
       "explored": sparse.explored,
       "mean gradients": sparse.grad_mean,
-      "method": sparse.memory,
+      "method": sparse.extra,
     }
   parts |= {name: _bytes(tree) for name, tree in own.items()}
   parts["optimizer"] = _bytes(state.opt_state) - sum(_bytes(tree) for tree in own.values())

@@ -4,10 +4,12 @@ With several processes, process 0 reads and writes and the others get from it wh
 have the same state, and only one needs the disk. Every process must make the same calls.
 """
 
+import collections
 import contextlib
 import shutil
 import time
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,6 +18,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
+import srigl_jax as sx
 from experiments.processes.consistency import broadcast_from_process_0
 from experiments.workdir import checksums
 
@@ -47,6 +50,11 @@ class Checkpoints:
       self._directory.mkdir(parents=True, exist_ok=True)
     return ocp.CheckpointManager(
       self._directory,
+      # Named, so that metadata can be read before anything else is.
+      item_handlers={
+        "state": ocp.StandardCheckpointHandler(),
+        "checksums": ocp.JsonCheckpointHandler(),
+      },
       options=ocp.CheckpointManagerOptions(
         preservation_policy=AnyPreservationPolicy([LatestN(self._keep), best]),
         best_fn=accuracy,  # without it the metrics are not written, and lost when the run resumes
@@ -162,6 +170,9 @@ class Checkpoints:
     self._manager.reload()
 
   def _read(self, step: int, template: State) -> State:
+    metadata = self._manager.item_metadata(step)["state"].tree
+    structure = jax.tree.structure(template)
+    template = _named_as_stored(template, metadata)
     # What is read stays in memory: the devices that saved it may have been others.
     arrays = jax.tree.map(lambda x: np.empty(x.shape, x.dtype), template)
     wanted: dict[str, Any] = {"state": ocp.args.StandardRestore(arrays)}
@@ -169,14 +180,14 @@ class Checkpoints:
       wanted["checksums"] = ocp.args.JsonRestore()
     restored = self._manager.restore(step, args=ocp.args.Composite(**wanted))
     # The reader casts without a word where dtypes differ: look at what is stored.
-    stored = checksums.signature(self._manager.item_metadata(step)["state"].tree)
+    stored = checksums.signature(metadata)
     if unlike := checksums.differing(stored, checksums.signature(template)):
       raise ValueError(f"these arrays are not as they should be: {', '.join(unlike)}")
     if "checksums" in wanted:
       expected = checksums.from_json(restored["checksums"])
       if damaged := checksums.differing(expected, checksums.checksums(restored["state"])):
         raise ValueError(f"its files are damaged, these have other checksums: {', '.join(damaged)}")
-    return restored["state"]
+    return jax.tree.unflatten(structure, jax.tree.leaves(restored["state"]))
 
   def wait(self) -> None:
     """Waits until what was saved is on disk.
@@ -234,3 +245,22 @@ class Checkpoints:
       self.wait()
     finally:
       self._manager.close()
+
+
+_FORMER_FIELDS = tuple("memory" if name == "extra" else name for name in sx.SparseState._fields)
+_FormerState = collections.namedtuple("_FormerState", _FORMER_FIELDS)  # type: ignore[misc]
+
+
+def _named_as_stored(template: State, stored: Any) -> State:
+  """The template with the names of a stored one, where `SparseState.extra` may be `memory`."""
+  if not _has_key(stored, "memory"):
+    return template
+  is_sparse = lambda x: isinstance(x, sx.SparseState)
+  rename = lambda x: _FormerState(*x) if is_sparse(x) else x
+  return jax.tree.map(rename, template, is_leaf=is_sparse)
+
+
+def _has_key(tree: Any, key: str) -> bool:
+  if isinstance(tree, Mapping):
+    return key in tree or any(_has_key(x, key) for x in tree.values())
+  return isinstance(tree, list | tuple) and any(_has_key(x, key) for x in tree)

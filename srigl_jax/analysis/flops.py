@@ -153,7 +153,7 @@ def sparsity_for_flops(
   distribution: str = "erk",
   *,
   structure: str = "constant_fan_in",
-  **how_sparse: Any,
+  **sparsity_kwargs: Any,
 ) -> float:
   """The sparsity at which a network costs a given share of its dense FLOPs.
 
@@ -166,7 +166,7 @@ def sparsity_for_flops(
     relative: FLOPs of the sparse network over the dense one's, in (0, 1).
     distribution: see `allocate`.
     structure: see `allocate`; with constant fan-in only the connections that are used count.
-    **how_sparse: further arguments of `allocate`, such as `sparse`.
+    **sparsity_kwargs: further arguments of `allocate`, such as `sparse`.
 
   Returns:
     The lowest density's sparsity that costs no less than that, to four significant digits of the
@@ -181,7 +181,7 @@ def sparsity_for_flops(
 
   def flops(density: float) -> float:
     allocation = allocate(
-      params, density=density, distribution=distribution, structure=structure, **how_sparse
+      params, density=density, distribution=distribution, structure=structure, **sparsity_kwargs
     )
     densities = {}
     for path, budget in allocation.budgets.items():

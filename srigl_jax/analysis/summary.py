@@ -8,8 +8,8 @@ import numpy as np
 from jax import Array
 
 from srigl_jax.analysis.flops import relative_flops
-from srigl_jax.layer_filters import Rule, find_layers
-from srigl_jax.layers import AxesRule, Layer, check_paths, flax_axes
+from srigl_jax.layer_filters import LayerFilter, find_layers
+from srigl_jax.layers import AxesFn, Layer, check_paths, flax_axes
 from srigl_jax.masks import Masks, fan_ins
 
 
@@ -104,8 +104,8 @@ def summarize(
   *,
   explored: Mapping[str, Array] | None = None,
   macs: Mapping[str, int] | None = None,
-  sparse: Rule = True,
-  axes: AxesRule = flax_axes,
+  sparse: LayerFilter = True,
+  axes: AxesFn = flax_axes,
 ) -> Summary:
   """Counts what the masks leave of each layer. Runs on the host.
 

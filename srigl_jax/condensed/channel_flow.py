@@ -1,4 +1,4 @@
-"""Which channels of a model's tensors are constant: data flow through a traced program.
+"""Which channels of a model's tensors are constant: data flow through a traced jaxpr.
 
 A channel is an index of a tensor's last axis. From the constants that ablated neurons put out, the
 analysis follows every channel through element-wise functions and poolings to the layers that read
@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from srigl_jax.condensed.flat_jaxpr import Op, Program
+from srigl_jax.condensed.flat_jaxpr import FlatJaxpr, Op
 
 
 class Flow(NamedTuple):
@@ -55,18 +55,18 @@ class Flows(NamedTuple):
   pinned: set[str]
 
 
-def analyze(program: Program, scalars: Mapping[int, Any], layers: Mapping[str, Layer]) -> Flows:
-  """Follows channels through a program.
+def analyze(jaxpr: FlatJaxpr, scalars: Mapping[int, Any], layers: Mapping[str, Layer]) -> Flows:
+  """Follows channels through a jaxpr.
 
   Args:
-    program: see `inline`.
+    jaxpr: see `inline`.
     scalars: values of inputs that are scalars.
     layers: for each layer that may be changed its output, given `(flow of its input, shape and
       type of its output)`. Any other layer lets nothing through.
   """
   env: dict[int, Value] = {i: Uniform(np.asarray(x)) for i, x in scalars.items()}
   flows = Flows([], set(), set())
-  for op in program.ops:
+  for op in jaxpr.ops:
     inputs = [Uniform(x) if isinstance(x, np.ndarray) else env.get(x) for x in op.inputs]
     output: Value
     if op.layer is not None and op.layer in layers:
@@ -82,7 +82,7 @@ def analyze(program: Program, scalars: Mapping[int, Any], layers: Mapping[str, L
       flows.together.add(output.sources)
     if len(op.outputs) == 1:
       env[op.outputs[0]] = output
-  last = [env.get(x) for x in program.outputs if not isinstance(x, np.ndarray)]
+  last = [env.get(x) for x in jaxpr.outputs if not isinstance(x, np.ndarray)]
   flows.pinned.update(*(x.sources for x in last if isinstance(x, Flow)))
   return flows
 

@@ -25,8 +25,8 @@ def condense_model(
 ) -> Model:
   """A model in which every sparse layer is condensed, for inference.
 
-  Without `inputs` layers are swapped for their twins and nothing else changes. With `inputs` the
-  model is traced, and what need not be computed goes, exactly up to rounding:
+  Without `inputs` layers are swapped for condensed modules and nothing else changes. With `inputs`
+  the model is traced, and what need not be computed is removed, exactly up to rounding:
 
   - A batch norm directly behind a linear layer or convolution, dense or sparse, becomes part of it.
   - Constants of ablated neurons (and of neurons that read nothing but constants) move into the
@@ -52,8 +52,9 @@ def condense_model(
       `model(*inputs)` after `model.eval()`.
 
   Returns:
-    A new model, as after `model.eval()`. Twins hold their arrays in variables of a type of their
-    own, so `nnx.split`, `nnx.jit` and checkpoints work as ever; without `inputs` derivatives, too.
+    A new model, as after `model.eval()`. Condensed modules hold their arrays in variables of a
+    type of their own, so `nnx.split`, `nnx.jit` and checkpoints work as usual; without `inputs`
+    derivatives, too.
     `jax.export` refuses calls of the native kernels unless it is told of them:
     `export(jax.jit(lambda x: model(x)), disabled_checks=[DisabledSafetyCheck.custom_call(name),
     ...])` for the names `srigl_condensed_matmul` and `srigl_condensed_conv`. The process that runs
@@ -84,7 +85,7 @@ def _find_owners(flax: Any, modules: Mapping[str, Any], masks: Mapping[str, Any]
   check_paths(masks, kernels, name="masks")
   owners = [name.removesuffix("kernel").removesuffix("/") for name in masks]
   for path in owners:
-    reason = flax.fault(modules[path])
+    reason = flax.why_not_condensable(modules[path])
     if reason is not None:
       raise ValueError(
         f"Layer {path!r} of type {type(modules[path]).__name__} cannot be condensed: {reason}. "
@@ -102,7 +103,7 @@ def _condense(flax: Any, module: Any, mask: Any, path: str) -> Condensed:
 
 
 def _fold(flax, model, masks, condensed, inputs, call, backend) -> Model:
-  """The model with twins, and without what need not be computed."""
+  """The model with condensed modules, and without what need not be computed."""
   tracing = import_with_flax("nnx_trace")
   traced = tracing.trace(model, inputs, call)
   hidden = sorted(traced.exposed & {*condensed})
@@ -121,13 +122,13 @@ def _fold(flax, model, masks, condensed, inputs, call, backend) -> Model:
   }
 
   def attempt(layers):
-    folded = fold(traced.program, traced.scalars, layers, norms)
+    folded = fold(traced.jaxpr, traced.scalars, layers, norms)
     result = _rebuild(flax, flax.clone(model), condensed, folded, backend)
     return result, tracing.trace(result, inputs, call)
 
   try:
     result, after = attempt(layers)
-    if after.output == traced.output and _same(after.program, traced.program):
+    if after.output == traced.output and _same(after.jaxpr, traced.jaxpr):
       return result
     reason = "it then computes something else"
   except (AssertionError, IndexError, TypeError, ValueError) as error:
@@ -157,5 +158,7 @@ def _rebuild(flax, model, condensed, folded, backend) -> Model:
   for path, keep in folded.norms.items():
     flax.shrink_norm(modules[path], keep)
   new = {path: flax.folded_norm(modules[path]) for path in folded.folded_norms}
-  new |= {path: flax.make_twin(modules[path], x, backend) for path, x in condensed.items()}
+  new |= {
+    path: flax.make_condensed_module(modules[path], x, backend) for path, x in condensed.items()
+  }
   return flax.swap(model, new)

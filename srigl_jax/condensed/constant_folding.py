@@ -1,6 +1,6 @@
 """What of a masked model need not be computed: batch norms, neurons that put out a constant.
 
-Pure: layers come as arrays, the model as a traced `Program`, and arrays go out. Three rewrites,
+Pure: layers come as arrays, the model as a traced `FlatJaxpr`, and arrays go out. Three rewrites,
 each exact up to rounding:
 
 - A batch norm in inference mode whose input is the output of one linear layer or convolution, and
@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from srigl_jax.condensed.channel_flow import Flow, Flows, analyze, groups
-from srigl_jax.condensed.flat_jaxpr import Program
+from srigl_jax.condensed.flat_jaxpr import FlatJaxpr
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -69,23 +69,23 @@ class Folded(NamedTuple):
 
 
 def fold(
-  program: Program,
+  jaxpr: FlatJaxpr,
   scalars: Mapping[int, Any],
   layers: Mapping[str, Weights],
   norms: Mapping[str, Norm],
 ) -> Folded:
-  """Rewrites the layers of a program.
+  """Rewrites the layers of a traced model.
 
   Args:
-    program: the traced model.
+    jaxpr: the traced model.
     scalars: values of its inputs that are scalars.
     layers: by path, linear layers and convolutions that may change.
     norms: by path, batch norms that may change.
   """
-  calls = program.calls()
+  calls = jaxpr.calls()
   once: dict[str, Weights] = {path: x for path, x in layers.items() if calls.get(path) == 1}
   single_norms = {path: x for path, x in norms.items() if calls.get(path) == 1}
-  targets = _norm_targets(program, once, single_norms)
+  targets = _norm_targets(jaxpr, once, single_norms)
   changed = {}
   for norm, target in targets.items():
     changed[target] = once[target] = _scaled(once[target], single_norms.pop(norm))
@@ -95,7 +95,7 @@ def fold(
   steps |= {path: _layer_step(path, once, constants) for path in once}
   steps |= {path: _norm_step(path, x) for path, x in single_norms.items()}
   steps |= dict.fromkeys(targets, _identity)
-  flows = analyze(program, scalars, steps)
+  flows = analyze(jaxpr, scalars, steps)
   kept = _choose(flows, once, constants)
   for path, found in constants.items():
     layer = _apply_constants(once[path], found, kept, path)
@@ -106,16 +106,16 @@ def fold(
 
 
 def _norm_targets(
-  program: Program, layers: Mapping[str, Weights], norms: Mapping[str, Norm]
+  jaxpr: FlatJaxpr, layers: Mapping[str, Weights], norms: Mapping[str, Norm]
 ) -> dict[str, str]:
   """For each batch norm that directly follows a layer, and it alone, that layer."""
-  made_by: dict[Any, Any] = {op.outputs[0]: op.layer for op in program.ops if op.layer is not None}
+  made_by: dict[Any, Any] = {op.outputs[0]: op.layer for op in jaxpr.ops if op.layer is not None}
   uses: dict[int, int] = {}
-  for x in [*(x for op in program.ops for x in op.inputs), *program.outputs]:
+  for x in [*(x for op in jaxpr.ops for x in op.inputs), *jaxpr.outputs]:
     if not isinstance(x, np.ndarray):
       uses[x] = uses.get(x, 0) + 1
   targets = {}
-  for op in program.ops:
+  for op in jaxpr.ops:
     if op.layer is None or op.layer not in norms:
       continue
     layer = made_by.get(op.inputs[0])

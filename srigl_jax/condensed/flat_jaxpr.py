@@ -42,7 +42,7 @@ class Op(NamedTuple):
     return self.params["path"] if self.primitive is layer_p else None
 
 
-class Program(NamedTuple):
+class FlatJaxpr(NamedTuple):
   """A jaxpr with calls of functions written out.
 
   Attributes:
@@ -77,7 +77,7 @@ def is_number(x: Any) -> bool:
   return np.ndim(x) == 0 and not jax.dtypes.issubdtype(jnp.result_type(x), jax.dtypes.extended)
 
 
-def inline(closed: Any) -> Program:
+def inline(closed: Any) -> FlatJaxpr:
   """Writes out the calls of a closed jaxpr: of jit, of functions with their own derivative."""
   ops: list[Op] = []
   numbers = iter(range(2**62))
@@ -103,7 +103,7 @@ def inline(closed: Any) -> Program:
 
   inputs = tuple(next(numbers) for _ in closed.jaxpr.invars)
   outputs = walk(closed.jaxpr, closed.consts, inputs)
-  return Program(inputs, tuple(ops), outputs)
+  return FlatJaxpr(inputs, tuple(ops), outputs)
 
 
 def _body(eqn: Any) -> tuple[Any, Sequence[Any]] | None:

@@ -91,12 +91,12 @@ def folding_report(model: Model, condensed_model: Model) -> FoldingReport:
       norms.append(path)
     if type(old) not in flax.LAYERS:
       continue
-    layout, twin = flax.geometry(old), flax.find_twins(new).get("")
-    if twin is None:
+    layout, module = flax.geometry(old), flax.find_condensed(new).get("")
+    if module is None:
       left = flax.geometry(new)
       inputs, neurons, active, fan_in = left.num_inputs, *[left.num_neurons] * 2, left.num_inputs
     else:
-      x = twin.layer.get_value().condensed
+      x = module.layer.get_value().condensed
       inputs, neurons, active, fan_in = x.in_features, x.out_features, x.num_active, x.fan_in
     layers.append(
       FoldedLayer(
@@ -107,7 +107,7 @@ def folding_report(model: Model, condensed_model: Model) -> FoldingReport:
         neurons_left=neurons,
         active_neurons=active,
         fan_in=fan_in,
-        backend=None if twin is None else choose_backend(twin.layer.get_value())[0],
+        backend=None if module is None else choose_backend(module.layer.get_value())[0],
       )
     )
   return FoldingReport(tuple(layers), tuple(folded), tuple(norms))

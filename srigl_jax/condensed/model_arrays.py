@@ -25,8 +25,10 @@ def split_condensed(model: Model) -> tuple[dict[str, Condensed], dict[str, Array
     needs none.
   """
   flax = import_with_flax("nnx_layers")
-  twins = flax.find_twins(model)
-  layers = {kernel_path(path): twin.layer.get_value().condensed for path, twin in twins.items()}
+  layers = {
+    kernel_path(path): module.layer.get_value().condensed
+    for path, module in flax.find_condensed(model).items()
+  }
   return layers, {path: x.get_value() for path, x in flax.find_variables(model).items()}
 
 
@@ -65,7 +67,7 @@ def merge_condensed(
   for name, layer in layers.items():
     path = name.removesuffix("kernel").removesuffix("/")
     _check_layer(flax, modules[path], path, layer)
-    new[path] = flax.make_twin(modules[path], layer, backend)
+    new[path] = flax.make_condensed_module(modules[path], layer, backend)
   for path, module in modules.items():
     own = {variable for variable in flax.find_variables(module) if "/" not in variable}
     given = {variable for variable in own if _join(path, variable) in arrays}
@@ -78,7 +80,7 @@ def merge_condensed(
 
 def _check_layer(flax: Any, module: Any, path: str, layer: Condensed) -> None:
   """Checks that a condensed layer can stand for a module."""
-  reason = flax.fault(module)
+  reason = flax.why_not_condensable(module)
   if reason is None:
     layout = flax.geometry(module)
     if layer.neuron_axes != layout.neuron_axes or not layout.fits(layer.kernel_shape):
@@ -92,7 +94,7 @@ def _check_layer(flax: Any, module: Any, path: str, layer: Condensed) -> None:
 
 
 def _set_arrays(flax: Any, model: Model, arrays: Mapping[str, Any]) -> None:
-  """Gives a model with twins its other arrays, and its layers the sizes of these."""
+  """Gives a condensed model its other arrays, and its layers the sizes of these."""
   modules = flax.find_modules(model)
   owners = {name: modules.get(name.rpartition("/")[0]) for name in arrays}
   for name, owner in owners.items():

@@ -47,7 +47,7 @@ def find_modules(model: nnx.Module) -> dict[str, nnx.Module]:
   return {"/".join(map(str, path)): module for path, module in nnx.iter_modules(model)}
 
 
-def find_twins(model: nnx.Module) -> dict[str, CondensedLinear | CondensedConv]:
+def find_condensed(model: nnx.Module) -> dict[str, CondensedLinear | CondensedConv]:
   """The condensed layers of a model by path."""
   kinds = (CondensedLinear, CondensedConv)
   return {path: x for path, x in find_modules(model).items() if isinstance(x, kinds)}
@@ -59,7 +59,7 @@ def find_variables(model: nnx.Module) -> dict[str, nnx.Variable]:
   return {"/".join(map(str, path)): variable for path, variable in nnx.to_flat_state(state)}
 
 
-def fault(module: Any) -> str | None:
+def why_not_condensable(module: Any) -> str | None:
   """Why a layer cannot be condensed or folded, or None if it can."""
   if type(module) not in LAYERS:
     return (
@@ -272,8 +272,8 @@ def condense_weights(module: Layer, weights: Weights) -> Condensed:
   return condense(kernel, mask.reshape(layout.shape), bias, axes=Axes(layout.neuron_axes))
 
 
-def make_twin(module: Layer, condensed: Condensed, backend: Any) -> nnx.Module:
-  """The condensed twin of a layer, its weights in the type in which the layer computes."""
+def make_condensed_module(module: Layer, condensed: Condensed, backend: Any) -> nnx.Module:
+  """The module of a condensed layer, its weights in the type in which the layer computes."""
   if module.dtype is not None:
     values = condensed.values.astype(module.dtype)
     condensed = dataclasses.replace(condensed, values=values)

@@ -14,7 +14,7 @@ from srigl_kernels import Prepared, condensed_conv, condensed_matmul
 
 
 class CondensedState(nnx.Variable):
-  """The variable that holds a twin's `Prepared` layer."""
+  """The variable that holds a condensed module's `Prepared` layer."""
 
 
 class CondensedLinear(nnx.Module):

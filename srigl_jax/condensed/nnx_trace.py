@@ -7,8 +7,8 @@ import jax
 import numpy as np
 from flax import nnx
 
-from srigl_jax.condensed.flat_jaxpr import Program, inline, is_number, layer_p
-from srigl_jax.condensed.nnx_layers import LAYERS, can_fold_norm, fault, find_modules
+from srigl_jax.condensed.flat_jaxpr import FlatJaxpr, inline, is_number, layer_p
+from srigl_jax.condensed.nnx_layers import LAYERS, can_fold_norm, find_modules, why_not_condensable
 from srigl_jax.condensed.nnx_modules import CondensedConv, CondensedLinear, FoldedBatchNorm
 from srigl_jax.layers import leaf_path
 
@@ -17,14 +17,14 @@ class Trace(NamedTuple):
   """A traced model.
 
   Attributes:
-    program: its operations.
-    scalars: values of the program's inputs that are scalar variables of the model.
+    jaxpr: its operations.
+    scalars: values of the jaxpr's inputs that are scalar variables of the model.
     marked: paths of the layers that are one operation each.
     exposed: those of them whose variables the model also reads by itself.
     output: shapes and types of what the model returns.
   """
 
-  program: Program
+  jaxpr: FlatJaxpr
   scalars: dict[int, np.ndarray]
   marked: frozenset[str]
   exposed: frozenset[str]
@@ -50,21 +50,21 @@ def trace(
     return model(*inputs) if call is None else call(model, *inputs)
 
   closed, output = jax.make_jaxpr(run, return_shape=True)(state, tuple(inputs))
-  program = inline(closed)
+  jaxpr = inline(closed)
   leaves = [(leaf_path(k), x) for k, x in jax.tree_util.tree_flatten_with_path(state)[0]]
-  own = dict(zip(program.inputs, leaves, strict=False))  # those of `inputs` follow
+  own = dict(zip(jaxpr.inputs, leaves, strict=False))  # those of `inputs` follow
   scalars = {i: np.asarray(x) for i, (_, x) in own.items() if is_number(x)}
-  used = {x for op in program.ops for x in op.inputs if not isinstance(x, np.ndarray)}
-  used |= {x for x in program.outputs if not isinstance(x, np.ndarray)}
+  used = {x for op in jaxpr.ops for x in op.inputs if not isinstance(x, np.ndarray)}
+  used |= {x for x in jaxpr.outputs if not isinstance(x, np.ndarray)}
   owners = {own[i][0].rpartition("/")[0] for i in used if i in own}
-  return Trace(program, scalars, frozenset(marked), frozenset(owners & {*marked}), output)
+  return Trace(jaxpr, scalars, frozenset(marked), frozenset(owners & {*marked}), output)
 
 
 def _mark(module: nnx.Module, path: str) -> bool:
   """Makes a layer's call a single operation, if it is one that may be changed."""
   kind: Any = type(module)
-  is_layer = kind in LAYERS and fault(module) is None
-  if is_layer or can_fold_norm(module) or kind in _TWINS:
+  is_layer = kind in LAYERS and why_not_condensable(module) is None
+  if is_layer or can_fold_norm(module) or kind in _CONDENSED:
     module.__class__ = _MARKED[kind]
     module.srigl_path = path  # type: ignore[attr-defined]
     return True
@@ -88,5 +88,5 @@ def _marked(base: type) -> type:
   return type(f"Marked{base.__name__}", (base,), {"__call__": __call__})
 
 
-_TWINS = (CondensedLinear, CondensedConv, FoldedBatchNorm)
-_MARKED: dict[Any, Any] = {base: _marked(base) for base in (*LAYERS, nnx.BatchNorm, *_TWINS)}
+_CONDENSED = (CondensedLinear, CondensedConv, FoldedBatchNorm)
+_MARKED: dict[Any, Any] = {base: _marked(base) for base in (*LAYERS, nnx.BatchNorm, *_CONDENSED)}

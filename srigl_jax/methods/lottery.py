@@ -9,15 +9,15 @@ import optax
 from jax import Array, lax
 
 from srigl_jax.allocation import Allocation, allocate
-from srigl_jax.layer_filters import Rule
-from srigl_jax.layers import AxesRule, flax_axes, leaf_dict, map_leaves
+from srigl_jax.layer_filters import LayerFilter
+from srigl_jax.layers import AxesFn, flax_axes, leaf_dict, map_leaves
 from srigl_jax.methods.pruning import global_magnitude_masks
 from srigl_jax.moments import mask_moments
 from srigl_jax.transform import sparse_training
 
 
 class Snapshot(NamedTuple):
-  """What a lottery ticket remembers, in `SparseState.memory`.
+  """What a lottery ticket remembers, in `SparseState.extra`.
 
   Attributes:
     params: `{path: array}`, every leaf of the parameters at the step to rewind to.
@@ -67,8 +67,8 @@ def lottery_ticket(
   rewind_step: int = 0,
   sparsity: float | None = None,
   share_per_round: float | None = None,
-  sparse: Rule = True,
-  axes: AxesRule = flax_axes,
+  sparse: LayerFilter = True,
+  axes: AxesFn = flax_axes,
 ) -> optax.GradientTransformationExtraArgs:
   """Iterative magnitude pruning with rewinding, ranked globally.
 
@@ -107,7 +107,7 @@ def lottery_ticket(
       f"sparsity is {sparsity} and share_per_round {share_per_round}: give one of them, the share "
       "in (0, 1)."
     )
-  how_sparse: dict[str, Any] = {
+  sparsity_kwargs: dict[str, Any] = {
     "sparsity": sparsity,
     "density": None if share_per_round is None else (1 - share_per_round) ** rounds,
     "distribution": "uniform",  # all layers take part, and only the sum of their budgets counts
@@ -118,14 +118,14 @@ def lottery_ticket(
   plan = Rounds(int(steps_per_round), int(rounds), int(rewind_step))
   first, every = plan.length, plan.length - plan.rewind_step
   last = plan.pruning_steps[-1]
-  tx = sparse_training(inner, None, initial="dense", **how_sparse)
+  tx = sparse_training(inner, None, initial="dense", **sparsity_kwargs)
 
   def init_fn(params):
     state = tx.init(params)
-    num_left = _num_left(allocate(params, **how_sparse), plan.num_prunings)
+    num_left = _num_left(allocate(params, **sparsity_kwargs), plan.num_prunings)
     # Copies: a buffer that is in the state twice, or in the parameters, cannot be donated.
     leaves, inner_state = jax.tree.map(jnp.copy, (leaf_dict(params), state.inner_state))
-    return state._replace(memory=Snapshot(leaves, inner_state, num_left))
+    return state._replace(extra=Snapshot(leaves, inner_state, num_left))
 
   def update_fn(updates, state, params=None, **extra_args):
     updates, new = tx.update(updates, state, params, **extra_args)
@@ -133,29 +133,29 @@ def lottery_ticket(
     updates = jax.tree.map(
       lambda u, p: u.astype(jnp.promote_types(u.dtype, p.dtype)), updates, params
     )
-    moved = leaf_dict(optax.apply_updates(params, updates))
+    new_params = leaf_dict(optax.apply_updates(params, updates))
 
     def remember():
-      return Snapshot(moved, new.inner_state, state.memory.num_left)
+      return Snapshot(new_params, new.inner_state, state.extra.num_left)
 
     def rewind():
-      weights = {path: moved[path] for path in new.masks}
-      num_left = state.memory.num_left[(new.step - first) // every]
+      weights = {path: new_params[path] for path in new.masks}
+      num_left = state.extra.num_left[(new.step - first) // every]
       masks = global_magnitude_masks(weights, new.masks, num_left)
-      target = {p: jnp.where(masks.get(p, True), x, 0) for p, x in state.memory.params.items()}
+      target = {p: jnp.where(masks.get(p, True), x, 0) for p, x in state.extra.params.items()}
       back = lambda u, p, x: x.astype(u.dtype) - p.astype(u.dtype)
       return (
         map_leaves(back, updates, leaf_dict(params), target),
         masks,
-        mask_moments(state.memory.inner_state, params, masks),
+        mask_moments(state.extra.inner_state, params, masks),
       )
 
-    memory = lax.cond(new.step == plan.rewind_step, remember, lambda: state.memory)
+    extra = lax.cond(new.step == plan.rewind_step, remember, lambda: state.extra)
     is_end = (new.step >= first) & (new.step <= last) & ((new.step - first) % every == 0)
     updates, masks, inner_state = lax.cond(
       is_end, rewind, lambda: (updates, new.masks, new.inner_state)
     )
-    return updates, new._replace(masks=masks, inner_state=inner_state, memory=memory)
+    return updates, new._replace(masks=masks, inner_state=inner_state, extra=extra)
 
   return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 

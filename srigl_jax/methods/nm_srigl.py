@@ -3,8 +3,8 @@
 import optax
 
 from srigl_jax.blocks import check_n_of_m
-from srigl_jax.layer_filters import Rule, all_but
-from srigl_jax.layers import AxesRule, flax_axes
+from srigl_jax.layer_filters import LayerFilter, all_but
+from srigl_jax.layers import AxesFn, flax_axes
 from srigl_jax.mask_updates import DropFraction
 from srigl_jax.methods.srigl import srigl
 
@@ -21,9 +21,9 @@ def nm_srigl(
   drop_fraction: DropFraction = 0.3,
   gamma_sal: float = 0.0,
   grad_accumulation_steps: int = 1,
-  sparse: Rule = True,
-  ablate: Rule = _NOT_THE_HEAD,
-  axes: AxesRule = flax_axes,
+  sparse: LayerFilter = True,
+  ablate: LayerFilter = _NOT_THE_HEAD,
+  axes: AxesFn = flax_axes,
   seed: int = 0,
 ) -> optax.GradientTransformationExtraArgs:
   """SRigL with n connections in every block of m consecutive inputs of a neuron: 2:4, 4:8, 1:16.

@@ -7,11 +7,11 @@ from jax import Array
 
 from srigl_jax.allocation import Distribution
 from srigl_jax.exact_counts import fraction_digits, truncated_product
-from srigl_jax.layer_filters import Rule
-from srigl_jax.layers import AxesRule, flax_axes, from_matrix, to_matrix
-from srigl_jax.mask_updates import LayerView, Topology, per_layer
+from srigl_jax.layer_filters import LayerFilter
+from srigl_jax.layers import AxesFn, flax_axes, from_matrix, to_matrix
+from srigl_jax.mask_updates import LayerView, MaskUpdater, per_layer
 from srigl_jax.masks import Masks
-from srigl_jax.topk import largest, magnitude_key
+from srigl_jax.topk import ranking_key, topk_mask
 from srigl_jax.transform import sparse_training
 
 RANKINGS = ("layer", "global")
@@ -26,8 +26,8 @@ def gradual_magnitude_pruning(
   sparsity: float | None = None,
   distribution: Distribution = "erk",
   density: float | None = None,
-  sparse: Rule = True,
-  axes: AxesRule = flax_axes,
+  sparse: LayerFilter = True,
+  axes: AxesFn = flax_axes,
 ) -> optax.GradientTransformationExtraArgs:
   """From dense to sparse on a cubic schedule, by magnitude within each layer.
 
@@ -70,7 +70,7 @@ def gradual_magnitude_pruning(
 
   return sparse_training(
     inner,
-    Topology(per_layer(update), update_every, last + 1, 0.0),
+    MaskUpdater(per_layer(update), update_every, last + 1, 0.0),
     structure="unstructured",
     initial="dense",
     sparsity=sparsity,
@@ -89,8 +89,8 @@ def one_shot_pruning(
   sparsity: float | None = None,
   distribution: Distribution | None = None,
   density: float | None = None,
-  sparse: Rule = True,
-  axes: AxesRule = flax_axes,
+  sparse: LayerFilter = True,
+  axes: AxesFn = flax_axes,
 ) -> optax.GradientTransformationExtraArgs:
   """Dense training, one cut by magnitude, and fine-tuning of what is left.
 
@@ -125,7 +125,7 @@ def one_shot_pruning(
   per_layer_update = per_layer(lambda view: _keep_largest(view, view.budget))
   return sparse_training(
     inner,
-    Topology(update if is_global else per_layer_update, prune_step, prune_step + 1, 0.0),
+    MaskUpdater(update if is_global else per_layer_update, prune_step, prune_step + 1, 0.0),
     structure="unstructured",
     initial="dense",
     sparsity=sparsity,
@@ -149,8 +149,8 @@ def global_magnitude_masks(weights: Masks, masks: Masks, num_kept: Array | int) 
   """
   if not masks:
     return {}
-  keys = [jnp.where(mask, magnitude_key(weights[p]), 0).ravel() for p, mask in masks.items()]
-  chosen = largest(jnp.concatenate(keys)[:, None], num_kept)[:, 0]
+  keys = [jnp.where(mask, ranking_key(weights[p]), 0).ravel() for p, mask in masks.items()]
+  chosen = topk_mask(jnp.concatenate(keys)[:, None], num_kept)[:, 0]
   ends = np.cumsum([mask.size for mask in masks.values()])[:-1]
   parts = jnp.split(chosen, ends)
   return {
@@ -161,8 +161,8 @@ def global_magnitude_masks(weights: Masks, masks: Masks, num_kept: Array | int) 
 
 def _keep_largest(view: LayerView, num_kept: Array) -> Array:
   mask = to_matrix(view.mask, view.layer)
-  magnitudes = magnitude_key(to_matrix(view.weights, view.layer))
-  kept = largest(jnp.where(mask, magnitudes, 0), num_kept)
+  magnitudes = ranking_key(to_matrix(view.weights, view.layer))
+  kept = topk_mask(jnp.where(mask, magnitudes, 0), num_kept)
   return from_matrix(kept & mask, view.layer)
 
 

@@ -6,18 +6,18 @@ import optax
 from jax import Array
 
 from srigl_jax.allocation import Distribution
-from srigl_jax.exact_counts import Fraction, share
-from srigl_jax.layer_filters import Rule
-from srigl_jax.layers import AxesRule, flax_axes, from_matrix, to_matrix
+from srigl_jax.exact_counts import Fraction, truncated_count
+from srigl_jax.layer_filters import LayerFilter
+from srigl_jax.layers import AxesFn, flax_axes, from_matrix, to_matrix
 from srigl_jax.mask_updates import (
   DropFraction,
   LayerView,
-  Topology,
+  MaskUpdater,
   check_drop_fraction,
   check_update,
   per_layer,
 )
-from srigl_jax.topk import count, largest, magnitude_key
+from srigl_jax.topk import count, ranking_key, topk_mask
 from srigl_jax.transform import sparse_training
 
 
@@ -31,8 +31,8 @@ def rigl(
   update_every: int = 100,
   drop_fraction: DropFraction = 0.3,
   grad_accumulation_steps: int = 1,
-  sparse: Rule = True,
-  axes: AxesRule = flax_axes,
+  sparse: LayerFilter = True,
+  axes: AxesFn = flax_axes,
   seed: int = 0,
 ) -> optax.GradientTransformationExtraArgs:
   """RigL: unstructured sparsity, regrowth by gradient. Arguments as for `srigl`.
@@ -51,7 +51,9 @@ def rigl(
 
   return sparse_training(
     inner,
-    Topology(per_layer(update), update_every, update_until, drop_fraction, grad_accumulation_steps),
+    MaskUpdater(
+      per_layer(update), update_every, update_until, drop_fraction, grad_accumulation_steps
+    ),
     structure="unstructured",
     sparsity=sparsity,
     distribution=distribution,
@@ -71,8 +73,8 @@ def set_(
   density: float | None = None,
   update_every: int = 100,
   drop_fraction: DropFraction = 0.3,
-  sparse: Rule = True,
-  axes: AxesRule = flax_axes,
+  sparse: LayerFilter = True,
+  axes: AxesFn = flax_axes,
   seed: int = 0,
 ) -> optax.GradientTransformationExtraArgs:
   """SET: unstructured sparsity, random regrowth. Arguments as for `srigl`.
@@ -91,7 +93,7 @@ def set_(
 
   return sparse_training(
     inner,
-    Topology(per_layer(update), update_every, update_until, drop_fraction),
+    MaskUpdater(per_layer(update), update_every, update_until, drop_fraction),
     structure="unstructured",
     sparsity=sparsity,
     distribution=distribution,
@@ -108,7 +110,7 @@ def rigl_update(
   mask: Array,
   *,
   drop_fraction: Fraction,
-  axes: AxesRule = flax_axes,
+  axes: AxesFn = flax_axes,
 ) -> Array:
   """One RigL update, unstructured: prune the smallest magnitudes, grow the largest gradients.
 
@@ -134,12 +136,12 @@ def rigl_update(
   layer = check_update(weights, grads, mask, axes)
   check_drop_fraction(drop_fraction)
   mask = to_matrix(mask, layer)
-  magnitudes = magnitude_key(to_matrix(weights, layer))
+  magnitudes = ranking_key(to_matrix(weights, layer))
   num_active = count(mask)
-  num_pruned = share(num_active, drop_fraction)
-  kept = largest(jnp.where(mask, magnitudes, 0), num_active - num_pruned)
-  growth = jnp.where(kept, jnp.uint32(0), magnitude_key(to_matrix(grads, layer)))
-  return from_matrix(kept | largest(growth, num_pruned), layer)
+  num_pruned = truncated_count(num_active, drop_fraction)
+  kept = topk_mask(jnp.where(mask, magnitudes, 0), num_active - num_pruned)
+  growth = jnp.where(kept, jnp.uint32(0), ranking_key(to_matrix(grads, layer)))
+  return from_matrix(kept | topk_mask(growth, num_pruned), layer)
 
 
 def set_update(
@@ -148,7 +150,7 @@ def set_update(
   mask: Array,
   *,
   drop_fraction: Fraction,
-  axes: AxesRule = flax_axes,
+  axes: AxesFn = flax_axes,
 ) -> Array:
   """One SET update: prune the smallest magnitudes, grow as many positions at random.
 

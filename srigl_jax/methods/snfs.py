@@ -5,12 +5,12 @@ import optax
 from jax import Array, lax
 
 from srigl_jax.allocation import Distribution
-from srigl_jax.exact_counts import share
-from srigl_jax.layer_filters import Rule
-from srigl_jax.layers import AxesRule, flax_axes, from_matrix, to_matrix
-from srigl_jax.mask_updates import DropFraction, LayerView, Topology
+from srigl_jax.exact_counts import truncated_count
+from srigl_jax.layer_filters import LayerFilter
+from srigl_jax.layers import AxesFn, flax_axes, from_matrix, to_matrix
+from srigl_jax.mask_updates import DropFraction, LayerView, MaskUpdater
 from srigl_jax.masks import Masks
-from srigl_jax.topk import count, largest, magnitude_key
+from srigl_jax.topk import count, ranking_key, topk_mask
 from srigl_jax.transform import sparse_training
 
 
@@ -24,8 +24,8 @@ def snfs(
   update_every: int = 100,
   drop_fraction: DropFraction = 0.3,
   grad_decay: float = 0.9,
-  sparse: Rule = True,
-  axes: AxesRule = flax_axes,
+  sparse: LayerFilter = True,
+  axes: AxesFn = flax_axes,
   seed: int = 0,
 ) -> optax.GradientTransformationExtraArgs:
   """Unstructured sparsity, growth by the momentum of dense gradients, and layers that trade.
@@ -52,10 +52,12 @@ def snfs(
   Source: Dettmers & Zettlemoyer, Sparse Networks from Scratch: Faster Training without Losing
   Performance (arXiv:1907.04840), section 3.
   """
-  topology = Topology(snfs_update, update_every, update_until, drop_fraction, grad_decay=grad_decay)
+  updater = MaskUpdater(
+    snfs_update, update_every, update_until, drop_fraction, grad_decay=grad_decay
+  )
   return sparse_training(
     inner,
-    topology,
+    updater,
     structure="unstructured",
     sparsity=sparsity,
     distribution=distribution,
@@ -86,9 +88,9 @@ def snfs_update(layers: dict[str, LayerView]) -> Masks:
   for path, view in layers.items():
     mask = to_matrix(view.mask, view.layer)
     num_active = count(mask)
-    num_pruned = share(num_active, view.drop_fraction)
-    magnitudes = magnitude_key(to_matrix(view.weights, view.layer))
-    kept[path] = largest(jnp.where(mask, magnitudes, 0), num_active - num_pruned)
+    num_pruned = truncated_count(num_active, view.drop_fraction)
+    magnitudes = ranking_key(to_matrix(view.weights, view.layer))
+    kept[path] = topk_mask(jnp.where(mask, magnitudes, 0), num_active - num_pruned)
     pruned.append(num_pruned)
     scores = jnp.abs(to_matrix(view.scores, view.layer).astype(jnp.float32))
     means.append(jnp.where(mask, scores, 0).sum() / jnp.maximum(num_active, 1))
@@ -96,8 +98,8 @@ def snfs_update(layers: dict[str, LayerView]) -> Masks:
   grown = divide(sum(pruned, jnp.int32(0)), jnp.stack(means), jnp.stack(room))
   masks = {}
   for i, (path, view) in enumerate(layers.items()):
-    scores = magnitude_key(to_matrix(view.scores, view.layer))
-    growth = largest(jnp.where(kept[path], 0, scores), grown[i])
+    scores = ranking_key(to_matrix(view.scores, view.layer))
+    growth = topk_mask(jnp.where(kept[path], 0, scores), grown[i])
     masks[path] = from_matrix(kept[path] | growth, view.layer)
   return masks
 

@@ -10,10 +10,10 @@ import optax
 from jax import Array
 
 from srigl_jax.allocation import allocate
-from srigl_jax.blocks import check_n_of_m, largest_per_block, num_blocks
-from srigl_jax.layer_filters import Rule
+from srigl_jax.blocks import check_n_of_m, num_blocks, topk_mask_per_block
+from srigl_jax.layer_filters import LayerFilter
 from srigl_jax.layers import (
-  AxesRule,
+  AxesFn,
   Layer,
   flax_axes,
   from_matrix,
@@ -22,7 +22,7 @@ from srigl_jax.layers import (
   to_matrix,
 )
 from srigl_jax.state import SparseState
-from srigl_jax.topk import magnitude_key
+from srigl_jax.topk import ranking_key
 
 
 def sr_ste(
@@ -31,13 +31,13 @@ def sr_ste(
   m: int = 4,
   *,
   decay: float = 2e-4,
-  sparse: Rule = True,
-  axes: AxesRule = flax_axes,
+  sparse: LayerFilter = True,
+  axes: AxesFn = flax_axes,
 ) -> optax.GradientTransformationExtraArgs:
   """N:M sparsity by the sparse-refined straight-through estimator.
 
   The parameters hold the masked weights, so the gradients of the loss are those of the
-  straight-through estimator; the dense weights behind the mask are in the state's `memory`. In
+  straight-through estimator; the dense weights behind the mask are in the state's `extra`. In
   each step the inner optimizer moves the dense weights by that gradient plus `decay` times the
   weights that the mask hides, and the mask becomes the n largest magnitudes of every block of m
   consecutive inputs of a neuron. A parameter off the mask is exactly 0.
@@ -95,7 +95,7 @@ def sr_ste(
       budgets=budgets,
       key=jax.random.key_data(jax.random.key(0)),
       grad_mean={},
-      memory=weights,
+      extra=weights,
       inner_state=inner.init(params),
     )
 
@@ -104,12 +104,12 @@ def sr_ste(
       raise ValueError("sr_ste needs the parameters: call update(grads, state, params).")
     # What shows is the truth, and may have been changed; what is hidden is remembered.
     behind = lambda p, mask, w: jnp.where(mask, p, w)
-    dense = map_leaves(behind, params, state.masks, state.memory)
+    dense = map_leaves(behind, params, state.masks, state.extra)
     refined = lambda g, mask, w: g + jnp.where(mask, 0, decay * w).astype(g.dtype)
-    grads = map_leaves(refined, updates, state.masks, state.memory)
+    grads = map_leaves(refined, updates, state.masks, state.extra)
     steps, inner_state = inner.update(grads, state.inner_state, dense, **extra_args)
-    moved = leaf_dict(optax.apply_updates(dense, steps))
-    weights = {path: moved[path] for path in state.masks}
+    new_params = leaf_dict(optax.apply_updates(dense, steps))
+    weights = {path: new_params[path] for path in state.masks}
     masks = masks_of(weights, state.budgets, plan_for(params).layers)
 
     def shown(u, p, old, new, w):
@@ -121,7 +121,7 @@ def sr_ste(
       step=optax.safe_increment(state.step),
       masks=masks,
       explored={path: state.explored[path] | mask for path, mask in masks.items()},
-      memory=weights,
+      extra=weights,
       inner_state=inner_state,
     )
     return sparse_updates, new
@@ -142,5 +142,5 @@ def n_of_m_mask(weights: Array, layer: Layer, budget: Array | int, *, block_size
     bool, the kernel's shape. Ties: the lower input stays.
   """
   n = budget // (layer.num_neurons * num_blocks(layer, block_size))
-  keys = magnitude_key(to_matrix(weights, layer))
-  return from_matrix(largest_per_block(keys, n, block_size), layer)
+  keys = ranking_key(to_matrix(weights, layer))
+  return from_matrix(topk_mask_per_block(keys, n, block_size), layer)

@@ -19,22 +19,22 @@ from srigl_jax.blocks import (
   check_structure,
   count_per_block,
   group_sums,
-  largest_per_block,
   num_blocks,
   num_in_group,
+  topk_mask_per_block,
 )
-from srigl_jax.exact_counts import Fraction, share
-from srigl_jax.layer_filters import Rule, all_but
-from srigl_jax.layers import AxesRule, flax_axes, from_matrix, to_matrix
+from srigl_jax.exact_counts import Fraction, truncated_count
+from srigl_jax.layer_filters import LayerFilter, all_but
+from srigl_jax.layers import AxesFn, flax_axes, from_matrix, to_matrix
 from srigl_jax.mask_updates import (
   DropFraction,
   LayerView,
-  Topology,
+  MaskUpdater,
   check_drop_fraction,
   check_update,
   per_layer,
 )
-from srigl_jax.topk import ALWAYS, count, count_per_column, largest, magnitude_key
+from srigl_jax.topk import ALWAYS, count, count_per_column, ranking_key, topk_mask
 from srigl_jax.transform import sparse_training
 
 _NOT_THE_HEAD = all_but("head")
@@ -55,9 +55,9 @@ def srigl(
   block_size: int | None = None,
   group_size: int = 1,
   grad_accumulation_steps: int = 1,
-  sparse: Rule = True,
-  ablate: Rule = _NOT_THE_HEAD,
-  axes: AxesRule = flax_axes,
+  sparse: LayerFilter = True,
+  ablate: LayerFilter = _NOT_THE_HEAD,
+  axes: AxesFn = flax_axes,
   seed: int = 0,
 ) -> optax.GradientTransformationExtraArgs:
   """Structured RigL: constant fan-in, regrowth by gradient, ablation of useless neurons.
@@ -86,7 +86,7 @@ def srigl(
       their largest common divisor.
     grad_accumulation_steps: how many of the last dense gradients before an update its growth
       score averages; 1 costs no memory.
-    sparse: which layers may be sparse; see `rules`.
+    sparse: which layers may be sparse; see `only` and `all_but`.
     ablate: which layers may lose neurons. The classifier may not by default.
     axes: which axes of a kernel are neurons.
     seed: of the initial masks.
@@ -123,7 +123,7 @@ def srigl(
 
   return sparse_training(
     inner,
-    Topology(
+    MaskUpdater(
       per_layer(update),
       update_every,
       update_until,
@@ -158,7 +158,7 @@ def srigl_update(
   salient_base: str = "constant_fan_in",
   block_size: int | None = None,
   group_size: int = 1,
-  axes: AxesRule = flax_axes,
+  axes: AxesFn = flax_axes,
 ) -> Array:
   """One SRigL update: prune by magnitude, ablate neurons, grow by gradient, fan-in constant.
 
@@ -237,32 +237,32 @@ def srigl_update(
 
   mask = to_matrix(mask, layer)
   weights = group_sums(jnp.where(mask, to_matrix(weights, layer), 0), group)
-  magnitudes = magnitude_key(weights)
-  gradients = magnitude_key(group_sums(to_matrix(grads, layer), group))
+  magnitudes = ranking_key(weights)
+  gradients = ranking_key(group_sums(to_matrix(grads, layer), group))
   nonzero = weights != 0
 
   num_active = count(mask.reshape(num_inputs, num_neurons, group).any(-1))
-  num_pruned = share(num_active, drop_fraction)
+  num_pruned = truncated_count(num_active, drop_fraction)
   num_kept = jnp.minimum(num_active - num_pruned, count(nonzero))
   num_pruned = num_active - num_kept
 
   if gamma_sal == 0:
     stays = jnp.ones((1, num_neurons), bool)
   else:
-    salient = largest(magnitudes, num_kept) | largest(gradients, num_pruned)
+    salient = topk_mask(magnitudes, num_kept) | topk_mask(gradients, num_pruned)
     num_salient = count_per_column(salient)
     floor = jnp.sort(num_salient[0], descending=True)[budget // num_inputs]
     stays = num_salient >= jnp.minimum(required, floor)
   fan_in = budget // (stays.sum(dtype=jnp.int32) * blocks)
 
-  kept = largest(jnp.where(nonzero & stays, magnitudes, 0), num_kept) & nonzero & stays
+  kept = topk_mask(jnp.where(nonzero & stays, magnitudes, 0), num_kept) & nonzero & stays
   # One selection both trims the blocks that kept too many (by magnitude, among the kept) and
   # fills the others (the kept first, then by gradient): no block needs both.
   overfull = count_per_block(kept, block_size) > fan_in
   keys = jnp.where(
     overfull, jnp.where(kept, magnitudes, 0), jnp.where(kept, jnp.uint32(ALWAYS), gradients)
   )
-  chosen = largest_per_block(keys, jnp.where(stays, fan_in, 0)[0], block_size)
+  chosen = topk_mask_per_block(keys, jnp.where(stays, fan_in, 0)[0], block_size)
   return from_matrix(jnp.repeat(chosen, group, axis=1), layer)
 
 
@@ -293,5 +293,5 @@ def salient_threshold(
     return math.ceil(gamma_sal)
   base = constant_fan_in if salient_base == "constant_fan_in" else dense_fan_in
   if isinstance(base, Array):
-    return jnp.maximum(1, share(base, float(gamma_sal)))
+    return jnp.maximum(1, truncated_count(base, float(gamma_sal)))
   return max(1, math.trunc(float(gamma_sal) * base))

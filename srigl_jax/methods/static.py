@@ -6,8 +6,8 @@ import optax
 from jax import Array
 
 from srigl_jax.allocation import Distribution
-from srigl_jax.layer_filters import Rule
-from srigl_jax.layers import AxesRule, flax_axes
+from srigl_jax.layer_filters import LayerFilter
+from srigl_jax.layers import AxesFn, flax_axes
 from srigl_jax.transform import sparse_training
 
 
@@ -21,8 +21,8 @@ def static_sparse(
   structure: str = "unstructured",
   block_size: int | None = None,
   group_size: int = 1,
-  sparse: Rule = True,
-  axes: AxesRule = flax_axes,
+  sparse: LayerFilter = True,
+  axes: AxesFn = flax_axes,
   seed: int = 0,
 ) -> optax.GradientTransformationExtraArgs:
   """A random mask that never changes. Arguments as for `srigl`.
@@ -60,7 +60,7 @@ def fixed_masks(
   inner: optax.GradientTransformation,
   masks: Mapping[str, Array],
   *,
-  axes: AxesRule = flax_axes,
+  axes: AxesFn = flax_axes,
 ) -> optax.GradientTransformationExtraArgs:
   """Given masks that never change: those of a trained network, on new weights.
 

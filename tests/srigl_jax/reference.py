@@ -58,8 +58,8 @@ def srigl(
 
   ablated, threshold = [], 0
   if gamma_sal > 0:
-    salient = {*_largest(positions, magnitude, num_kept)}
-    salient |= {*_largest(positions, gradient, num_pruned)}
+    salient = {*_topk_mask(positions, magnitude, num_kept)}
+    salient |= {*_topk_mask(positions, gradient, num_pruned)}
     counts = [sum((i, j) in salient for i in range(num_inputs)) for j in range(num_neurons)]
     if gamma_sal >= 1:
       threshold = gamma_sal
@@ -72,15 +72,15 @@ def srigl(
   fan_in = budget // ((num_neurons - len(ablated)) * num_blocks)
 
   candidates = [(i, j) for i, j in positions if j not in ablated and magnitude[i, j] > 0]
-  kept = _largest(candidates, magnitude, num_kept)
+  kept = _topk_mask(candidates, magnitude, num_kept)
   new_mask = np.zeros_like(mask)
   for j, block in np.ndindex(num_neurons, num_blocks):
     if j in ablated:
       continue
     here = [(i, j) for i in range(block * block_size, (block + 1) * block_size)]
-    chosen = _largest([p for p in kept if p in here], magnitude, fan_in)
+    chosen = _topk_mask([p for p in kept if p in here], magnitude, fan_in)
     others = [p for p in here if p not in chosen]
-    chosen += _largest(others, gradient, fan_in - len(chosen))
+    chosen += _topk_mask(others, gradient, fan_in - len(chosen))
     for p in chosen:
       new_mask[p] = True
   kept_mask = np.zeros_like(mask)
@@ -94,10 +94,10 @@ def rigl(weights, grads, mask, *, drop_fraction):
   magnitude, gradient = _magnitudes(weights, grads, mask)
   active = [(i, j) for i, j in np.ndindex(*mask.shape) if mask[i, j]]
   num_pruned = int(len(active) * float(drop_fraction))
-  kept = _largest(active, magnitude, len(active) - num_pruned)
+  kept = _topk_mask(active, magnitude, len(active) - num_pruned)
   others = [p for p in np.ndindex(*mask.shape) if p not in kept]
   new_mask = np.zeros_like(mask)
-  for p in kept + _largest(others, gradient, num_pruned):
+  for p in kept + _topk_mask(others, gradient, num_pruned):
     new_mask[p] = True
   return new_mask
 
@@ -109,7 +109,7 @@ def snfs(layers, *, drop_fraction):
     magnitude, momentum = _magnitudes(weights, scores, mask)
     active = [p for p in np.ndindex(*mask.shape) if mask[p]]
     num_pruned = int(len(active) * float(drop_fraction))
-    kept.append(_largest(active, magnitude, len(active) - num_pruned))
+    kept.append(_topk_mask(active, magnitude, len(active) - num_pruned))
     means.append(sum(momentum[p] for p in active) / max(len(active), 1))
     lost += num_pruned
   parts = divide(lost, means, [m.size - len(k) for (_, _, m), k in zip(layers, kept, strict=True)])
@@ -118,7 +118,7 @@ def snfs(layers, *, drop_fraction):
     _, momentum = _magnitudes(weights, scores, mask)
     others = [p for p in np.ndindex(*mask.shape) if p not in stays]
     new_masks.append(np.zeros_like(mask))
-    for p in stays + _largest(others, momentum, part):
+    for p in stays + _topk_mask(others, momentum, part):
       new_masks[-1][p] = True
   return new_masks
 
@@ -155,7 +155,7 @@ def n_of_m(weights, n, m):
   mask = np.zeros(weights.shape, bool)
   for j, block in np.ndindex(weights.shape[1], len(weights) // m):
     here = [(i, j) for i in range(block * m, (block + 1) * m)]
-    for p in _largest(here, np.abs(weights), n):
+    for p in _topk_mask(here, np.abs(weights), n):
       mask[p] = True
   return mask
 
@@ -172,6 +172,6 @@ def _magnitudes(weights, grads, mask):
   return np.abs(np.where(mask, weights, 0.0)), np.abs(grads)
 
 
-def _largest(positions, score, k):
+def _topk_mask(positions, score, k):
   """The k positions of largest score; among equals those that come first in row-major order."""
   return sorted(positions, key=lambda p: (-score[p], p))[: max(k, 0)]

@@ -10,8 +10,8 @@ from hypothesis.extra import numpy as hnp
 
 from srigl_jax import topk
 
-largest = jax.jit(topk.largest)
-largest_per_column = jax.jit(topk.largest_per_column)
+topk_mask = jax.jit(topk.topk_mask)
+topk_mask_per_column = jax.jit(topk.topk_mask_per_column)
 SHAPES = [(1, 1), (7, 5), (3, 11)]
 
 few_keys = st.sampled_from([0, 1, 2, 3, 2**24 + 1, 2**31 - 2, 2**31 - 1])
@@ -38,7 +38,7 @@ def test_largest_agrees_with_a_stable_sort(shape):
   )
   def check(keys, k):
     want = expected(keys.ravel(), k).reshape(shape)
-    np.testing.assert_array_equal(largest(keys, jnp.int32(k)), want)
+    np.testing.assert_array_equal(topk_mask(keys, jnp.int32(k)), want)
 
   check()
 
@@ -50,7 +50,7 @@ def test_largest_per_column_agrees_with_a_stable_sort(shape):
     hnp.arrays(np.int32, shape[1], elements=st.integers(-2, shape[0] + 2)),
   )
   def check(keys, ks):
-    np.testing.assert_array_equal(largest_per_column(keys, ks), expected_per_column(keys, ks))
+    np.testing.assert_array_equal(topk_mask_per_column(keys, ks), expected_per_column(keys, ks))
 
   check()
 
@@ -58,11 +58,11 @@ def test_largest_per_column_agrees_with_a_stable_sort(shape):
 def test_one_k_for_all_columns_and_python_numbers():
   keys = jnp.asarray([[1, 5], [5, 5], [3, 0]], jnp.uint32)
   np.testing.assert_array_equal(
-    topk.largest_per_column(keys, 2), [[False, True], [True, True], [True, False]]
+    topk.topk_mask_per_column(keys, 2), [[False, True], [True, True], [True, False]]
   )
   # Four keys of 5 and 3 for three places: row by row, the first equal ones.
   np.testing.assert_array_equal(
-    topk.largest(keys, 3), [[False, True], [True, True], [False, False]]
+    topk.topk_mask(keys, 3), [[False, True], [True, True], [False, False]]
   )
 
 
@@ -77,9 +77,9 @@ def test_large_matrices(shape, num_levels):
   keys = rng.integers(0, num_levels, shape).astype(np.uint32)
   for k in (0, 1, keys.size // 3, keys.size - 1, keys.size, keys.size + 5):
     want = expected(keys.ravel(), k).reshape(keys.shape)
-    np.testing.assert_array_equal(largest(keys, k), want)
+    np.testing.assert_array_equal(topk_mask(keys, k), want)
   ks = rng.integers(-3, shape[0] + 3, shape[1])
-  np.testing.assert_array_equal(largest_per_column(keys, ks), expected_per_column(keys, ks))
+  np.testing.assert_array_equal(topk_mask_per_column(keys, ks), expected_per_column(keys, ks))
 
 
 @pytest.mark.parametrize("shape", [*SHAPES, *LARGE])
@@ -94,15 +94,15 @@ def test_vmap_over_matrices_and_over_k():
   rng = np.random.default_rng(1)
   keys = rng.integers(0, 3, (4, 6, 5)).astype(np.uint32)
   ks = np.asarray([0, 7, 12, 31])
-  got = jax.vmap(topk.largest)(keys, ks)
+  got = jax.vmap(topk.topk_mask)(keys, ks)
   want = [expected(x.ravel(), k).reshape(6, 5) for x, k in zip(keys, ks, strict=True)]
   np.testing.assert_array_equal(got, want)
 
-  got = jax.vmap(topk.largest, in_axes=(None, 0))(keys[0], ks)
+  got = jax.vmap(topk.topk_mask, in_axes=(None, 0))(keys[0], ks)
   np.testing.assert_array_equal(got, [expected(keys[0].ravel(), k).reshape(6, 5) for k in ks])
 
   per_column = rng.integers(0, 7, (4, 5))
-  got = jax.vmap(topk.largest_per_column)(keys, per_column)
+  got = jax.vmap(topk.topk_mask_per_column)(keys, per_column)
   want = [expected_per_column(x, k) for x, k in zip(keys, per_column, strict=True)]
   np.testing.assert_array_equal(got, want)
 
@@ -113,7 +113,7 @@ def test_traced_k_does_not_recompile():
   @jax.jit
   def select(keys, k):
     traces.append(1)
-    return topk.largest(keys, k)
+    return topk.topk_mask(keys, k)
 
   keys = jnp.arange(6, dtype=jnp.uint32).reshape(2, 3)
   assert [int(select(keys, k).sum()) for k in range(8)] == [0, 1, 2, 3, 4, 5, 6, 6]
@@ -122,7 +122,7 @@ def test_traced_k_does_not_recompile():
 
 @functools.partial(jax.jit, static_argnums=1)
 def keys_of(x, dtype):
-  return topk.magnitude_key(x.astype(dtype))
+  return topk.ranking_key(x.astype(dtype))
 
 
 @hypothesis.given(
@@ -145,12 +145,12 @@ def test_keys_of_special_values():
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
 def test_keys_of_short_floats_are_exact(dtype):
   x = jnp.asarray([1.0, -1.0, 1.0078125, 0.5, 6e-5, -0.0], dtype)
-  np.testing.assert_array_equal(topk.magnitude_key(x), topk.magnitude_key(x.astype(jnp.float32)))
-  assert len(set(np.asarray(topk.magnitude_key(x)).tolist())) == 5
+  np.testing.assert_array_equal(topk.ranking_key(x), topk.ranking_key(x.astype(jnp.float32)))
+  assert len(set(np.asarray(topk.ranking_key(x)).tolist())) == 5
 
 
 def test_key_zero_loses_to_every_magnitude():
-  keys = jnp.where(jnp.asarray([[True, False], [True, False]]), topk.magnitude_key(
+  keys = jnp.where(jnp.asarray([[True, False], [True, False]]), topk.ranking_key(
     jnp.zeros((2, 2))
   ), 0)  # fmt: skip
-  np.testing.assert_array_equal(topk.largest(keys, 2), [[True, False], [True, False]])
+  np.testing.assert_array_equal(topk.topk_mask(keys, 2), [[True, False], [True, False]])

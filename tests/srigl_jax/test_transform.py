@@ -22,7 +22,7 @@ class Method(NamedTuple):
   """A method and what its masks hold to: `check(masks, budgets, initial sizes)`."""
 
   make: Callable[..., Any]
-  how_sparse: dict[str, Any]
+  sparsity_kwargs: dict[str, Any]
   check: Callable[..., None]
   updates: list[int]
   is_dense_at_first: bool = False
@@ -124,7 +124,7 @@ def test_invariants_hold_after_every_step(method, optimizer):
   inner, case = OPTIMIZERS[optimizer], METHODS[method]
   training = Training(case.make(inner))
   helpers.assert_can_be_donated(training.params, training.state)
-  budgets = sx.allocate(training.params, **case.how_sparse).budgets
+  budgets = sx.allocate(training.params, **case.sparsity_kwargs).budgets
   assert set(training.masks) == set(budgets)
   initial, explored = training.masks, training.masks
   before = helpers.signature(training.state)

@@ -1,5 +1,6 @@
 """Checkpoints: what is kept, what comes back, and what happens to those that cannot be read."""
 
+import collections
 import contextlib
 import gc
 import os
@@ -13,8 +14,10 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
+import srigl_jax as sx
 from experiments.processes.sharding import replicate
 from experiments.workdir.checkpoints import Checkpoints
 from tests.experiments.tiny import full_disk
@@ -369,3 +372,23 @@ def test_a_save_cut_short_is_passed_over_and_cleaned_up(tmp_path):
   save(tmp_path, {2: None})
   assert_state(restore(tmp_path), 2)
   assert steps_in(tmp_path) == [1, 2]
+
+
+@pytest.mark.parametrize("method", ["sr_ste", "rigl"])
+def test_a_state_saved_before_a_field_was_renamed(method, tmp_path):
+  """`SparseState.extra` was `memory` once: a method's own arrays, or nothing."""
+  tx = {
+    "sr_ste": sx.sr_ste(optax.adam(0.1)),
+    "rigl": sx.rigl(optax.adam(0.1), sparsity=0.5, update_until=9),
+  }[method]
+  names = ["memory" if name == "extra" else name for name in sx.SparseState._fields]
+  former = collections.namedtuple("SparseState", names)
+  state = tx.init({"w": jnp.arange(32.0).reshape(8, 4)})
+  with opened(tmp_path) as checkpoints:
+    checkpoints.save(1, (former(*state), {"b": jnp.ones(3)}), None)
+    checkpoints.wait()
+    restored = checkpoints.restore((jax.tree.map(jnp.zeros_like, state), {"b": jnp.zeros(3)}))
+  assert isinstance(restored[0], sx.SparseState)
+  for path, want in jax.tree_util.tree_leaves_with_path((state, {"b": jnp.ones(3)})):
+    got = dict(jax.tree_util.tree_leaves_with_path(restored))[path]
+    np.testing.assert_array_equal(got, want)

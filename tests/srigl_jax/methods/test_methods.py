@@ -139,9 +139,9 @@ def test_masks_that_are_given():
 
 
 def test_an_update_must_return_a_mask_for_each_layer():
-  topology = sx.Topology(lambda layers: {}, update_every=1, update_until=5)
+  updater = sx.MaskUpdater(lambda layers: {}, update_every=1, update_until=5)
   with pytest.raises(ValueError, match=r"returned masks for \[\], but was given \['conv/kernel'"):
-    next(Training(sx.sparse_training(SGD, topology, sparsity=0.5)).run(1))
+    next(Training(sx.sparse_training(SGD, updater, sparsity=0.5)).run(1))
 
 
 @pytest.mark.parametrize("structure", ["unstructured", "constant_fan_in"])

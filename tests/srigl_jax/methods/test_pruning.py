@@ -165,7 +165,7 @@ def test_rewinding_is_exact_up_to_rounding(dtype):
   np.testing.assert_allclose(
     new[mask], np.asarray(start, np.float64)[mask], atol=7 * jnp.finfo(dtype).eps
   )
-  np.testing.assert_array_equal(state.memory.params["w"], start)
+  np.testing.assert_array_equal(state.extra.params["w"], start)
 
 
 GMP = functools.partial(sx.gradual_magnitude_pruning, SGD, sparsity=0.5)

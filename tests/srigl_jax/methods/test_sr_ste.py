@@ -42,7 +42,7 @@ def test_agrees_with_the_reference(n, m):
     masks = new
     for path in SHAPES:
       np.testing.assert_array_equal(state.masks[path], masks[path])
-      np.testing.assert_allclose(state.memory[path], w[path], rtol=1e-5, atol=1e-6)
+      np.testing.assert_allclose(state.extra[path], w[path], rtol=1e-5, atol=1e-6)
       np.testing.assert_allclose(got[path], w[path] * masks[path], rtol=1e-5, atol=1e-6)
       assert not np.asarray(got[path])[~masks[path]].any()
     np.testing.assert_allclose(got["bias"], w["bias"], rtol=1e-5)
@@ -74,7 +74,7 @@ def test_visible_weights_are_the_truth():
   changed = {"w": jnp.asarray([[0.5], [3], [0], [0]])}
   updates, state = tx.update({"w": jnp.zeros((4, 1))}, state, changed)
   assert optax.apply_updates(changed, updates)["w"].ravel().tolist() == [0, 3, 2, 0]
-  assert state.memory["w"].ravel().tolist() == [0.5, 3, 2, 1]
+  assert state.extra["w"].ravel().tolist() == [0.5, 3, 2, 1]
 
 
 @pytest.mark.parametrize(
