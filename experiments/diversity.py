@@ -8,7 +8,6 @@ where `--out` and `--figure` say.
 
 import itertools
 import math
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from flax import nnx
 
 from experiments.analysis.layer_features import Measured, Run, measure
 from experiments.common import cli
-from experiments.common.environment import environment
+from experiments.common.environment import command_line, environment
 from experiments.common.files import write_json
 from experiments.common.markdown import markdown_table
 from experiments.data import Dataset, ImageStream
@@ -180,7 +179,7 @@ def main() -> int:
   )
   out = Path(flags.FLAGS.out or workdir / "diversity.json")
   figure = Path(flags.FLAGS.figure or workdir / "figures" / "diversity.png")
-  results = as_json(measured, " ".join(["python -m experiments.diversity", *sys.argv[1:]]))
+  results = as_json(measured, command_line("experiments.diversity"))
   write_json(out, results)
   diversity_figure(
     rank_by_variant(measured),

@@ -6,8 +6,6 @@ itself if `--workdir=DIR` names the run, and computes its batch norms, which are
 else it is what the file's layers expand to.
 """
 
-import shlex
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +13,7 @@ import jax
 from absl import flags
 
 from experiments.common import cli
-from experiments.common.environment import environment
+from experiments.common.environment import command_line, environment
 from experiments.common.files import write_json, write_text
 from experiments.deploy.exported import Exported, load_data, load_exported
 from experiments.deploy.inference import (
@@ -88,7 +86,7 @@ def infer(
     "bytes_in_memory": {name: num_bytes(model) for name, model in candidates.items()},
     "seconds": times,
     "table": format_latencies(times, base="dense"),
-    "command": shlex.join(["python", "-m", "experiments.infer", *sys.argv[1:]]),
+    "command": command_line("experiments.infer"),
     "environment": environment(),
   }
 

@@ -12,10 +12,9 @@ from pathlib import Path
 from absl import flags
 
 from experiments.common import cli
-from experiments.common.files import read_json, write_text
+from experiments.common.files import RESULTS, read_json, write_text
 
 ROOT = Path(__file__).resolve().parent.parent
-RESULTS = ROOT / "experiments" / "results"
 _BLOCK = re.compile(
   r"<!-- results: (?P<name>[\w-]+)(?:\.(?P<key>\w+))? -->\n.*?<!-- /results -->", re.DOTALL
 )

@@ -6,7 +6,6 @@ width, fan-in and depth. It writes a results file and a figure; `--quick` takes 
 """
 
 import math
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,7 +19,7 @@ from jax import Array
 import srigl_jax as sx
 from experiments.analysis.theory_figure import NAMES, output_norm_variance_figure
 from experiments.common import cli
-from experiments.common.environment import environment
+from experiments.common.environment import command_line, environment
 from experiments.common.files import write_json
 from experiments.common.markdown import markdown_table
 from experiments.common.progress import progress
@@ -269,7 +268,7 @@ def main() -> int:
   folder = Path("runs/theory_quick")
   out = Path(flags.FLAGS.out or (folder / "theory.json" if quick else _RESULTS))
   figure = Path(flags.FLAGS.figure or (folder / "theory.png" if quick else _FIGURE))
-  command = " ".join(["python -m experiments.theory", *sys.argv[1:]])
+  command = command_line("experiments.theory")
   results = write_results(QUICK if quick else FULL, out, figure, command=command)
   found = results["agreement"]
   print(results["table"])
@@ -281,7 +280,7 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-  flags.DEFINE_bool("quick", False, "Smaller layers and fewer samples: less than a minute.")
+  flags.DEFINE_bool("quick", False, "Smaller layers and fewer samples.")
   flags.DEFINE_string(
     "out", "", f"Results file; default: {_RESULTS}, with --quick in runs/theory_quick."
   )

@@ -176,7 +176,6 @@ def as_json(rows: Sequence[Row], command: str) -> dict[str, Any]:
   return {
     "command": command,
     "environment": environment(),
-    "threads": {name: os.environ.get(name, "") for name in ("NPROC", "XLA_FLAGS")},
     "table": markdown_table(rows),
     "load_average": list(os.getloadavg()) if hasattr(os, "getloadavg") else None,
     "rows": [

@@ -1,16 +1,24 @@
-"""Versions and machine, for results that others should be able to place."""
+"""Versions, machine and settings, for results that others should be able to place and repeat."""
 
 import importlib.metadata
 import os
 import platform
+import shlex
+import sys
 from pathlib import Path
 from typing import Any
 
 import jax
 
+# Environment variables on which speed depends.
+_SETTINGS = (
+  "XLA_FLAGS", "LIBTPU_INIT_ARGS", "JAX_DEFAULT_MATMUL_PRECISION", "JAX_DISABLE_MOST_OPTIMIZATIONS",
+  "NPROC", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS",
+)  # fmt: skip
+
 
 def environment() -> dict[str, Any]:
-  """Versions and machine, for results that others should be able to place."""
+  """Versions, machine, and those settings of speed that are not the defaults."""
   device = jax.local_devices()[0]
   return {
     **versions(),
@@ -19,7 +27,18 @@ def environment() -> dict[str, Any]:
     "cpu_cores": len(os.sched_getaffinity(0))
     if hasattr(os, "sched_getaffinity")
     else os.cpu_count(),
+    **settings(),
   }
+
+
+def settings() -> dict[str, str]:
+  """The environment variables on which speed depends, those that are set."""
+  return {name: os.environ[name] for name in _SETTINGS if os.environ.get(name)}
+
+
+def command_line(module: str) -> str:
+  """The command that runs, for its results: `python -m MODULE` and the arguments given."""
+  return shlex.join(["python", "-m", module, *sys.argv[1:]])
 
 
 def versions() -> dict[str, str]:

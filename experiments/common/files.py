@@ -16,6 +16,9 @@ try:
 except ImportError:  # not a POSIX system: directories are not guarded there
   fcntl = None  # type: ignore[assignment]
 
+RESULTS = Path(__file__).resolve().parents[1] / "results"
+"""Of the results that README and docs show."""
+
 PATIENCE_SECONDS = 120.0
 """How long a directory in use is waited for: as long as a network file system may take to notice
 that a machine is gone."""

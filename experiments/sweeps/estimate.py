@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from experiments import packs
 from experiments.common.files import read_json
 from experiments.data import load
-from experiments.processes.sharding import shard_batches, replicate
+from experiments.processes.sharding import replicate, shard_batches
 from experiments.sweeps import workers
 from experiments.sweeps.spec import expand
 from experiments.training.setup import prepare

@@ -25,9 +25,8 @@ from experiments.benchmarks.kernels.measure import Cell, Effort, measure_layer
 from experiments.benchmarks.timing import Row, format_table
 from experiments.common import cli
 from experiments.common.environment import environment
-from experiments.common.files import read_json, write_json
+from experiments.common.files import RESULTS, read_json, write_json
 from experiments.common.progress import progress
-from experiments.tables import RESULTS
 
 _Number = TypeVar("_Number", int, float)
 

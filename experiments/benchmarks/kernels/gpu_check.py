@@ -192,6 +192,8 @@ def _set(name: str, value: Any) -> None:
 
 
 def _environment(jax: Any) -> dict[str, Any]:
+  from experiments.common.environment import settings
+
   device = jax.devices()[0]
   return {
     "device": device.device_kind,
@@ -201,6 +203,7 @@ def _environment(jax: Any) -> dict[str, Any]:
     "python": platform.python_version(),
     "commit": _commit(),
     "time": time.strftime("%Y-%m-%d %H:%M:%S"),
+    **settings(),
   }
 
 

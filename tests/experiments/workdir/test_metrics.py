@@ -1,5 +1,6 @@
 """What a run writes down, and how it reads after interruptions."""
 
+import importlib.metadata
 import json
 import struct
 import threading
@@ -179,13 +180,18 @@ def test_environment_names_versions_and_machine():
   assert found["device"].startswith("8 ×")
 
 
-def test_environment_of_a_checkout_that_is_not_installed(monkeypatch):
-  from experiments.workdir import metrics
+def test_environment_names_what_was_set_that_changes_speed(monkeypatch):
+  environment()  # JAX has read its flags, of which it may not know the next one
+  monkeypatch.setenv("XLA_FLAGS", "--xla_a=1")
+  monkeypatch.setenv("NPROC", "")
+  assert environment()["XLA_FLAGS"] == "--xla_a=1" and "NPROC" not in environment()
 
+
+def test_environment_of_a_checkout_that_is_not_installed(monkeypatch):
   def version(package):
     if package == "srigl-jax":
-      raise metrics.importlib.metadata.PackageNotFoundError(package)
+      raise importlib.metadata.PackageNotFoundError(package)
     return "1.0"
 
-  monkeypatch.setattr(metrics.importlib.metadata, "version", version)
+  monkeypatch.setattr(importlib.metadata, "version", version)
   assert environment()["srigl-jax"] == "not installed"
