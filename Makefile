@@ -13,7 +13,7 @@ VENV := .venv-$(VERSION)
 BIN := $(VENV)/bin
 WORKDIR ?= runs/demo
 
-.PHONY: help demo test lint pytest test-versions test-slow prove-resume fuzz benchmark benchmark-kernels format tables clean
+.PHONY: help demo test lint pytest test-versions test-slow prove-resume fuzz benchmark benchmark-kernels lease format tables clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -55,6 +55,9 @@ benchmark: $(VENV)/experiments ## what sparse training costs over dense training
 
 benchmark-kernels: $(VENV)/experiments ## what condensed layers gain over dense ones
 	$(BIN)/python -m kernels.benchmark $(ARGS)
+
+lease: $(VENV)/experiments ## pack what a lent GPU machine lacks into .lease/
+	$(BIN)/python -m experiments.lease pack
 
 tables: $(VENV)/experiments ## put the results' tables into README.md and docs/
 	$(BIN)/python -m experiments.tables

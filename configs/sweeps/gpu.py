@@ -1,48 +1,54 @@
-"""What a GPU is to do first, in order of importance; an interruption loses one run at most.
+"""What a GPU is to do first: the sparsity at which the methods differ most, for the fewest seconds.
 
-`python -m experiments.sweep --config=configs/sweeps/gpu.py`
+`python -m experiments.sweep --config=configs/sweeps/gpu.py:wrn22-99`
 
-CIFAR-10 with ResNet-18 in bfloat16, the data on the device: the paper's schedule at a fifth of its
-length (dense, RigL, SRigL without and with ablation at 99, 95 and 90 %), then all 250 epochs of
-the sparse ones at 99 %, where ablation matters most, and of dense training. Argument: the number
-of seeds (1), or `tiny`: the same variants with two steps each of a small network on random images,
-to try it out.
+RigL, SRigL without and with ablation at one sparsity, three seeds, a fifth of the paper's length,
+in bfloat16 with the data on the device. Argument: network (`wrn22` or `resnet18`), sparsity in
+percent (`99`, `95` or `90`), and optionally `dense` (a dense run of the first seed as well, without
+repeating what is finished), `full` (all 250 epochs), and `tiny` (two steps each of a small network
+on random images, to try it out).
 """
 
 from ml_collections import ConfigDict
 
+from configs.base import read_argument
 from configs.sweeps import PAPER_SEEDS, fields, study
 
-_SHORT = {"train": {"total_epochs": 50.0}, "optimizer": {"decay_epochs": 77.0 / 5}}
+_METHODS = ("rigl", "srigl_no_ablation", "srigl")
+_SEEDS = PAPER_SEEDS[:3]
 
 
-def get_config(argument: str = "1"):
-  """The sweep for a number of seeds."""
-  sparse = [
-    (f"{method}_{100 * sparsity:g}", fields(method, sparsity=sparsity), method, sparsity)
-    for sparsity in (0.99, 0.95, 0.9)
-    for method in ("rigl", "srigl_no_ablation", "srigl")
+def get_config(argument: str = "wrn22-99"):
+  """The sweep of a network at a sparsity."""
+  given = read_argument(
+    argument,
+    network=("wrn22", "resnet18"),
+    sparsity=("99", "95", "90"),
+    reference=("dense",),
+    length=("full",),
+    size=("tiny",),
+  )
+  network, percent = given.get("network", "wrn22"), int(given.get("sparsity", "99"))
+  sparsity = percent / 100
+  variants: list[tuple] = [
+    (method, fields(method, sparsity=sparsity), {"axes": {"method": method, "sparsity": sparsity}})
+    for method in _METHODS
   ]
-  variants = [("dense_short", fields("dense") | _SHORT)]
-  variants += [
-    (
-      f"{name}_short",
-      changes | _SHORT,
-      {"axes": {"method": f"{method}, 1/5", "sparsity": sparsity}},
-    )
-    for name, changes, method, sparsity in sparse
-  ]
-  variants += [
-    (name, changes, {"axes": {"method": method, "sparsity": sparsity}})
-    for name, changes, method, sparsity in sparse
-    if sparsity == 0.99
-  ]
-  variants += [("dense", fields("dense"))]
-  sweep = study("ResNet-18 on CIFAR-10, on a GPU", "sparsity", "resnet18", variants)
-  if argument == "tiny":
-    return _tiny(sweep)
-  sweep.seeds = PAPER_SEEDS[: int(argument)]
-  return sweep
+  if "reference" in given:
+    variants += [("dense", fields("dense"), {"seeds": _SEEDS[:1]})]
+  short = "" if "length" in given else ", a fifth of the paper's length"
+  sweep = study(f"CIFAR-10 at {percent} % on a GPU{short}", "sparsity", network, variants)
+  sweep.seeds = _SEEDS
+  if short:
+    sweep.base.train.total_epochs /= 5
+    sweep.base.optimizer.decay_epochs /= 5
+  # A pause for the host costs as much as tens of steps of these networks.
+  sweep.base.train.log_every_steps = 400
+  sweep.base.train.eval_every_epochs = 2.0
+  sweep.base.train.checkpoint_every_epochs = 25.0
+  sweep.base.train.keep_checkpoints = 1
+  sweep.base.train.steps_per_dispatch = 100
+  return _tiny(sweep) if "size" in given else sweep
 
 
 def _tiny(sweep: ConfigDict) -> ConfigDict:
@@ -51,8 +57,10 @@ def _tiny(sweep: ConfigDict) -> ConfigDict:
   base.data.name = "synthetic"
   base.data.kwargs = ConfigDict({"image_shape": (8, 8, 3), "num_train": 32, "num_test": 16})
   base.data.batch_size = 16
+  base.model.name = "resnet18"
   base.model.kwargs = ConfigDict({"stage_sizes": (1, 1), "width": 16})
+  base.train.total_epochs = 1.0
+  base.train.eval_every_epochs = 1.0
+  base.train.steps_per_dispatch = 0
   sweep.seeds = PAPER_SEEDS[:1]
-  short = lambda changes: {**changes, "train": {"total_epochs": 1.0}}
-  sweep.variants = tuple((name, short(changes), *axes) for name, changes, *axes in sweep.variants)
   return sweep

@@ -122,9 +122,13 @@ def use_compile_cache(directory: Path) -> None:
   if they share its disk and JAX gives their programs the same keys (on CPUs it does not). On GPUs
   they divide the choice of kernels among them, so one that compiles would wait, for up to a day,
   for another that has found its program and compiles nothing.
+
+  Args:
+    directory: is not used if `JAX_COMPILATION_CACHE_DIR` names another.
   """
   if jax.distributed.is_initialized():
     return
+  directory = Path(os.environ.get("JAX_COMPILATION_CACHE_DIR") or directory)
   jax.config.update("jax_compilation_cache_dir", str(directory.absolute()))
   jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
   jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)

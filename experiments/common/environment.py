@@ -4,6 +4,7 @@ import importlib.metadata
 import os
 import platform
 import shlex
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ _SETTINGS = (
   "XLA_FLAGS", "LIBTPU_INIT_ARGS", "JAX_DEFAULT_MATMUL_PRECISION", "JAX_DISABLE_MOST_OPTIMIZATIONS",
   "NPROC", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS",
 )  # fmt: skip
+
+_ROOT = Path(__file__).resolve().parents[2]
 
 
 def environment() -> dict[str, Any]:
@@ -45,6 +48,22 @@ def versions() -> dict[str, str]:
   """Those of Python and of the packages that results depend on."""
   packages = ("jax", "jaxlib", "flax", "optax", "srigl-jax")
   return {"python": platform.python_version()} | {name: _version(name) for name in packages}
+
+
+def commit() -> str | None:
+  """The commit of this checkout, or what `SRIGL_COMMIT` says of a copy that git does not know."""
+  return git("rev-parse", "HEAD") or os.environ.get("SRIGL_COMMIT")
+
+
+def git(*arguments: str) -> str | None:
+  """What git says about the checkout; None if it is none, or there is no git."""
+  try:
+    done = subprocess.run(
+      ["git", "-C", str(_ROOT), *arguments], capture_output=True, text=True, timeout=20, check=False
+    )
+  except (OSError, subprocess.TimeoutExpired):
+    return None
+  return done.stdout.strip() if done.returncode == 0 else None
 
 
 def _version(package: str) -> str:

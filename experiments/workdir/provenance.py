@@ -6,17 +6,14 @@ import hashlib
 import importlib
 import json
 import socket
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import jax
 
-from experiments.common.environment import environment
+from experiments.common.environment import commit, environment, git
 from experiments.common.files import Appender
-
-_ROOT = Path(__file__).resolve().parents[2]
 
 
 def write_session(workdir: Path, *, step: int) -> None:
@@ -47,9 +44,9 @@ def describe() -> dict[str, Any]:
   return {
     "command": " ".join(sys.argv),
     "host": socket.gethostname(),
-    "git_commit": _git("rev-parse", "HEAD"),
+    "git_commit": commit(),
     # None if this is no checkout.
-    "git_dirty": None if (s := _git("status", "--porcelain")) is None else bool(s),
+    "git_dirty": None if (s := git("status", "--porcelain")) is None else bool(s),
     "processes": jax.process_count(),
     "devices": jax.local_device_count() * jax.process_count(),
     "platform": jax.default_backend(),
@@ -69,14 +66,3 @@ def code() -> str:
 
 def _now() -> str:
   return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-
-
-def _git(*arguments: str) -> str | None:
-  """What git says about the checkout; None if it is none, or there is no git."""
-  try:
-    done = subprocess.run(
-      ["git", "-C", str(_ROOT), *arguments], capture_output=True, text=True, timeout=20, check=False
-    )
-  except (OSError, subprocess.TimeoutExpired):
-    return None
-  return done.stdout.strip() if done.returncode == 0 else None

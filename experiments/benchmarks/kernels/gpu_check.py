@@ -192,7 +192,7 @@ def _set(name: str, value: Any) -> None:
 
 
 def _environment(jax: Any) -> dict[str, Any]:
-  from experiments.common.environment import settings
+  from experiments.common.environment import commit, settings
 
   device = jax.devices()[0]
   return {
@@ -201,18 +201,10 @@ def _environment(jax: Any) -> dict[str, Any]:
     "jax": jax.__version__,
     "jaxlib": metadata.version("jaxlib"),
     "python": platform.python_version(),
-    "commit": _commit(),
+    "commit": commit() or "unknown",
     "time": time.strftime("%Y-%m-%d %H:%M:%S"),
     **settings(),
   }
-
-
-def _commit() -> str:
-  command = ["git", "-C", str(_ROOT), "rev-parse", "--short", "HEAD"]
-  try:
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-  except (OSError, subprocess.CalledProcessError):
-    return "unknown"
 
 
 def _line(name: str, row: dict[str, Any]) -> str:

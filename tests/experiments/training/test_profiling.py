@@ -11,6 +11,7 @@ import pytest
 
 from experiments import report
 from experiments import train as train_module
+from experiments.common import environment
 from experiments.common.files import read_json
 from experiments.processes.signals import Interrupted
 from experiments.reports.model_card import write_model_card
@@ -42,9 +43,12 @@ def test_every_start_is_written_down(tmp_path):
 
 
 def test_the_commit_is_known_in_a_checkout_and_only_there(monkeypatch, tmp_path):
-  monkeypatch.setattr(provenance, "_ROOT", tmp_path)
+  monkeypatch.setattr(environment, "_ROOT", tmp_path)
+  monkeypatch.delenv("SRIGL_COMMIT", raising=False)
   about = provenance.describe()
   assert about["git_commit"] is None and about["git_dirty"] is None
+  monkeypatch.setenv("SRIGL_COMMIT", "0123abc")  # a copy that was told
+  assert provenance.describe()["git_commit"] == "0123abc"
 
 
 def test_the_code_is_told_by_what_is_in_its_files(monkeypatch, tmp_path):

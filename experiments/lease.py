@@ -1,0 +1,113 @@
+"""Uses a GPU machine that is lent for minutes, with neither network nor git.
+
+    python -m experiments.lease pack                       here: fill .lease/, which is sent along
+    python -m experiments.lease run --out=DIR --seconds=N  there: check, time, train
+    python -m experiments.lease publish DIR                here: experiments/results/gpu_*.json
+
+`run` goes through its parts in order: every kernel's results against float64, then its times
+(`gpu_check`), then the sweeps of `leased_machine.STAGES`. It writes what it has after each row and
+each run, ends by itself within `--seconds`, and ends early with all that it has when it gets
+SIGTERM. A part that fails costs the others nothing. Started again on the same machine, training
+resumes.
+"""
+
+import argparse
+import shutil
+import subprocess
+import sys
+import tarfile
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from experiments.benchmarks.leased_machine import LUGGAGE, PARTS, ROOT, WORK, run
+
+# What trains needs and the lent machine lacks, in pure Python.
+_WHEELS = ("ml_collections==1.1.0", "tensorboardX==2.6.5")
+_MAX_LUGGAGE = 64 * 2**20
+
+
+def pack() -> None:
+  """Fills `.lease/` with what the lent machine lacks; keeps what is there already."""
+  LUGGAGE.mkdir(exist_ok=True)
+  if not (LUGGAGE / "site").exists():
+    _fetch_wheels(LUGGAGE / "site")
+  if not (LUGGAGE / "cifar10.npz.xz").exists():
+    from experiments.data.cifar10 import pack_cifar10
+
+    pack_cifar10(LUGGAGE)
+  from experiments.common.environment import commit, git
+
+  changed = "-dirty" if git("status", "--porcelain") else ""
+  (LUGGAGE / "commit").write_text(f"{commit() or 'unknown'}{changed}\n")
+  listed = (git("ls-files", "-co", "--exclude-standard") or "").splitlines()
+  tree = [ROOT / name for name in listed]
+  size = sum(p.stat().st_size for p in [*tree, *LUGGAGE.rglob("*")] if p.is_file())
+  print(f"{size / 2**20:.1f} of {_MAX_LUGGAGE >> 20} MiB travel: the checkout and {LUGGAGE.name}/")
+  if size > _MAX_LUGGAGE:
+    raise SystemExit(f"That is too much: remove {LUGGAGE.name}/compiled-*, or untracked files.")
+
+
+def _fetch_wheels(site: Path) -> None:
+  """Unpacks the wheels, all of pure Python, into a folder for PYTHONPATH."""
+  wheels = LUGGAGE / "wheels"
+  command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(wheels)]
+  subprocess.run([*command, "--only-binary=:all:", *_WHEELS], check=True)
+  for wheel in wheels.glob("*.whl"):
+    zipfile.ZipFile(wheel).extractall(site)
+    wheel.unlink()
+  wheels.rmdir()
+
+
+def publish(back: Path, results: Path) -> None:
+  """Turns what came back into results files, and keeps what was compiled for the next lease."""
+  LUGGAGE.mkdir(exist_ok=True)
+  for path in back.glob("compiled-*.tar.gz"):
+    shutil.copy(path, LUGGAGE)
+  if (back / "gpu_kernels.json").exists():
+    from experiments.benchmarks.kernels import gpu_report
+    from experiments.common.files import read_json, write_json
+
+    found = read_json(back / "gpu_kernels.json")
+    found["command"] = "python kernels/benchmark/gpu_check.py"
+    found["table"] = gpu_report.tables(found)
+    write_json(results / "gpu_kernels.json", found)
+    print(f"wrote {results / 'gpu_kernels.json'}")
+  if not (back / "training.tar.gz").exists():
+    return
+  with tarfile.open(back / "training.tar.gz") as archive:
+    archive.extractall(WORK, filter="data")
+  for record in sorted(WORK.glob("*/sweep.json")):
+    out = results / f"gpu_{record.parent.name.replace('-', '_')}.json"
+    command = ["-m", "experiments.report", f"--workdir={record.parent}", f"--out={out}"]
+    subprocess.run([sys.executable, *command], cwd=ROOT, check=True)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+  """The command."""
+  parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+  commands = parser.add_subparsers(dest="command", required=True)
+  commands.add_parser("pack", help="fill .lease/")
+  there = commands.add_parser("run", help="check, time and train")
+  there.add_argument("--out", type=Path, required=True, help="directory for what comes back")
+  there.add_argument("--seconds", type=float, required=True, help="from now until it has ended")
+  there.add_argument("--parts", default="kernels,train", help="kernels, train or both")
+  there.add_argument("--tiny", action="store_true", help="small shapes and networks, on CPU")
+  back = commands.add_parser("publish", help="write experiments/results/gpu_*.json")
+  back.add_argument("directory", type=Path, help="what came back")
+  back.add_argument("--results", type=Path, default=ROOT / "experiments" / "results")
+  options = parser.parse_args(argv)
+  if options.command == "pack":
+    pack()
+  elif options.command == "publish":
+    publish(options.directory, options.results)
+  else:
+    parts = options.parts.split(",")
+    if set(parts) - set(PARTS):
+      parser.error(f"--parts is {options.parts!r}; it must be kernels, train or kernels,train")
+    return run(options.out.resolve(), options.seconds, parts=parts, tiny=options.tiny)
+  return 0
+
+
+if __name__ == "__main__":
+  sys.exit(main())
