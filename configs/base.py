@@ -8,26 +8,9 @@ from collections.abc import Iterable
 
 from ml_collections import ConfigDict, config_dict
 
-METHODS = {
-  "dense": {"name": "dense"},
-  "narrow": {"name": "narrow"},
-  "static": {"name": "static"},
-  "static_fan_in": {"name": "static", "structure": "constant_fan_in"},
-  "fixed_masks": {"name": "fixed_masks"},
-  "set": {"name": "set"},
-  "rigl": {"name": "rigl"},
-  "snfs": {"name": "snfs", "distribution": "uniform"},
-  "srigl_no_ablation": {"name": "srigl", "ablation": False},
-  "srigl": {"name": "srigl"},
-  "srigl_shared": {"name": "srigl", "group_size": 16},
-  "nm_srigl": {"name": "nm_srigl", "ablation": False},
-  "sr_ste": {"name": "sr_ste"},
-  "gradual_pruning": {"name": "gradual_pruning"},
-  "one_shot": {"name": "one_shot"},
-  "one_shot_global": {"name": "one_shot", "ranking": "global", "distribution": "uniform"},
-  "lottery": {"name": "lottery"},
-}
-"""What a config's argument chooses, `--config=configs/NAME.py:METHOD`: fields of `method`."""
+from experiments.training.method_plan import preset, preset_names
+
+__all__ = ["get_config", "preset_names", "read_argument", "set_gamma_sal"]
 
 
 def read_argument(argument: str, **kinds: Iterable[str]) -> dict[str, str]:
@@ -55,11 +38,23 @@ def read_argument(argument: str, **kinds: Iterable[str]) -> dict[str, str]:
   return chosen
 
 
+def set_gamma_sal(config: ConfigDict, gamma_sal: float) -> None:
+  """Sets γ_sal if the method is SRigL with ablation; others have none, or 0 on purpose."""
+  if config.method.name == "srigl" and config.method.kwargs.gamma_sal:
+    config.method.kwargs.gamma_sal = gamma_sal
+
+
 def get_config(method: str = "srigl") -> ConfigDict:
-  """90 % sparsity on the built-in handwritten digits with an MLP and a method of `METHODS`."""
-  if method not in METHODS:
-    raise ValueError(f"There is no method {method!r} here: give one of {', '.join(METHODS)}.")
-  config = ConfigDict(
+  """90 % sparsity on the built-in handwritten digits with an MLP.
+
+  Args:
+    method: what `--config=configs/NAME.py:METHOD` chooses: a key of
+      `experiments.training.methods.METHODS` or of its `PRESETS`.
+
+  Raises:
+    ValueError: if there is no such method.
+  """
+  return ConfigDict(
     {
       "name": "base",  # for people: title of the report
       "seed": 0,  # of weights, masks, batch order and augmentation
@@ -76,32 +71,17 @@ def get_config(method: str = "srigl") -> ConfigDict:
       },
       "method": {
         "name": "srigl",  # a key of experiments.training.methods.METHODS; docs/methods.md
-        "sparsity": 0.9,  # of all layers together; nm_srigl and sr_ste: see block_fan_in
+        "sparsity": 0.9,  # of all layers together; nm_srigl and sr_ste go by kwargs n and m
         "relative_flops": config_dict.placeholder(float),  # of dense ones, in place of sparsity
         "distribution": "erk",  # erk or uniform
-        "fan_in": config_dict.placeholder(int),  # of every neuron, in place of sparsity
         "dense": (),  # layers kept dense: presets or regular expressions, srigl_jax.layer_filters
-        "structure": "unstructured",  # of static's mask: unstructured or constant_fan_in
-        "group_size": 1,  # srigl, structured static: consecutive neurons that share their inputs
-        "block_fan_in": 2,  # nm_srigl, sr_ste: n connections ...
-        "block_size": 4,  # ... in every m inputs; layers that m does not divide stay dense
+        "never_ablate": ("head",),  # the same, of layers that keep all neurons
         "update_every_steps": 100,  # ΔT
         "update_until_fraction": 0.75,  # T_end as a share of all steps
         "drop_fraction": 0.3,  # initial, cosine to 0
         "grad_accumulation_steps": 1,  # gradients that a growth score averages
-        "grad_decay": 0.9,  # snfs: share of its mean gradient that a step keeps
-        "ablation": True,  # srigl, nm_srigl: whether neurons may be ablated at all
-        "gamma_sal": 0.3,  # share of the fan-in that must be salient
-        "salient_base": "constant_fan_in",  # or dense_fan_in
-        "never_ablate": ("head",),  # presets or regular expressions
-        "ste_decay": 2e-4,  # sr_ste: of the weights that the mask hides
-        "prune_from_fraction": 0.1,  # gradual_pruning: from here to T_end, share of all steps
-        "prune_at_fraction": 0.5,  # one_shot: share of all steps
-        "ranking": "layer",  # one_shot: layer or global
-        "rounds": 5,  # lottery: prunings; total_epochs are those of all rounds together
-        "rewind_fraction": 0.05,  # lottery: of a round
-        "masks_from": "",  # fixed_masks: work directory of the run that found them
         "sparse_init": "he_normal",  # a scheme of init_sparse_weights; empty: the model's, masked
+        **preset(method),  # with its kwargs: further arguments of the method's function
       },
       "optimizer": {
         "name": "sgd",  # sgd, adam, adamw, rmsprop or lion
@@ -137,5 +117,3 @@ def get_config(method: str = "srigl") -> ConfigDict:
       },
     }
   )
-  config.method.update(METHODS[method])
-  return config

@@ -9,7 +9,7 @@ from configs import base
 
 
 def get_config(method: str = "srigl") -> ConfigDict:
-  """90 % sparsity, with a method of `base.METHODS`."""
+  """90 % sparsity, with a method of `base.get_config`."""
   config = base.get_config(method)
   config.name = f"CIFAR-10, small convolutional network, {method}"
   config.data.name = "cifar10"

@@ -21,7 +21,7 @@ from configs import base
 
 
 def get_config(method: str = "srigl") -> ConfigDict:
-  """The paper's hyper-parameters, with a method of `base.METHODS`."""
+  """The paper's hyper-parameters, with a method of `base.get_config`."""
   config = base.get_config(method)
   config.name = f"CIFAR-10, ResNet-18, {method}"
   config.data.name = "cifar10"

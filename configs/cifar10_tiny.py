@@ -16,7 +16,7 @@ from configs import base
 
 
 def get_config(method: str = "srigl") -> ConfigDict:
-  """95 % sparsity, with a method of `base.METHODS`."""
+  """95 % sparsity, with a method of `base.get_config`."""
   config = base.get_config(method)
   config.name = f"CIFAR-10, tiny convolutional network, {method}"
   config.data.name = "cifar10"
@@ -24,7 +24,7 @@ def get_config(method: str = "srigl") -> ConfigDict:
   config.model.name = "convnet"
   config.model.kwargs = ConfigDict({"widths": (32, 64, 128), "convs_per_stage": 1})
   config.method.sparsity = 0.95
-  config.method.gamma_sal = 0.7
+  base.set_gamma_sal(config, 0.7)
   config.method.update_every_steps = 25
   config.optimizer.learning_rate = 0.1
   config.train.total_epochs = 3.0

@@ -20,7 +20,7 @@ from configs import cifar10_resnet18
 
 
 def get_config(method: str = "srigl") -> ConfigDict:
-  """The paper's hyper-parameters, with a method of `base.METHODS`."""
+  """The paper's hyper-parameters, with a method of `base.get_config`."""
   config = cifar10_resnet18.get_config(method)
   config.name = f"CIFAR-10, Wide ResNet-22-2, {method}"
   config.model.name = "wide_resnet22_2"

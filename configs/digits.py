@@ -11,13 +11,13 @@ from configs import base
 
 
 def get_config(method: str = "srigl") -> ConfigDict:
-  """90 % sparsity on digits with a method of `base.METHODS`."""
+  """90 % sparsity on digits with a method of `base.get_config`."""
   config = base.get_config(method)
   config.name = f"digits, {method}"
   config.data.batch_size = 64
   config.model.kwargs = ConfigDict({"hidden": (256, 256)})
   config.method.update_every_steps = 20
-  config.method.gamma_sal = 0.7  # the usual 0.3 would ablate nothing in so small a network
+  base.set_gamma_sal(config, 0.7)  # the usual 0.3 ablates nothing in so small a network
   config.optimizer.learning_rate = 0.05
   config.train.total_epochs = 40.0
   config.train.log_every_steps = 20

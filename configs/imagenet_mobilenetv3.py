@@ -36,10 +36,10 @@ def get_config(argument: str = "large") -> ConfigDict:
   """The paper's hyper-parameters.
 
   Args:
-    argument: a size, a method of `base.METHODS` and "smoke", each at most once, joined by hyphens;
-      large and SRigL by default.
+    argument: a size, a method of `base.get_config` and "smoke", each at most once, joined by
+      hyphens; large and SRigL by default.
   """
-  given = base.read_argument(argument, method=base.METHODS, network=SIZES, size=("smoke",))
+  given = base.read_argument(argument, method=base.preset_names(), network=SIZES, size=("smoke",))
   method, network = given.get("method", "srigl"), given.get("network", "large")
   config = imagenet_resnet50.get_config(method)
   config.name = f"ImageNet, MobileNetV3-{network}, {method}"

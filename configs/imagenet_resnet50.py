@@ -54,7 +54,7 @@ LENGTHS = {
   },
   "5x": {
     "data": {"batch_size": 1024},
-    "method": {"update_every_steps": 100, "grad_accumulation_steps": 4, "gamma_sal": 0.005},
+    "method": {"update_every_steps": 100, "grad_accumulation_steps": 4},
     "optimizer": {
       "learning_rate": 1.6,
       "accumulation_steps": 4,  # to a batch of 4096
@@ -71,10 +71,10 @@ def get_config(argument: str = "srigl") -> ConfigDict:
   """The paper's hyper-parameters.
 
   Args:
-    argument: a method of `base.METHODS`, a length of `LENGTHS` and "smoke", each at most once,
+    argument: a method of `base.get_config`, a length of `LENGTHS` and "smoke", each at most once,
       joined by hyphens; SRigL and 1x by default.
   """
-  given = base.read_argument(argument, method=base.METHODS, length=LENGTHS, size=("smoke",))
+  given = base.read_argument(argument, method=base.preset_names(), length=LENGTHS, size=("smoke",))
   method, length = given.get("method", "srigl"), given.get("length", "1x")
   config = base.get_config(method)
   config.name = f"ImageNet, ResNet-50, {method}, {length}"
@@ -93,6 +93,8 @@ def get_config(argument: str = "srigl") -> ConfigDict:
   config.train.log_every_steps = 100
   for section, values in LENGTHS[length].items():
     config[section].update(values)
+  if length == "5x":
+    base.set_gamma_sal(config, 0.005)
   return smoke(config) if "size" in given else config
 
 

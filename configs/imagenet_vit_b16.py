@@ -33,10 +33,10 @@ def get_config(argument: str = "srigl") -> ConfigDict:
   """The paper's hyper-parameters.
 
   Args:
-    argument: a method of `base.METHODS` and "smoke", each at most once, joined by hyphens; SRigL
+    argument: a method of `base.get_config` and "smoke", each at most once, joined by hyphens; SRigL
       by default.
   """
-  given = base.read_argument(argument, method=base.METHODS, size=("smoke",))
+  given = base.read_argument(argument, method=base.preset_names(), size=("smoke",))
   method = given.get("method", "srigl")
   config = imagenet_resnet50.get_config(method)
   config.name = f"ImageNet, ViT-B/16, {method}"
@@ -47,7 +47,7 @@ def get_config(argument: str = "srigl") -> ConfigDict:
   config.data.kwargs.cutmix = 1.0
   config.model.name = "vit_b16"
   config.method.distribution = "uniform"
-  config.method.gamma_sal = 0.95
+  base.set_gamma_sal(config, 0.95)
   config.method.update_every_steps = 100
   config.method.grad_accumulation_steps = 8
   config.optimizer.name = "adamw"

@@ -1,8 +1,12 @@
 """The scales that studies come in: minutes on a few CPU cores, or the paper's networks on a GPU."""
 
+from collections.abc import Mapping
+from typing import Any
+
 from ml_collections import ConfigDict
 
-from configs import base, cifar10_resnet18, cifar10_tiny, cifar10_wrn22
+from configs import cifar10_resnet18, cifar10_tiny, cifar10_wrn22
+from experiments.training.methods import PRESETS
 
 RUNS = {"quick": cifar10_tiny, "resnet18": cifar10_resnet18, "wrn22": cifar10_wrn22}
 """`--config=configs/sweeps/NAME.py:SCALE`."""
@@ -40,6 +44,13 @@ def study(name: str, kind: str, scale: str, variants, *, quick_seeds=(0, 1, 2)) 
   return ConfigDict(sweep)
 
 
-def fields(method: str, **changes) -> dict:
-  """A method of `base.METHODS` as differences, with other fields of the method section."""
-  return {"method": base.METHODS[method] | changes}
+def fields(method: str, *, kwargs: Mapping[str, Any] | None = None, **changes) -> dict:
+  """A method or preset as differences from a run's config.
+
+  Args:
+    method: a key of `experiments.training.methods.METHODS` or of its `PRESETS`.
+    kwargs: arguments of the method that differ.
+    **changes: other fields of the method section that differ.
+  """
+  chosen = PRESETS.get(method, {"name": method})
+  return {"method": chosen | changes | {"kwargs": chosen.get("kwargs", {}) | dict(kwargs or {})}}

@@ -5,7 +5,8 @@
 
 from ml_collections import ConfigDict
 
-from configs import base, digits
+from configs import digits
+from configs.sweeps import fields
 
 METHODS = ("dense", "rigl", "srigl_no_ablation", "srigl")
 
@@ -16,7 +17,7 @@ def get_config() -> ConfigDict:
     {
       "name": "Handwritten digits at 90 % sparsity",
       "base": digits.get_config(),
-      "variants": tuple((method, {"method": base.METHODS[method]}) for method in METHODS),
+      "variants": tuple((method, fields(method)) for method in METHODS),
       "seeds": (0, 1, 2),
     }
   )

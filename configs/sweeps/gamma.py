@@ -21,7 +21,7 @@ def get_config(argument: str = "quick"):
   variants = [
     (
       f"srigl_{100 * sparsity:g}_gamma_{100 * gamma:g}",
-      fields("srigl", sparsity=sparsity, gamma_sal=gamma, salient_base=base),
+      fields("srigl", sparsity=sparsity, kwargs={"gamma_sal": gamma, "salient_base": base}),
       {"axes": {"method": "srigl", "sparsity": sparsity, "gamma_sal": gamma}},
     )
     for sparsity in (0.9, 0.95, 0.99)

@@ -9,30 +9,20 @@ the first layer stays dense then.
 
 from configs.sweeps import fields, study
 
-_N_OF_M = {"block_fan_in": 1, "block_size": 16}
+_METHODS = (
+  "dense", "small_dense", "static", "static_fan_in", "set", "rigl", "snfs", "srigl_no_ablation",
+  "srigl", "srigl_shared", "nm_srigl", "sr_ste", "gradual_pruning", "one_shot", "one_shot_global",
+  "lottery",
+)  # fmt: skip
+_N_OF_M = {"n": 1, "m": 16}
 
 
 def get_config(scale: str = "quick"):
   """The sweep at a scale."""
-  variants = (
-    ("dense", fields("dense")),
-    ("narrow", fields("narrow")),
-    ("static", fields("static")),
-    ("static_fan_in", fields("static_fan_in")),
-    ("set", fields("set")),
-    ("rigl", fields("rigl")),
-    ("snfs", fields("snfs")),
-    ("srigl_no_ablation", fields("srigl_no_ablation")),
-    ("srigl", fields("srigl")),
-    ("srigl_shared", fields("srigl_shared")),
-    ("nm_srigl", fields("nm_srigl", **_N_OF_M)),
-    ("sr_ste", fields("sr_ste", **_N_OF_M)),
-    ("gradual_pruning", fields("gradual_pruning")),
-    ("one_shot", fields("one_shot")),
-    ("one_shot_global", fields("one_shot_global")),
-    ("lottery", fields("lottery") | {"train": {"total_epochs": _lottery_epochs(scale)}}),
-  )
-  return study("Every method on CIFAR-10", "methods", scale, variants)
+  own = {"nm_srigl": _N_OF_M, "sr_ste": _N_OF_M}
+  variants = {name: fields(name, kwargs=own.get(name)) for name in _METHODS}
+  variants["lottery"]["train"] = {"total_epochs": _lottery_epochs(scale)}
+  return study("Every method on CIFAR-10", "methods", scale, variants.items())
 
 
 def _lottery_epochs(scale: str) -> float:

@@ -1,6 +1,7 @@
 """What the commands have in common: the config flag, and errors for people."""
 
 import os
+import re
 import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
@@ -10,6 +11,8 @@ from typing import Any
 import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
+
+from experiments.common.old_configs import new_field
 
 
 def define_config() -> Any:
@@ -50,6 +53,7 @@ def _parse(argv: Sequence[str]) -> list[str]:
       config.to_dict()  # a config file that cannot be loaded complains when it is first used
     return rest
   except (AttributeError, KeyError) as error:  # an override of a field that is not there
+    _refuse_old_overrides(argv)
     said = error.args[0].args[0] if isinstance(error.args[0], KeyError) else error.args[0]
     fail(f"No such field in the config: {said}".replace("\n", ". "))
   except flags.Error as error:
@@ -59,6 +63,14 @@ def _parse(argv: Sequence[str]) -> list[str]:
     names = ", ".join(sorted(str(p) for p in Path("configs").rglob("*.py") if p.stem[0] != "_"))
     fail(f"{error}. The configs here are {names}; commands are run from the checkout.")
   raise AssertionError("fail() does not return")
+
+
+def _refuse_old_overrides(argv: Sequence[str]) -> None:
+  """Fails if an override names a field by its name of before, saying what it is now."""
+  for argument in argv:
+    match = re.match(r"--?config\.(?:base\.)?method\.(\w+)", argument)
+    if match and (now := new_field(match[1])):
+      fail(f"config.method.{match[1]} is now {now}.")
 
 
 def _refuse_addresses(values: Mapping[str, Any]) -> None:

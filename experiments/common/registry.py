@@ -26,7 +26,12 @@ def choose(table: Mapping[str, T], name: str, what: str) -> T:
 
 
 def check_arguments(
-  function: Callable[..., Any], given: Iterable[str], *, reserved: Iterable[str], what: str
+  function: Callable[..., Any],
+  given: Iterable[str],
+  *,
+  reserved: Iterable[str],
+  what: str,
+  hint: str = "",
 ) -> None:
   """Refuses arguments that a function does not take.
 
@@ -35,6 +40,7 @@ def check_arguments(
     given: names of the arguments that a config gives.
     reserved: names that the caller itself gives.
     what: where the arguments stand, for the message.
+    hint: what else the message is to say.
 
   Raises:
     ValueError: naming the argument, those there are, and which name is nearest.
@@ -44,10 +50,11 @@ def check_arguments(
   if inspect.isclass(function):  # the class itself may show its metaclass's signature
     function = function.__init__
   hidden = {"self", *reserved}
-  allowed = [name for name in inspect.signature(function).parameters if name not in hidden]
+  parameters = inspect.signature(function).parameters.values()
+  allowed = [p.name for p in parameters if p.name not in hidden and p.kind != p.VAR_KEYWORD]
   for name in given:
     if name not in allowed:
-      raise ValueError(f"{what} has {name!r}; it may have {_listed(allowed, name)}")
+      raise ValueError(f"{what} has {name!r}; it may have {_listed(allowed, name)}{hint}")
 
 
 def _listed(names: Iterable[str], wanted: str) -> str:

@@ -9,6 +9,7 @@ import numpy as np
 from scipy import stats
 
 from experiments.common.files import read_json
+from experiments.common.old_configs import converted
 from experiments.sweeps.failures import read_failure
 from experiments.sweeps.spec import read_record, same_variant
 from experiments.workdir.metrics import read_metrics
@@ -96,7 +97,7 @@ def collect(workdir: Path) -> Study:
       directory = workdir / name / f"seed{seed}"
       results = read_json(directory / "results.json")
       config = read_json(directory / "config.json")
-      if results and config and same_variant(config, variant["config"]):
+      if results and config and same_variant(converted(config), variant["config"]):
         runs.append(FinishedRun(seed, results, read_metrics(directory)["test"]))
         continue
       missing += 1

@@ -2,12 +2,15 @@
 
 import collections
 import itertools
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
 from experiments.common.files import as_json, read_json, write_json
+from experiments.common.old_configs import converted, refuse_old_fields
+from experiments.training.method_plan import own_arguments
 from experiments.workdir.owner import MAY_CHANGE, differences
 
 # Kinds of studies, and the axis that their figures and tables run along.
@@ -102,6 +105,7 @@ def expand(sweep: ConfigDict) -> dict[str, ConfigDict]:
   for variant, seed in filter(None, itertools.chain.from_iterable(rounds)):
     config = ConfigDict(sweep.base.to_dict()).lock()
     try:
+      _change_names(config, variant.differences)
       config.update(variant.differences)
     except (AttributeError, KeyError, TypeError) as error:
       raise ValueError(
@@ -111,6 +115,16 @@ def expand(sweep: ConfigDict) -> dict[str, ConfigDict]:
     config.name = f"{variant.name}, seed {seed}"
     runs[f"{variant.name}/seed{seed}"] = config
   return runs
+
+
+def _change_names(config: ConfigDict, differences: Mapping[str, Any]) -> None:
+  """Replaces the `kwargs` of sections whose `name` is to change: they are another's."""
+  refuse_old_fields(differences.get("method", {}))
+  for name in ("method", "model", "data"):
+    new = differences.get(name, {})
+    if new.get("name", config[name].name) != config[name].name:
+      known = own_arguments(new["name"]) if name == "method" else {}
+      config[name].kwargs = ConfigDict(known | dict(new.get("kwargs", {})))
 
 
 def write_record(sweep: ConfigDict, workdir: Path, command: str) -> None:
@@ -153,7 +167,7 @@ def _is_part(before: dict[str, Any], record: dict[str, Any]) -> bool:
   return all(
     name in ours
     and set(variant["seeds"]) <= set(ours[name]["seeds"])
-    and same_variant(variant["config"], ours[name]["config"])
+    and same_variant(converted(variant["config"]), ours[name]["config"])
     for name, variant in theirs.items()
   )
 
@@ -175,4 +189,6 @@ def read_record(workdir: Path) -> dict[str, Any]:
       f"{workdir / 'sweep.json'} is of an older version: run the sweep's command again, which "
       "repeats no finished run."
     )
+  for variant in record["variants"].values():
+    variant["config"] = converted(variant["config"])
   return record

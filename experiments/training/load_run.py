@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 import srigl_jax as sx
 from experiments import models
 from experiments.common.files import read_json
+from experiments.common.old_configs import converted
 from experiments.training.setup import Run, prepare
 from experiments.workdir.checkpoints import Checkpoints
 
@@ -47,7 +48,7 @@ def load_trained(workdir: Path, *, which: str = "last", data_dir: str = "") -> T
     nested = sorted(str(path.parent) for path in workdir.glob("*/seed*/config.json"))
     hint = f" It is a sweep's: its runs are {', '.join(nested)}." if nested else ""
     raise ValueError(f"{workdir} holds no run: it has no config.json.{hint}")
-  config = ConfigDict(values)
+  config = ConfigDict(converted(values))
   config.data.data_dir = data_dir or config.data.data_dir
   run = prepare(config)
   checkpoints = Checkpoints(workdir / "checkpoints", keep=1, read_only=True)

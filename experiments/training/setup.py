@@ -12,7 +12,7 @@ from experiments import models
 from experiments.data import Dataset, ImageStream, InputPipeline, load, make_input_pipeline
 from experiments.models.small_dense import small_dense_kwargs
 from experiments.processes.sharding import AXIS, Batch, num_devices
-from experiments.training.methods import Plan, make_method, plan_method, with_sparsity
+from experiments.training.method_plan import Plan, make_method, plan_method, with_sparsity
 from experiments.training.optimizer import learning_rate, make_optimizer
 from experiments.training.steps import TrainState, steps_per_dispatch
 
@@ -96,8 +96,9 @@ class Run(NamedTuple):
     """Warns in the first updates if ablation takes away most of a layer."""
     method = self.config.method
     first = 5 * method.update_every_steps * self.config.optimizer.accumulation_steps
-    if method.name in ("srigl", "nm_srigl") and method.ablation and step <= first:
-      sx.warn_if_over_ablated(summary, method.gamma_sal)
+    gamma_sal = method.kwargs.get("gamma_sal", 0)
+    if gamma_sal and step <= first:
+      sx.warn_if_over_ablated(summary, gamma_sal)
 
   def summarize(self, state: TrainState) -> sx.Summary:
     """Statistics of the network as it is."""
@@ -135,7 +136,7 @@ def prepare(config: ConfigDict, data: Dataset | ImageStream | None = None) -> Ru
   plan = plan_method(config.method, total_steps=total_steps // every)
 
   kwargs = config.model.kwargs.to_dict()
-  if config.method.name == "narrow":
+  if config.method.name == "small_dense":
     kwargs = small_dense_kwargs(
       config.model.name,
       1 - config.method.sparsity,
@@ -156,7 +157,7 @@ def prepare(config: ConfigDict, data: Dataset | ImageStream | None = None) -> Ru
   image = jax.ShapeDtypeStruct((1, *data.image_shape), jnp.float32)
   macs = _macs(apply, params, model_state, image)
   share_of_weights = share_of_macs = 1.0
-  if config.method.name == "narrow":
+  if config.method.name == "small_dense":
     wide = models.init(
       config.model.name,
       num_classes=data.num_classes,

@@ -25,6 +25,7 @@ from experiments.workdir import checksums
 State = TypeVar("State")
 
 _CLEARING_SECONDS = 10.0
+_MASKS = jax.tree_util.DictKey("masks")  # the field of `srigl_jax.SparseState`
 
 
 class Checkpoints:
@@ -34,18 +35,18 @@ class Checkpoints:
     """Opens or creates the directory; the latest `keep` checkpoints stay, and the best one.
 
     What a save that was cut short has left there is removed. With `read_only` nothing there is
-    ever changed, not even while another process saves.
+    ever changed, not even while another process saves; each process reads for itself then.
     """
     self._directory, self._keep, self._read_only = directory.absolute(), keep, read_only
-    self._is_first = jax.process_index() == 0
+    self._is_active = read_only or jax.process_index() == 0
     self._saving: tuple[int, int] | None = None  # step and bytes of the save under way
-    if self._is_first:
+    if self._is_active:
       self._manager = self._open()
 
   def _open(self) -> ocp.CheckpointManager:
     accuracy = lambda metrics: metrics["test_accuracy"]
     best = BestN(get_metric_fn=accuracy, n=1, keep_checkpoints_without_metrics=False)
-    several = jax.process_count() > 1
+    several, process = jax.process_count() > 1, jax.process_index()
     if not self._read_only:
       self._directory.mkdir(parents=True, exist_ok=True)
     return ocp.CheckpointManager(
@@ -62,8 +63,9 @@ class Checkpoints:
         create=False,
         read_only=self._read_only,
         multiprocessing_options=ocp.options.MultiprocessingOptions(
-          active_processes={0} if several else None,
-          barrier_sync_key_prefix="checkpoints" if several else None,
+          active_processes={process} if several else None,
+          primary_host=process,
+          barrier_sync_key_prefix=f"checkpoints{process}" if several else None,
         ),
       ),
     )
@@ -83,7 +85,7 @@ class Checkpoints:
       OSError: if it cannot be written.
       RuntimeError: if the checkpoint manager declines to save.
     """
-    if not self._is_first:
+    if not self._is_active:
       return
     try:
       self.wait()
@@ -134,7 +136,21 @@ class Checkpoints:
     Raises:
       ValueError: if checkpoints are there but none can be read.
     """
+    if self._read_only:
+      return self._restore(template, step)
     return broadcast_from_process_0(lambda: self._restore(template, step), template)
+
+  def restore_as_saved(self) -> Any:
+    """The latest checkpoint as nested dicts, for those who do not know what its run was.
+
+    Raises:
+      ValueError: if there is none, or none can be read.
+    """
+    step = self._manager.latest_step()
+    if step is None:
+      raise ValueError(f"{self._directory} has no checkpoint.")
+    shape = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype)
+    return self._restore(jax.tree.map(shape, self._manager.item_metadata(step)["state"].tree), None)
 
   def _restore(self, template: State, step: int | None) -> State | None:
     steps = [step] if step is not None else sorted(self._manager.all_steps(), reverse=True)
@@ -195,7 +211,7 @@ class Checkpoints:
     Raises:
       OSError: if it could not be written.
     """
-    if not self._is_first:
+    if not self._is_active:
       return
     try:
       self._manager.wait_until_finished()
@@ -239,7 +255,7 @@ class Checkpoints:
     Raises:
       OSError: if a save could not be finished.
     """
-    if not self._is_first:
+    if not self._is_active:
       return
     try:
       self.wait()
@@ -264,3 +280,20 @@ def _has_key(tree: Any, key: str) -> bool:
   if isinstance(tree, Mapping):
     return key in tree or any(_has_key(x, key) for x in tree.values())
   return isinstance(tree, list | tuple) and any(_has_key(x, key) for x in tree)
+
+
+def read_masks(workdir: Path) -> dict[str, Any]:
+  """The masks of a run's last checkpoint, bool by path; empty if it is dense.
+
+  Needs neither its data set nor its model.
+
+  Raises:
+    ValueError: if there is no checkpoint, or none can be read.
+  """
+  checkpoints = Checkpoints(workdir / "checkpoints", keep=1, read_only=True)
+  try:
+    state = checkpoints.restore_as_saved()
+  finally:
+    checkpoints.close()
+  paths = jax.tree_util.tree_flatten_with_path(state["opt_state"])[0]
+  return {keys[-1].key: leaf for keys, leaf in paths if len(keys) > 1 and keys[-2] == _MASKS}

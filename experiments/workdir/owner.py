@@ -6,6 +6,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from experiments.common.files import as_json, read_json
+from experiments.common.old_configs import converted
 
 # Settings that do not change what is learnt, up to rounding: another machine may need others.
 MAY_CHANGE = (
@@ -28,7 +29,7 @@ def check_owner(workdir: Path, config: ConfigDict) -> None:
     ValueError: naming the directory, and the settings in which the configs differ.
   """
   theirs = read_json(workdir / "config.json")
-  differing = differences(theirs, as_json(config.to_dict())) if theirs else {}
+  differing = differences(converted(theirs), as_json(config.to_dict())) if theirs else {}
   for name in MAY_CHANGE:
     differing.pop(name, None)
   if differing:

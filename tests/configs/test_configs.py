@@ -16,7 +16,8 @@ from experiments import train as train_module
 from experiments.common.files import read_json
 from experiments.sweeps.spec import expand
 from experiments.train import train
-from experiments.training.methods import make_method
+from experiments.training.method_plan import make_method, own_arguments
+from experiments.training.methods import PRESETS
 from experiments.training.optimizer import make_optimizer
 from tests.experiments.tiny import abstract_model, devices, quick_compiler
 
@@ -49,7 +50,7 @@ def sweep_config(name):
 
 
 def fields(config, prefix=""):
-  """Every field by its dotted name, but for the free arguments of data sets and models."""
+  """Every field by its dotted name, but for the own arguments of a data set, model or method."""
   found = {}
   for key, value in config.items():
     name = f"{prefix}{key}"
@@ -85,20 +86,25 @@ def test_there_are_configs():
 
 @pytest.mark.parametrize("name", RUNS)
 def test_a_config_has_the_fields_of_base_and_can_be_saved(name):
-  methods = [()] if name == "base" else [(), *((method,) for method in base.METHODS)]
+  methods = [()] if name == "base" else [(), *((method,) for method in base.preset_names())]
   for arguments in methods:
     config = run_config(name, *arguments)
     assert fields(config).keys() == fields(base.get_config()).keys()
     assert json.loads(json.dumps(config.to_dict())) is not None
     if arguments:
-      expected = base.METHODS[arguments[0]]
-      assert {key: config.method[key] for key in expected} == expected
+      expected = PRESETS.get(arguments[0], {"name": arguments[0]})
+      own = expected.get("kwargs", {})
+      assert {key: config.method[key] for key in expected.keys() - {"kwargs"}} | own == (
+        {key: expected[key] for key in expected.keys() - {"kwargs"}}
+        | {key: config.method.kwargs[key] for key in own}
+      )
+      assert set(config.method.kwargs) == set(own_arguments(config.method.name))
       assert arguments[0] in config.name
 
 
 @pytest.mark.parametrize("name", [name for name in RUNS if name != "base"])
 def test_an_unknown_method_is_refused(name):
-  with pytest.raises(ValueError, match=r"no method.* 'srgil' here: give one of dense, narrow"):
+  with pytest.raises(ValueError, match=r"no method.* 'srgil' here: give one of dense, small_dense"):
     run_config(name, "srgil")
 
 

@@ -57,7 +57,7 @@ def test_words_may_come_in_any_order_and_be_left_out():
   assert five == imagenet_resnet50.get_config("rigl-5x")
   assert (five.method.name, five.optimizer.learning_rate) == ("rigl", 1.6)
   small = imagenet_mobilenetv3.get_config("srigl_no_ablation-small")
-  assert (small.model.name, small.method.ablation) == ("mobilenet_v3_small", False)
+  assert (small.model.name, small.method.kwargs.gamma_sal) == ("mobilenet_v3_small", 0)
   assert imagenet_mobilenetv3.get_config("rigl").model.name == "mobilenet_v3_large"
 
 

@@ -282,7 +282,7 @@ def test_groups_are_of_runs_that_differ_in_seed_and_sparsity_only():
     "d": tiny_config({"method.name": "rigl"}),
     "e": tiny_config({"seed": 3}),
     "f": tiny_config({"method.name": "rigl", "seed": 1}),
-    "g": tiny_config({"method.gamma_sal": 0.5}),
+    "g": tiny_config({"method.kwargs.gamma_sal": 0.5}),
   }
   assert packs.group(runs, 99) == [["a", "b", "c", "e"], ["d", "f"], ["g"]]
   assert packs.group(runs, 3) == [["a", "b", "c"], ["d", "f"], ["e"], ["g"]]

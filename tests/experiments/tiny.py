@@ -25,9 +25,12 @@ def tiny_config(changes: Mapping[str, Any] | None = None) -> ConfigDict:
   """SRigL on 64 images of 4 classes: 12 steps, topology updates after 2, 4, 6 and 8 of them.
 
   Args:
-    changes: other values by dotted name, such as `{"method.name": "rigl"}`.
+    changes: other values by dotted name, such as `{"method.name": "rigl"}` (or a preset's name).
   """
-  config = base.get_config()
+  changes = dict(changes or {})
+  method = changes.pop("method.name", "srigl")
+  is_known = method in base.preset_names()
+  config = base.get_config(method if is_known else "srigl")
   config.name = "tiny"
   config.data.name = "synthetic"
   config.data.batch_size = 16
@@ -38,12 +41,14 @@ def tiny_config(changes: Mapping[str, Any] | None = None) -> ConfigDict:
   config.method.sparsity = 0.5
   config.method.update_every_steps = 2
   config.method.drop_fraction = 0.6
-  config.method.gamma_sal = 0.9  # so that neurons are ablated
+  base.set_gamma_sal(config, 0.9)  # so that neurons are ablated
   config.train.total_epochs = TOTAL_STEPS / STEPS_PER_EPOCH
   config.train.log_every_steps = 3
   config.train.eval_batch_size = 7
+  if not is_known:
+    config.method.name = method
   config.lock()
-  config.update_from_flattened_dict(changes or {})
+  config.update_from_flattened_dict(changes)
   return config
 
 

@@ -51,8 +51,15 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*found in sys.modules:RuntimeWa
     ([DIGITS, "--config.method.sparsty=0.9"], r"No such field[^']*'sparsty'.*\"sparsity\""),
     ([DIGITS, "--config.metod.sparsity=0.9"], r"No such field[^']*'metod'.*\"method\""),
     ([DIGITS, "--config.model.kwargs.hiden=(8,)"], r"No such field.*'hiden'.*\"hidden\""),
+    (
+      [DIGITS, "--config.method.gamma_sal=0.5"],
+      r"gamma_sal is now config\.method\.kwargs\.gamma_sal",
+    ),
     (["--config=configs/digit.py"], r"configs/digit\.py.*configs here are .*configs/digits\.py, "),
-    (["--config=configs/digits.py:srgil"], r"no method 'srgil' here: give one of dense, narrow"),
+    (
+      ["--config=configs/digits.py:srgil"],
+      r"no method 'srgil' here: give one of dense, small_dense",
+    ),
     ([], r"--config must have a value"),
     ([DIGITS, "--config.train.total_epochs=ten"], r"config\.train\.total_epochs=ten: could not"),
     ([DIGITS, "--confg.seed=1"], r"Unknown command line flag 'confg"),

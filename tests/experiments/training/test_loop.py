@@ -72,8 +72,8 @@ METHODS = {
   "set": {"method.name": "set"},
   "rigl": {"method.name": "rigl"},
   "srigl": {"method.name": "srigl"},
-  "srigl no ablation": {"method.name": "srigl", "method.ablation": False},
-  "srigl fan-in": {"method.name": "srigl", "method.fan_in": 3},
+  "srigl no ablation": {"method.name": "srigl_no_ablation"},
+  "srigl fan-in": {"method.name": "srigl", "method.kwargs.fan_in": 3},
 }
 
 
@@ -82,7 +82,7 @@ def test_method(tmp_path, name):
   results = train(tiny_config(METHODS[name] | EVERY_TWO), tmp_path)
   history = [read_checkpoint(tmp_path, step) for step in range(2, TOTAL_STEPS + 1, 2)]
   masks = [part(checkpoint, "masks") for checkpoint in history]
-  assert results["method"] == METHODS[name]["method.name"]
+  assert results["method"] == METHODS[name]["method.name"].removesuffix("_no_ablation")
   assert (results["steps"], results["seed"]) == (TOTAL_STEPS, 0)
   if name == "dense":
     assert not any(masks)
@@ -111,7 +111,7 @@ def test_method(tmp_path, name):
   total = sum(mask.sum() for mask in explored.values())
   assert results["itop_rate"] == pytest.approx(total / (16 * 8 + 8 * 4))
   # Those that look at dense gradients now and then pay for it.
-  needs_gradients = METHODS[name]["method.name"] in ("rigl", "srigl")
+  needs_gradients = results["method"] in ("rigl", "srigl")
   assert (results["training_flops"] > results["inference_flops"]) == needs_gradients
 
 
@@ -544,18 +544,17 @@ def test_bfloat16_trains_float32_weights(tmp_path, finished_run):
   [
     (
       {"method.name": "srgil"},
-      r"config\.method\.name is 'srgil'.*dense, narrow.*'srigl'\?",
+      r"config\.method\.name is 'srgil'.*dense, small_dense.*'srigl'\?",
     ),
     ({"method.distribution": "erkk"}, r"distribution.*'erkk'.*erk.*uniform"),
     ({"method.sparsity": 1.0}, r"sparsity is 1\.0; it must lie in \[0, 1\)"),
     ({"method.sparsity": -0.1}, r"sparsity is -0\.1; it must lie in \[0, 1\)"),
-    ({"method.gamma_sal": -0.3}, r"gamma_sal is -0\.3; it must be .*0 for no ablation"),
-    ({"method.salient_base": "fan_in"}, r"salient_base is 'fan_in'; it must be one of"),
+    ({"method.kwargs.gamma_sal": -0.3}, r"gamma_sal is -0\.3; it must be .*0 for no ablation"),
+    ({"method.kwargs.salient_base": "fan_in"}, r"salient_base is 'fan_in'; it must be one of"),
     ({"method.drop_fraction": 1.5}, r"drop_fraction is 1\.5; it must lie in \[0, 1\]"),
     ({"method.update_every_steps": 0}, r"update_every is 0; it must be .* 1 or more"),
     ({"method.grad_accumulation_steps": 3}, r"grad_accumulation_steps is 3, more than"),
-    ({"method.fan_in": 3, "method.name": "set"}, r"config\.method\.fan_in is 3.*unstructured"),
-    ({"method.name": "static", "method.structure": "block"}, r"structure.*'block'"),
+    ({"method.name": "static", "method.kwargs.structure": "block"}, r"structure.*'block'"),
     ({"method.never_ablate": ("tail",)}, r"ablate.*'tail'"),
     ({"method.dense": ("tail",)}, r"sparse.*'tail'"),
     ({"method.sparse_init": "he"}, r"'he'.*he_normal"),
@@ -580,8 +579,10 @@ def test_bad_values(changes, message):
     prepare(tiny_config(changes))
 
 
-@pytest.mark.parametrize("section, name", [("model", "mlp"), ("data", "synthetic")])
-def test_unknown_arguments_of_models_and_data_sets(section, name):
+@pytest.mark.parametrize(
+  "section, name", [("model", "mlp"), ("data", "synthetic"), ("method", "srigl")]
+)
+def test_unknown_arguments_of_models_data_sets_and_methods(section, name):
   config = tiny_config().copy_and_resolve_references().unlock()
   config[section].kwargs = ConfigDict({"hiden": 3})
   with pytest.raises(
@@ -607,7 +608,7 @@ def test_a_missing_data_set_says_where_to_put_it(tmp_path):
 def test_a_narrow_network_is_compared_with_the_wide_one(tmp_path):
   with quick_compiler():
     results = train(
-      _narrow_config(),
+      _small_dense_config(),
       tmp_path,
     )
   weights = sum(math.prod(shape) for shape in _kernel_shapes(tmp_path).values())
@@ -618,8 +619,8 @@ def test_a_narrow_network_is_compared_with_the_wide_one(tmp_path):
   assert results["training_flops"] == pytest.approx(weights / wide)
 
 
-def _narrow_config():
-  config = tiny_config({"method.name": "narrow", "train.total_epochs": 0.5})
+def _small_dense_config():
+  config = tiny_config({"method.name": "small_dense", "train.total_epochs": 0.5})
   with config.unlocked():
     config.model.kwargs.hidden = (16, 16)
   return config
@@ -632,7 +633,7 @@ def _kernel_shapes(workdir):
 
 def test_what_pruning_costs_does_not_depend_on_logging(tmp_path):
   """Every step of the cubic counts, however seldom anything is recorded."""
-  changes = {"method.name": "gradual_pruning", "method.prune_from_fraction": 0.0}
+  changes = {"method.name": "gradual_pruning", "method.kwargs.prune_from_fraction": 0.0}
   costs = []
   for log_every in (1, 12):
     with quick_compiler():

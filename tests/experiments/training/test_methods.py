@@ -10,17 +10,19 @@ import srigl_jax as sx
 from configs import base
 from experiments import models
 from experiments.models.small_dense import small_dense_kwargs
-from experiments.training import load_run, methods
-from experiments.training.methods import make_method, plan_method
+from experiments.training import methods
+from experiments.training.method_plan import make_method, plan_method, preset, preset_names
 from experiments.training.optimizer import make_optimizer
 from tests.experiments.tiny import quick_compiler
 
 RNG = np.random.default_rng(0)
 
 
-def method_config(**changes):
-  config = base.get_config().method
-  config.update(changes)
+def method_config(name="srigl", *, kwargs=None, **changes):
+  """The `method` section for a method or preset; unknown names and arguments stay as they are."""
+  config = base.get_config(name if name in preset_names() else "srigl").method
+  config.update(changes if name in preset_names() else {"name": name} | changes)
+  config.kwargs.update(kwargs or {})
   return config
 
 
@@ -104,25 +106,24 @@ def fan_ins(mask):
 def test_structures():
   unstructured = mask_history(num_steps=1, name="static")[0]["hidden/0/kernel"]
   assert len(fan_ins(unstructured)) > 1
-  structured = mask_history(num_steps=1, name="static", structure="constant_fan_in")[0]
+  structured = mask_history(num_steps=1, name="static_fan_in")[0]
   assert len(fan_ins(structured["hidden/0/kernel"])) == 1
-  assert all(len(fan_ins(m)) == 1 for m in mask_history(name="srigl", ablation=False)[-1].values())
+  assert all(len(fan_ins(m)) == 1 for m in mask_history(name="srigl_no_ablation")[-1].values())
 
 
-@pytest.mark.parametrize("name", ["static", "srigl"])
+@pytest.mark.parametrize("name", ["static_fan_in", "srigl_no_ablation"])
 def test_fan_in_in_place_of_sparsity(name):
-  structure = {"structure": "constant_fan_in"} if name == "static" else {"ablation": False}
-  for masks in mask_history(name=name, fan_in=3, **structure):
+  for masks in mask_history(name=name, kwargs={"fan_in": 3}):
     assert fan_ins(masks["hidden/0/kernel"]) == fan_ins(masks["head/kernel"]) == {3}
 
 
 def test_ablation_spares_the_layers_named():
-  drastic = {"name": "srigl", "gamma_sal": 0.9}
+  drastic = {"name": "srigl", "kwargs": {"gamma_sal": 0.9}}
   assert 0 in fan_ins(mask_history(**drastic)[-1]["hidden/0/kernel"])
   assert 0 not in fan_ins(mask_history(**drastic)[-1]["head/kernel"])
   spared = mask_history(**drastic, never_ablate=("hidden", "head"))[-1]
   assert 0 not in fan_ins(spared["hidden/0/kernel"])
-  off = mask_history(**drastic, ablation=False)[-1]
+  off = mask_history(name="srigl_no_ablation")[-1]
   assert 0 not in fan_ins(off["hidden/0/kernel"])
 
 
@@ -144,10 +145,17 @@ def test_gradient_accumulation_averages_the_growth_score():
   assert (one != two).any()
 
 
-@pytest.mark.parametrize("name", ["rigl", "set"])
-def test_fan_in_needs_a_structured_method(name):
-  with pytest.raises(ValueError, match=rf"config\.method\.fan_in is 3, but {name} is unstruct"):
-    make_method(method_config(name=name, fan_in=3), optax.sgd(0.1), total_steps=10, seed=0)
+@pytest.mark.parametrize(
+  "name, message",
+  [
+    ("rigl", r"kwargs of 'rigl' has 'fan_in'; it may have nothing\. --config=FILE:rigl brings"),
+    ("sr_ste", r"kwargs of 'sr_ste' has 'fan_in'; it may have n, m, decay\."),
+    ("lottery", r"kwargs of 'lottery' has 'fan_in'; it may have rounds, rewind_fraction\."),
+  ],
+)
+def test_a_method_has_its_own_arguments_and_no_others(name, message):
+  with pytest.raises(ValueError, match=rf"config\.method\.{message}"):
+    make_method(method_config(name, kwargs={"fan_in": 3}), optax.sgd(0.1), total_steps=10, seed=0)
 
 
 def test_an_unknown_name():
@@ -157,12 +165,16 @@ def test_an_unknown_name():
 
 # ---- every method ------------------------------------------------------------------------------
 
-SHORT = {"rounds": 2, "rewind_fraction": 0.25, "prune_from_fraction": 0.0}
-MASKED = {
-  name: SHORT | fields | ({"group_size": 2} if "group_size" in fields else {})
-  for name, fields in base.METHODS.items()
-  if methods.METHODS[fields["name"]].has_masks and name != "fixed_masks"
+SHORT = {
+  "lottery": {"rounds": 2, "rewind_fraction": 0.25},
+  "gradual_pruning": {"prune_from_fraction": 0.0},
+  "srigl_shared": {"group_size": 2},
 }
+MASKED = [
+  name
+  for name in preset_names()
+  if methods.METHODS[preset(name)["name"]].has_masks and name != "fixed_masks"
+]
 
 
 def num_active(masks):
@@ -171,8 +183,9 @@ def num_active(masks):
 
 @pytest.mark.parametrize("name", MASKED)
 def test_masks_change_when_the_plan_says_so(name):
-  history = mask_history(**MASKED[name])
-  plan = plan_method(method_config(update_every_steps=2, **MASKED[name]), total_steps=10)
+  chosen = {"name": name, "kwargs": SHORT.get(name)}
+  history = mask_history(**chosen)
+  plan = plan_method(method_config(update_every_steps=2, **chosen), total_steps=10)
   differ = lambda a, b: any((a[path] != b[path]).any() for path in a)
   at = [i for i in range(1, 11) if differ(history[i - 1], history[i])]
   assert set(at) <= set(plan.updates)
@@ -192,7 +205,9 @@ def test_masks_change_when_the_plan_says_so(name):
 
 
 def test_schedule_of_a_lottery_ticket():
-  plan = plan_method(method_config(name="lottery", rounds=3, rewind_fraction=0.1), total_steps=1000)
+  plan = plan_method(
+    method_config("lottery", kwargs={"rounds": 3, "rewind_fraction": 0.1}), total_steps=1000
+  )
   assert plan.rounds == sx.Rounds(length=270, num_prunings=3, rewind_step=27)
   assert plan.schedule_steps == 270
   assert plan.rounds.total_steps == 999
@@ -205,7 +220,7 @@ def test_schedule_of_a_lottery_ticket():
 
 @pytest.mark.parametrize("steps", [4, 5, 17, 1000])
 def test_the_rounds_of_a_lottery_ticket_fit(steps):
-  rounds = plan_method(method_config(name="lottery", rounds=3), total_steps=steps).rounds
+  rounds = plan_method(method_config("lottery", kwargs={"rounds": 3}), total_steps=steps).rounds
   longer = sx.Rounds(rounds.length + 1, 3, int(0.05 * (rounds.length + 1)))
   assert rounds.total_steps <= steps < longer.total_steps
 
@@ -227,10 +242,9 @@ def test_masks_of_another_run(monkeypatch, tmp_path):
   dense.mkdir()
   for workdir in (tmp_path, dense):
     (workdir / "results.json").write_text("{}")
-  found = {str(tmp_path): masks, str(dense): {}}
-  load = lambda workdir: load_run.Trained(None, None, found[str(workdir)], 0)
-  monkeypatch.setattr(load_run, "load_trained", load)
-  history = mask_history(num_steps=2, name="fixed_masks", masks_from=str(tmp_path))
+  found = {tmp_path: masks, dense: {}}
+  monkeypatch.setattr(methods, "read_masks", found.get)
+  history = mask_history(num_steps=2, name="fixed_masks", kwargs={"masks_from": str(tmp_path)})
   for now in history:
     np.testing.assert_array_equal(now["head/kernel"], masks["head/kernel"])
   for workdir, message in (
@@ -239,27 +253,25 @@ def test_masks_of_another_run(monkeypatch, tmp_path):
     (str(tmp_path / "unfinished"), "holds no finished run"),
   ):
     with pytest.raises(ValueError, match=message):
-      mask_history(name="fixed_masks", masks_from=workdir)
+      mask_history(name="fixed_masks", kwargs={"masks_from": workdir})
 
 
 @pytest.mark.parametrize(
-  ("changes", "message"),
+  ("name", "kwargs", "message"),
   [
-    ({"name": "sr_ste", "fan_in": 3}, "sr_ste is sparse in blocks of inputs.*block_fan_in"),
-    ({"name": "lottery", "fan_in": 3}, "lottery is unstructured"),
-    ({"name": "lottery", "rounds": 11}, "10 optimizer steps are too few for the 11 rounds"),
-    ({"name": "lottery", "rewind_fraction": 1.0}, r"rewind_fraction 1\.0; .*in \[0, 1\)"),
-    ({"name": "lottery", "rounds": 0}, "rounds is 0"),
-    ({"name": "one_shot", "ranking": "all"}, "ranking is 'all'"),
-    ({"name": "sr_ste", "block_size": 3, "block_fan_in": 4}, "n is 4 and m is 3"),
+    ("lottery", {"rounds": 11}, "10 optimizer steps are too few for the 11 rounds"),
+    ("lottery", {"rewind_fraction": 1.0}, r"rewind_fraction 1\.0; .*in \[0, 1\)"),
+    ("lottery", {"rounds": 0}, "rounds is 0"),
+    ("one_shot", {"ranking": "all"}, "ranking is 'all'"),
+    ("sr_ste", {"m": 3, "n": 4}, "n is 4 and m is 3"),
   ],
 )
-def test_settings_that_cannot_be(changes, message):
+def test_settings_that_cannot_be(name, kwargs, message):
   with pytest.raises(ValueError, match=message):
-    make_method(method_config(**changes), optax.sgd(0.1), total_steps=10, seed=0)
+    make_method(method_config(name, kwargs=kwargs), optax.sgd(0.1), total_steps=10, seed=0)
 
 
-# ---- narrow networks ---------------------------------------------------------------------------
+# ---- small dense networks ----------------------------------------------------------------------
 
 
 def num_weights(name, **kwargs):

@@ -1,0 +1,57 @@
+"""Configs from before methods had `kwargs`: what messages say of them, and how to read them."""
+
+from collections.abc import Iterable
+from typing import Any
+
+# Field of `config.method` as it was -> method by its present name -> argument in its `kwargs`.
+_MOVED: dict[str, dict[str, str]] = {
+  "fan_in": {"static": "fan_in", "srigl": "fan_in"},
+  "structure": {"static": "structure"},
+  "group_size": {"static": "group_size", "srigl": "group_size"},
+  "gamma_sal": {"srigl": "gamma_sal", "nm_srigl": "gamma_sal"},
+  "salient_base": {"srigl": "salient_base"},
+  "block_fan_in": {"nm_srigl": "n", "sr_ste": "n"},
+  "block_size": {"nm_srigl": "m", "sr_ste": "m"},
+  "grad_decay": {"snfs": "grad_decay"},
+  "ste_decay": {"sr_ste": "decay"},
+  "prune_from_fraction": {"gradual_pruning": "prune_from_fraction"},
+  "prune_at_fraction": {"one_shot": "prune_at_fraction"},
+  "ranking": {"one_shot": "ranking"},
+  "rounds": {"lottery": "rounds"},
+  "rewind_fraction": {"lottery": "rewind_fraction"},
+  "masks_from": {"fixed_masks": "masks_from"},
+}
+_ABLATION = "ablation"
+
+
+def new_field(name: str) -> str | None:
+  """Where a field of `config.method` is now; None if it has not moved."""
+  if name == _ABLATION:
+    return "config.method.kwargs.gamma_sal, 0 for none"
+  if name not in _MOVED:
+    return None
+  return " or ".join(f"config.method.kwargs.{now}" for now in dict.fromkeys(_MOVED[name].values()))
+
+
+def refuse_old_fields(names: Iterable[str]) -> None:
+  """Refuses fields of `config.method` that have moved.
+
+  Raises:
+    ValueError: naming the new field.
+  """
+  for name in names:
+    if now := new_field(name):
+      raise ValueError(f"config.method.{name} is now {now}: change the config.")
+
+
+def converted(config: dict[str, Any]) -> dict[str, Any]:
+  """A config as its `config.json` has it, in today's form; one that is, is returned as it is."""
+  method = config.get("method", {})
+  if "name" not in method or "kwargs" in method:
+    return config
+  name = {"narrow": "small_dense"}.get(method["name"], method["name"])
+  kept = {k: v for k, v in method.items() if k not in _MOVED and k != _ABLATION}
+  kwargs = {now[name]: method[old] for old, now in _MOVED.items() if name in now and old in method}
+  if "gamma_sal" in kwargs and not method.get(_ABLATION, True):
+    kwargs["gamma_sal"] = 0.0
+  return {**config, "method": {**kept, "name": name, "kwargs": kwargs}}
