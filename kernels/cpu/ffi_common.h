@@ -6,7 +6,7 @@
 #include <algorithm>
 #include <memory>
 
-#include "crew.h"
+#include "helper_pool.h"
 #include "layout.h"
 #include "matmul.h"
 #include "xla/ffi/api/ffi.h"
@@ -31,12 +31,12 @@ class PoolExecutor : public Executor {
       for (int64_t i = 0; i < num_tasks; ++i) task(context, i);
       return;
     }
-    const auto job = std::make_shared<Job>(num_tasks, task, context);
-    for (int64_t i = Crew::Get().Call(job, helpers); i < helpers; ++i) {
-      pool_.Schedule([job] { Crew::Get().Help(job); });
+    const auto work = std::make_shared<ParallelTask>(num_tasks, task, context);
+    for (int64_t i = HelperPool::Get().Call(work, helpers); i < helpers; ++i) {
+      pool_.Schedule([work] { HelperPool::Get().RunHelper(work); });
     }
-    job->Work();
-    job->Wait();
+    work->Work();
+    work->Wait();
   }
 
  private:

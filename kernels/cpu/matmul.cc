@@ -136,7 +136,7 @@ int64_t WindowRows(const PackedLayer& layer, const Kernels& kernels, int64_t bat
 }
 
 // Weights times rows per thread: some 8 us of windows. With helpers that wait from the last call
-// (see crew.h), 236,000 weights at batch 1 took 19.5 us in a jitted call on two threads, 16.5 on
+// (see helper_pool.h), 236,000 weights at batch 1 took 19.5 us in a jitted call on two threads, 16.5 on
 // three and 15.5 on four; with so many for so little, each is worth less than what it disturbs.
 constexpr int64_t kWorkPerThread = 100000;
 

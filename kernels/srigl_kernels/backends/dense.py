@@ -51,7 +51,7 @@ def matmul(
 def conv(
   x: Array, layout: Structured, bias: Array | None, activation: str | None, geometry: Geometry
 ) -> Array:
-  """The convolution as `conv_patches.conv` defines it, with a layout of either backend and groups."""
+  """As `conv_patches.conv` defines it, with a layout of either backend, also in groups."""
   matrix, active = layout.matrix, layout.active
   if geometry.groups > 1:  # XLA wants as many neurons in each group
     matrix = scatter_to_neurons(matrix.T, active, layout.out_features).T

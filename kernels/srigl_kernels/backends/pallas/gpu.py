@@ -1,4 +1,5 @@
-"""The backend "pallas" on GPUs: layouts for the kernels of `gpu_weighted_sums` and `gpu_values_gradient`.
+"""The backend "pallas" on GPUs: layouts for the kernels in `gpu_weighted_sums` and
+`gpu_values_gradient`.
 
 A layer keeps its form, `[A, K]` with 16-bit indices where they fit, rows padded to a multiple of
 eight with weights of zero, so that they are read in wide loads. Bias, activation and the outputs of

@@ -3,9 +3,9 @@
     d[r, j] = sum_b g[b, r] * x[b, indices[r, j]]
 
 the products of a dense layer's gradient that its pattern has, and no others. x and g come in tiles
-of `lanes` rows of the batch, as in `gpu_weighted_sums`. The tiles are dealt out to at most `_GROUPS`
-groups of programs, each of which adds to an array of its own, without atomics: that order is fixed,
-and so is the result. Within a group a program has the same rows in every tile.
+of `lanes` rows of the batch, as in `gpu_weighted_sums`. The tiles are dealt out to at most
+`_GROUPS` groups of programs, each of which adds to an array of its own, without atomics: that order
+is fixed, and so is the result. Within a group a program has the same rows in every tile.
 """
 
 import functools

@@ -1,4 +1,4 @@
-#include "crew.h"
+#include "helper_pool.h"
 
 #include <chrono>
 #include <thread>
@@ -9,9 +9,9 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
-constexpr auto kShort = std::chrono::microseconds(80);     // a job that is not worth a wake-up
-constexpr auto kPatience = std::chrono::microseconds(50);  // between two jobs
-constexpr auto kStay = std::chrono::milliseconds(2);       // with all jobs
+constexpr auto kShort = std::chrono::microseconds(80);     // work that is not worth a wake-up
+constexpr auto kPatience = std::chrono::microseconds(50);  // between two tasks
+constexpr auto kStay = std::chrono::milliseconds(2);       // in all
 
 // Waits a little, the more readily without the core the longer it has gone on.
 void Pause(int spins) {
@@ -26,7 +26,7 @@ void Pause(int spins) {
 
 }  // namespace
 
-void Job::Work() {
+void ParallelTask::Work() {
   for (;;) {
     const int64_t i = next_.fetch_add(1, std::memory_order_relaxed);
     if (i >= num_tasks_) return;
@@ -35,57 +35,57 @@ void Job::Work() {
   }
 }
 
-void Job::Wait() const {
+void ParallelTask::Wait() const {
   for (int spins = 0; done_.load(std::memory_order_acquire) < num_tasks_; ++spins) Pause(spins);
 }
 
-Crew& Crew::Get() {
-  static Crew* crew = new Crew;  // never deleted: helpers may outlive the end of `main`
-  return *crew;
+HelperPool& HelperPool::Get() {
+  static HelperPool* pool = new HelperPool;  // never deleted: helpers may outlive the end of `main`
+  return *pool;
 }
 
-int64_t Crew::Call(const std::shared_ptr<Job>& job, int64_t wanted) {
+int64_t HelperPool::Call(const std::shared_ptr<ParallelTask>& work, int64_t wanted) {
   int64_t count = 0;
   while (count < wanted && Leave()) ++count;
   if (count == 0) return 0;
   const std::lock_guard<std::mutex> lock(mutex_);
-  called_.insert(called_.end(), static_cast<size_t>(count), job);
+  called_.insert(called_.end(), static_cast<size_t>(count), work);
   num_called_.store(static_cast<int64_t>(called_.size()), std::memory_order_release);
   return count;
 }
 
 // Takes one off the number of helpers that wait. False when there is none.
-bool Crew::Leave() {
+bool HelperPool::Leave() {
   int64_t waiting = num_waiting_.load(std::memory_order_relaxed);
   while (waiting > 0 && !num_waiting_.compare_exchange_weak(waiting, waiting - 1)) {
   }
   return waiting > 0;
 }
 
-std::shared_ptr<Job> Crew::Take() {
+std::shared_ptr<ParallelTask> HelperPool::Take() {
   if (num_called_.load(std::memory_order_acquire) == 0) return nullptr;
   const std::lock_guard<std::mutex> lock(mutex_);
   if (called_.empty()) return nullptr;
-  std::shared_ptr<Job> job = std::move(called_.back());
+  std::shared_ptr<ParallelTask> work = std::move(called_.back());
   called_.pop_back();
   num_called_.store(static_cast<int64_t>(called_.size()), std::memory_order_release);
-  return job;
+  return work;
 }
 
-void Crew::Help(std::shared_ptr<Job> job) {
+void HelperPool::RunHelper(std::shared_ptr<ParallelTask> work) {
   auto now = Clock::now();
   for (const auto end = now + kStay;;) {
     const auto start = now;
-    job->Work();
-    job.reset();
+    work->Work();
+    work.reset();
     now = Clock::now();
     if (now >= end || now - start > kShort) return;
     num_waiting_.fetch_add(1);
-    // Called or not is a matter of numbers, not of who: as many helpers take a job as were called.
-    for (int spins = 0; job == nullptr; ++spins) {
-      job = Take();
-      if (job != nullptr) break;
-      // Who cannot leave any more is called: the job is there in an instant.
+    // Only the number of called helpers counts, not which ones: as many take work as were called.
+    for (int spins = 0; work == nullptr; ++spins) {
+      work = Take();
+      if (work != nullptr) break;
+      // A helper that can no longer leave has been called: its work arrives in an instant.
       if (Clock::now() >= now + kPatience && Leave()) return;
       Pause(spins);
     }
