@@ -14,6 +14,7 @@ from srigl_kernels.backends.registry import BACKENDS, pack
 from srigl_kernels.conv_geometry import check_groups
 from srigl_kernels.epilogue import ACTIVATIONS
 from srigl_kernels.format import FLOATS, Condensed, check_structure
+from srigl_kernels.layer_cache import is_concrete, remember
 from srigl_kernels.prepared import Layout, Prepared
 
 
@@ -80,11 +81,13 @@ def choose_backend(layer: Condensed | Prepared, batch: int = 1) -> tuple[str, st
 
   Returns:
     `(name, reason)`. Of a layer prepared with `backend="auto"` the layout that is expected to be
-    fastest for the batch, of one prepared for backends by name the first of them, of any other
-    `xla` (on GPUs `pallas`): other layouts cost more to make in every call than they save.
+    fastest for the batch, of one prepared for backends by name the first of them. Of a layer that
+    is not prepared the one that is expected to be fastest, if its arrays are concrete: then its
+    layout is made once and kept. If they are traced, `xla` (on GPUs `pallas`): other layouts cost
+    more to make in every call than they save.
   """
   if not isinstance(layer, Prepared) or not layer.preference:
-    return auto.unprepared()
+    return auto.choose(layer.condensed if isinstance(layer, Prepared) else layer, batch)
   if not layer.is_automatic:
     return layer.preference[0], "it is the first backend that the layer was prepared for"
   names, group = layer.preference, layer.group_size
@@ -113,8 +116,11 @@ def condensed_matmul(
 
   Args:
     x: `[..., I]` float32 or bfloat16.
-    layer: the layer. A `Condensed` is laid out in every call, which for `backend="cpu"` takes
-      longer than the product: `prepare` it once, outside of jit, and pass what that returns.
+    layer: the layer, which `prepare` makes ready outside of jit. For a `Condensed` of concrete
+      arrays, such as a constant of a jitted function, this is done in the first call and kept as
+      long as these live. One that is traced, such as an argument of a jitted function or one whose
+      values are differentiated, is laid out in every call, about as slow as a dense layer; with
+      `backend="auto"` a warning says so, once.
     backend: a name in `BACKENDS`, or `"auto"`: see `choose_backend`.
     activation: None, `"relu"` or `"gelu"` (its tanh form, the default of `jax.nn.gelu`).
 
@@ -135,12 +141,7 @@ def condensed_matmul(
       f"The last axis of `x` must be the layer's {condensed.in_features} inputs, but x has shape "
       f"{x.shape}."
     )
-  if backend == "auto":
-    backend, _ = choose_backend(layer, batch=math.prod(x.shape[:-1]))
-  if isinstance(layer, Prepared) and backend in layer.layouts:
-    layout = layer.layouts[backend]
-  else:
-    layout = pack(backend, condensed)
+  backend, layout = choose_layout(layer, backend, math.prod(x.shape[:-1]))
   return _apply(x, condensed, layout, backend=backend, activation=activation)
 
 
@@ -159,6 +160,32 @@ def check_call(x: Array, layer: Condensed | Prepared, activation: str | None) ->
   if x.dtype not in FLOATS:
     raise ValueError(f"`x` must be float32 or bfloat16, not {x.dtype}.")
   return condensed
+
+
+def choose_layout(
+  layer: Condensed | Prepared, backend: str, batch: int, feature_group_count: int = 1
+) -> tuple[str, Layout]:
+  """The backend that runs a call, and its layout of the layer.
+
+  Args:
+    layer: as it was given.
+    backend: a name in `BACKENDS`, or `"auto"`.
+    batch: rows of x; to the native kernels every pixel of a convolution's output is one.
+    feature_group_count: groups of the convolution.
+  """
+  is_automatic = backend == "auto"
+  if is_automatic:
+    backend, _ = choose_backend(layer, batch)
+  if isinstance(layer, Prepared):
+    if backend in layer.layouts:
+      return backend, layer.layouts[backend]
+    return backend, pack(backend, layer.condensed, feature_group_count)
+  if is_concrete(layer):
+    make = lambda condensed: pack(backend, condensed, feature_group_count)
+    return backend, remember(layer, (backend, feature_group_count), make)
+  if is_automatic and backend == "xla":
+    auto.warn_of_unprepared_layer()
+  return backend, pack(backend, layer, feature_group_count)
 
 
 @functools.partial(jax.jit, static_argnames=("backend", "activation"))

@@ -12,6 +12,7 @@ from srigl_kernels.backends.cpu import library
 from srigl_kernels.backends.grouped import group_size
 from srigl_kernels.backends.registry import BACKENDS, is_traced
 from srigl_kernels.format import Condensed
+from srigl_kernels.layer_cache import is_concrete, remember
 
 ACCELERATORS = ("gpu", "tpu")
 _EXACT = ("highest", "float32")  # settings under which products of float32 are not rounded
@@ -55,11 +56,22 @@ def candidates(condensed: Condensed, gradients: bool = False) -> list[str]:
   return [*names, "grouped"] if is_grouped and is_concrete else names
 
 
-def unprepared() -> tuple[str, str]:
-  """The backend for a layer that is laid out in every call, and why."""
+def choose(condensed: Condensed, batch: int) -> tuple[str, str]:
+  """The backend for a layer that is not prepared, and why."""
+  if is_concrete(condensed):
+    among = remember(condensed, ("candidates", jax.default_backend()), candidates)
+    group = remember(condensed, "group size", group_size) if "grouped" in among else None
+    name = rank(condensed, batch, among, group)[0][0]
+    return name, f"its layout is made once; {expectation(condensed, batch, among, group)}"
   if jax.default_backend() == "gpu" and BACKENDS["pallas"].is_available():
-    return "pallas", "the layer is not prepared, and these kernels read it nearly as it is"
-  return "xla", "the layer is not prepared, and this layout is cheap to make in every call"
+    return (
+      "pallas",
+      "the layer is traced and not prepared, and these kernels read it nearly as it is",
+    )
+  return (
+    "xla",
+    "the layer is traced and not prepared, and this layout is cheap to make in every call",
+  )
 
 
 def rank(
@@ -120,5 +132,16 @@ def _warn_of_no_cpu_library() -> None:
     f"The native CPU kernels cannot be used: {library.why_unavailable()}. Condensed layers run on "
     "plain XLA instead, several times slower. Reinstall srigl-jax on a machine with a C++ "
     "compiler: its build makes them (in a checkout, `pip install -e .`).",
+    stacklevel=4,
+  )
+
+
+@functools.cache
+def warn_of_unprepared_layer() -> None:
+  """Warns once per process."""
+  warnings.warn(
+    "A condensed layer whose arrays are traced is laid out in every call, which makes it about as "
+    "slow as a dense one. Call `prepare(condensed)` outside of jit and pass what it returns; with "
+    "`prepare(condensed, gradients=True)` its values may change.",
     stacklevel=4,
   )

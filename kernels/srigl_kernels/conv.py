@@ -10,9 +10,9 @@ import jax.numpy as jnp
 from jax import Array
 
 from srigl_kernels import conv_patches
-from srigl_kernels.api import check_call, choose_backend, condensed_matmul
+from srigl_kernels.api import check_call, choose_backend, choose_layout, condensed_matmul
 from srigl_kernels.backends import dense
-from srigl_kernels.backends.registry import BACKENDS, pack
+from srigl_kernels.backends.registry import BACKENDS
 from srigl_kernels.backends.xla import densify
 from srigl_kernels.conv_geometry import Geometry, Padding, resolve
 from srigl_kernels.epilogue import ACTIVATIONS, apply_epilogue, scatter_to_neurons
@@ -41,8 +41,8 @@ def condensed_conv(
   Args:
     x: `[..., *S, C]` float32 or bfloat16, with as many spatial axes `S` as the kernel.
     layer: the layer, its kernel of shape `(*kernel_size, C // feature_group_count, N)` with the
-      neurons on the last axis. A `Condensed` is laid out in every call: `prepare` it once, outside
-      of jit, with the same `feature_group_count`, and pass what that returns.
+      neurons on the last axis; prepared with the same `feature_group_count`, or a `Condensed`, for
+      which the same holds as for `condensed_matmul`.
     strides: at least 1, for all spatial axes or each.
     padding: `"SAME"`, `"SAME_LOWER"`, `"VALID"`, `"CIRCULAR"`, `"REFLECT"`, with one spatial axis
       `"CAUSAL"`, or numbers of zeros: one for all sides, or for each axis one or `(before, after)`.
@@ -75,22 +75,9 @@ def condensed_conv(
     y = condensed_matmul(images, layer, backend=backend, activation=activation)
   else:
     pixels = math.prod((images.shape[0], *geometry.output_size(images.shape[1:-1])))
-    backend, layout = _choose(layer, backend, geometry.groups, pixels)
+    backend, layout = choose_layout(layer, backend, pixels, geometry.groups)
     y = _apply(images, condensed, layout, backend, activation, geometry)
   return y.reshape(*x.shape[: x.ndim - len(geometry.kernel_size) - 1], *y.shape[1:])
-
-
-def _choose(
-  layer: Condensed | Prepared, backend: str, groups: int, pixels: int
-) -> tuple[str, Layout]:
-  """The backend that runs the layer, and its layout."""
-  if backend == "auto":  # to the native kernels every pixel of the output is a row
-    backend, _ = choose_backend(layer, pixels)
-  if not isinstance(layer, Prepared):
-    return backend, pack(backend, layer, groups)
-  if backend in layer.layouts:
-    return backend, layer.layouts[backend]
-  return backend, pack(backend, layer.condensed, groups)
 
 
 def _drop_layouts(layer: Prepared, backend: str) -> tuple[Prepared | Condensed, str]:

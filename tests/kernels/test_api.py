@@ -9,10 +9,11 @@ HAS_CPU = BACKENDS["cpu"].is_available()
 SMALL = PROBLEMS["odd_sizes"]
 
 
-def test_a_layer_that_is_not_prepared_runs_on_xla():
+def test_a_layer_that_is_traced_and_not_prepared_runs_on_xla():
   _, condensed = make_problem(SMALL)
-  name, reason = choose_backend(condensed)
-  assert name == "xla" and "not prepared" in reason
+  chosen = []
+  jax.jit(lambda layer: chosen.append(choose_backend(layer)) or layer.values)(condensed)
+  assert chosen[0][0] == "xla" and "not prepared" in chosen[0][1]
 
 
 @pytest.mark.parametrize("name", ["reference", "xla", "structured", "dense"])
