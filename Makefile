@@ -1,4 +1,4 @@
-# From a fresh clone, with python3, pip and a C++ compiler: `make demo`, `make test`.
+# From a fresh clone, with python3, pip and a C++ compiler: `make demo`, `make test`, `make docs`.
 # Another Python: `make test PYTHON=python3.12`.
 
 PYTHON ?= python3
@@ -13,7 +13,7 @@ VENV := .venv-$(VERSION)
 BIN := $(VENV)/bin
 WORKDIR ?= runs/demo
 
-.PHONY: help demo test lint pytest test-versions test-slow prove-resume fuzz benchmark benchmark-kernels lease format tables clean
+.PHONY: help demo test lint pytest test-versions test-slow prove-resume fuzz benchmark benchmark-kernels lease format docs tables clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -60,7 +60,14 @@ lease: $(VENV)/experiments ## pack what a lent GPU machine lacks into .lease/
 	$(BIN)/python -m experiments.lease pack
 
 tables: $(VENV)/experiments ## put the results' tables into README.md and docs/
+docs: $(VENV)-docs/ready ## the documentation's site, in build/site; fails on any warning
+	$(VENV)-docs/bin/python docs/api_pages.py build/docs
+	$(VENV)-docs/bin/zensical build --clean --strict --config-file mkdocs.yml
+
+tables: $(VENV)/experiments ## put results and docstrings into README.md and docs/
 	$(BIN)/python -m experiments.tables
+	$(BIN)/python -m docs.api_pages
+	$(BIN)/python -m docs.examples.build
 
 format: $(VENV)/test ## format the code
 	$(BIN)/ruff check --fix .
@@ -75,6 +82,14 @@ $(VENV)/experiments: pyproject.toml requirements.txt $(NATIVE)
 
 $(VENV)/test: $(VENV)/experiments
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[experiments,test]'
+	touch $@
+
+# Docstrings are read, not imported: the site needs neither the project nor a compiler.
+DOCS_NEEDS := import tomllib; extras = tomllib.load(open("pyproject.toml", "rb"))["project"]
+$(VENV)-docs/ready: pyproject.toml
+	test -x $(VENV)-docs/bin/python || $(PYTHON_BIN) -m venv $(VENV)-docs
+	$(VENV)-docs/bin/python -c '$(DOCS_NEEDS); print(*extras["optional-dependencies"]["docs"], sep="\n")' \
+	  | $(VENV)-docs/bin/python -m pip install --quiet --disable-pip-version-check -r /dev/stdin
 	touch $@
 
 clean: ## remove the environments and caches (never runs/)

@@ -48,7 +48,7 @@ def fill(text: str, results: Path = RESULTS) -> str:
 
 def pages() -> list[Path]:
   """The pages that may hold tables."""
-  return [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+  return [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
 def main() -> int:
