@@ -1,11 +1,11 @@
-"""What sparse training costs: `python -m experiments.benchmark_training [--quick]`.
+"""The overhead of sparse training: `python -m experiments.benchmark_training [--quick]`.
 
-Each number is a ratio to a peer that does the same work in the same run: times are taken in turns
-(`experiments.benchmarks.timing`), results are checked first. Everything is float32.
+Each number is a ratio to a baseline that does the same work in the same run: times are taken in
+turns (`experiments.benchmarks.timing`), results are checked first. Everything is float32.
 
 - Training steps: forward, backward and optimizer, with `srigl` (sparsity 0.9, Erdős–Rényi-Kernel)
-  round the optimizer against the optimizer alone, two programs that donate their state. The
-  networks are the ResNet-18 of the experiments (SGD with Nesterov momentum and weight decay) and a
+  wrapped around the optimizer against the optimizer alone, two programs that donate their state.
+  The networks are the experiments' ResNet-18 (SGD with Nesterov momentum and weight decay) and a
   stand-in for ViT-B/16 (AdamW): its 50 matrices in pre-norm blocks with softmax attention and
   GELU, without biases, norm parameters, class token and position embedding.
 - The same with the topology update that every 100th step does: (99 ordinary steps and 1 with an
@@ -13,7 +13,7 @@ Each number is a ratio to a peer that does the same work in the same run: times 
 - The optimizer without forward and backward, for information: nothing hides what `srigl` reads
   and writes besides, the masks above all.
 - A topology update of ResNet-50's kernels against the same update by sorting, the way sparse
-  training is mostly written in JAX. The peers share the formulation of `srigl_update` (four
+  training is mostly written in JAX. The baselines share the formulation of `srigl_update` (four
   selections per layer, one of which both trims and fills the neurons) and differ in how they
   select: "argsort" ranks by `jnp.argsort` and scatters the first k into a mask, the usual way;
   "sort" takes the threshold from one `jnp.sort` of the magnitudes' bit patterns, the fastest that
@@ -22,12 +22,10 @@ Each number is a ratio to a peer that does the same work in the same run: times 
 """
 
 import math
-import shlex
-import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -37,119 +35,26 @@ from absl import flags
 from jax import Array
 
 import srigl_jax as sx
-from experiments import models
+from experiments.benchmarks.comparison import Comparison, compare, comparison_table, results
 from experiments.benchmarks.sorting_update import ARGSORT, SORT, sorting_update
-from experiments.benchmarks.timing import Row, as_json, format_table, interleave
+from experiments.benchmarks.timing import interleave
+from experiments.benchmarks.training_problems import (
+  GAMMA_SAL,
+  Arrays,
+  Problem,
+  Shapes,
+  normal,
+  resnet18,
+  resnet50_shapes,
+  vit,
+)
 from experiments.common import cli
-from experiments.common.files import write_json
+from experiments.common.environment import command_line
+from experiments.common.files import RESULTS, write_json
 
-_OUT = Path("experiments/results/benchmark_training.json")
+_OUT = RESULTS / "benchmark_training.json"
 _UPDATE_EVERY = 100
-_GAMMA_SAL = 0.3
-_DROP_FRACTION = 0.25  # of the topology updates by themselves; exact, so peers need not be careful
-
-Arrays = dict[str, Array]
-Shapes = dict[str, tuple[int, ...]]
-
-
-class Problem(NamedTuple):
-  """Something to train.
-
-  Attributes:
-    name: for the table.
-    loss_fn: `(params, model_state, inputs, labels) -> (loss, model_state)`.
-    params: by path.
-    model_state: batch statistics by path.
-    batch: `(inputs, labels)`.
-    inner: the optimizer.
-    gamma_sal: see `srigl`.
-  """
-
-  name: str
-  loss_fn: Callable[[Arrays, Arrays, Array, Array], tuple[Array, Arrays]]
-  params: Arrays
-  model_state: Arrays
-  batch: tuple[Array, Array]
-  inner: optax.GradientTransformation
-  gamma_sal: float
-
-
-def resnet18(batch_size: int, *, quick: bool) -> Problem:
-  """The experiments' ResNet-18; `quick`: a shallow and narrow one."""
-  size: dict[str, Any] = {"stage_sizes": (1,), "width": 8} if quick else {}
-  apply, params, model_state = models.init(
-    "resnet18", num_classes=10, image_shape=(32, 32, 3), key=jax.random.key(0), **size
-  )
-
-  def loss_fn(params, model_state, images, labels):
-    logits, model_state = apply(params, model_state, images, train=True)
-    return _cross_entropy(logits, labels), model_state
-
-  images = jax.random.normal(jax.random.key(1), (batch_size, 32, 32, 3))
-  batch = images, jnp.arange(batch_size) % 10
-  l2 = optax.add_decayed_weights(5e-4)
-  inner = optax.chain(l2, optax.sgd(1e-3, momentum=0.9, nesterov=True))
-  name = f"ResNet-18, {batch_size} images"
-  return Problem(name, loss_fn, params, model_state, batch, inner, _GAMMA_SAL)
-
-
-def vit(batch_size: int, *, quick: bool) -> Problem:
-  """The stand-in for ViT-B/16 described above; `quick`: a shallow and narrow one."""
-  dim, num_blocks, num_heads, num_patches = (32, 1, 2, 9) if quick else (768, 12, 12, 196)
-  shapes: Shapes = {"conv_proj/kernel": (16, 16, 3, dim), "head/kernel": (dim, 1000)}
-  for i in range(num_blocks):
-    shapes[f"block{i}/attention_in/kernel"] = (dim, 3 * dim)
-    shapes[f"block{i}/attention_out/kernel"] = (dim, dim)
-    shapes[f"block{i}/mlp_in/kernel"] = (dim, 4 * dim)
-    shapes[f"block{i}/mlp_out/kernel"] = (4 * dim, dim)
-  norm = lambda x: jax.nn.standardize(x, axis=-1)
-
-  def loss_fn(params, model_state, patches, labels):
-    x = patches @ params["conv_proj/kernel"].reshape(-1, dim)
-    for i in range(num_blocks):
-      qkv = norm(x) @ params[f"block{i}/attention_in/kernel"]
-      q, k, v = jnp.split(qkv.reshape(*x.shape[:2], 3 * num_heads, -1), 3, axis=2)
-      attended = jax.nn.dot_product_attention(q, k, v).reshape(x.shape)
-      x += attended @ params[f"block{i}/attention_out/kernel"]
-      hidden = jax.nn.gelu(norm(x) @ params[f"block{i}/mlp_in/kernel"])
-      x += hidden @ params[f"block{i}/mlp_out/kernel"]
-    return _cross_entropy(norm(x).mean(1) @ params["head/kernel"], labels), model_state
-
-  patches = jax.random.normal(jax.random.key(1), (batch_size, num_patches, 16 * 16 * 3))
-  batch = patches, jnp.arange(batch_size)
-  name = f"ViT-B/16 stand-in, {batch_size} images"
-  return Problem(name, loss_fn, _normal(shapes), {}, batch, optax.adamw(1e-4), 0.95)
-
-
-def resnet50_shapes(*, quick: bool) -> Shapes:
-  """Kernels of ResNet-50 (v1.5) by path: 25.5 M weights in 54 layers; `quick`: far fewer."""
-  width, num_classes = (8, 10) if quick else (64, 1000)
-  shapes: Shapes = {"conv1/kernel": (7, 7, 3, width)}
-  inputs = width
-  for stage, num_blocks in enumerate((1,) if quick else (3, 4, 6, 3)):
-    inner = width << stage
-    for block in range(num_blocks):
-      path = f"layer{stage + 1}/{block}"
-      shapes[f"{path}/conv1/kernel"] = (1, 1, inputs, inner)
-      shapes[f"{path}/conv2/kernel"] = (3, 3, inner, inner)
-      shapes[f"{path}/conv3/kernel"] = (1, 1, inner, 4 * inner)
-      if block == 0:
-        shapes[f"{path}/shortcut/kernel"] = (1, 1, inputs, 4 * inner)
-      inputs = 4 * inner
-  return shapes | {"head/kernel": (inputs, num_classes)}
-
-
-def _normal(shapes: Mapping[str, tuple[int, ...]]) -> Arrays:
-  """Random kernels of variance 1 / fan-in."""
-  keys = jax.random.split(jax.random.key(0), len(shapes))
-  return {
-    path: jax.random.normal(key, shape) * math.prod(shape[:-1]) ** -0.5
-    for key, (path, shape) in zip(keys, shapes.items(), strict=True)
-  }
-
-
-def _cross_entropy(logits: Array, labels: Array) -> Array:
-  return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+_DROP_FRACTION = 0.25  # of the topology updates by themselves; exact in float32
 
 
 class Trainer:
@@ -193,7 +98,7 @@ class Trainer:
     return self
 
 
-def training_rows(problem: Problem, *, repeats: int) -> Iterator[Row]:
+def training_rows(problem: Problem, *, repeats: int) -> Iterator[Comparison]:
   """The rows of one problem: training steps, then the optimizer alone."""
   sparse_tx = sx.srigl(
     problem.inner,
@@ -204,7 +109,7 @@ def training_rows(problem: Problem, *, repeats: int) -> Iterator[Row]:
   )
   params = sx.apply_masks(problem.params, sx.get_masks(sparse_tx.init(problem.params)))
   bare, sparse = Trainer(problem, problem.inner, params), Trainer(problem, sparse_tx, params)
-  grads = _normal({path: leaf.shape for path, leaf in params.items()})
+  grads = normal({path: leaf.shape for path, leaf in params.items()})
   _check_optimizers(bare, sparse, grads)
 
   steps = {
@@ -223,12 +128,11 @@ def training_rows(problem: Problem, *, repeats: int) -> Iterator[Row]:
   ):
     name = f"{problem.name}: {what}"
     times = interleave(name, candidates, repeats=repeats)
+    yield compare(name, times, "srigl", "bare", at_most=limits[0])
     base, ordinary, update = (np.asarray(times[candidate]) for candidate in candidates)
     mean = ((_UPDATE_EVERY - 1) * ordinary + update) / _UPDATE_EVERY
-    ordinary_times = {candidate: times[candidate] for candidate in ("bare", "srigl")}
-    yield Row(name, list(ordinary / base), ordinary_times, at_most=limits[0])
     name += f", update every {_UPDATE_EVERY} steps"
-    yield Row(name, list(mean / base), times, at_most=limits[1])
+    yield Comparison(name, list(mean / base), times, at_most=limits[1])
 
 
 def _check_optimizers(bare: Trainer, sparse: Trainer, grads: Arrays) -> None:
@@ -252,7 +156,7 @@ def _check_optimizers(bare: Trainer, sparse: Trainer, grads: Arrays) -> None:
       raise RuntimeError(f"The topology update left {path!r} without constant fan-in.")
 
 
-def update_rows(shapes: Shapes, *, repeats: int) -> Iterator[Row]:
+def update_rows(shapes: Shapes, *, repeats: int) -> Iterator[Comparison]:
   """The rows of topology updates, by themselves."""
   layers = {path: jax.ShapeDtypeStruct(shape, jnp.float32) for path, shape in shapes.items()}
   allocation = sx.allocate(layers, 0.9)
@@ -261,7 +165,7 @@ def update_rows(shapes: Shapes, *, repeats: int) -> Iterator[Row]:
     {path: _distinct(seed, mask.shape) for path, mask in masks.items()} for seed in (0, 1)
   )
   weights = sx.apply_masks(weights, masks)
-  gamma_sal = {path: 0.0 if path.startswith("head") else _GAMMA_SAL for path in masks}
+  gamma_sal = {path: 0.0 if path.startswith("head") else GAMMA_SAL for path in masks}
 
   def updates(update_fn, **kwargs):
     """All layers' update, compiled; and how long compiling took."""
@@ -286,16 +190,20 @@ def update_rows(shapes: Shapes, *, repeats: int) -> Iterator[Row]:
   srigl, srigl_compile = updates(sx.srigl_update, drop_fraction=_DROP_FRACTION)
   num_weights = sum(mask.size for mask in masks.values())
   what = f"update of {len(masks)} layers, {num_weights / 1e6:.3g} M weights"
-  # A peer that ranks takes half a minute for ResNet-50: fewer rounds.
-  for peer, select, rounds in (("sort", SORT, repeats), ("argsort", ARGSORT, max(3, repeats // 3))):
-    by_sorting, peer_compile = updates(sorting_update, select=select, drop_fraction=_DROP_FRACTION)
-    _check_masks(srigl(), by_sorting(), peer)
-    name = f"{peer} / srigl: {what}"
-    times = interleave(name, {peer: by_sorting, "srigl": srigl}, repeats=rounds)
-    ratios = np.asarray(times[peer]) / np.asarray(times["srigl"])
-    yield Row(name, list(ratios), times, at_least=3.0)
-    times = {peer: [peer_compile], "srigl": [srigl_compile]}
-    yield Row(f"{peer} / srigl: compiling that", [peer_compile / srigl_compile], times)
+  # A baseline that ranks takes half a minute for ResNet-50: fewer rounds.
+  for baseline, select, rounds in (
+    ("sort", SORT, repeats),
+    ("argsort", ARGSORT, max(3, repeats // 3)),
+  ):
+    by_sorting, baseline_compile = updates(
+      sorting_update, select=select, drop_fraction=_DROP_FRACTION
+    )
+    _check_masks(srigl(), by_sorting(), baseline)
+    name = f"{baseline} / srigl: {what}"
+    times = interleave(name, {baseline: by_sorting, "srigl": srigl}, repeats=rounds)
+    yield compare(name, times, baseline, "srigl", at_least=3.0)
+    times = {baseline: [baseline_compile], "srigl": [srigl_compile]}
+    yield compare(f"{baseline} / srigl: compiling that", times, baseline, "srigl")
 
 
 def _distinct(seed: int, shape: tuple[int, ...]) -> Array:
@@ -306,10 +214,10 @@ def _distinct(seed: int, shape: tuple[int, ...]) -> Array:
   return (magnitudes * jax.random.rademacher(sign, (size,))).reshape(shape)
 
 
-def _check_masks(masks: Arrays, peers: Arrays, peer: str) -> None:
-  different = [path for path, mask in masks.items() if not np.array_equal(mask, peers[path])]
+def _check_masks(masks: Arrays, baselines: Arrays, baseline: str) -> None:
+  different = [path for path, mask in masks.items() if not np.array_equal(mask, baselines[path])]
   if different:
-    raise RuntimeError(f"The update by {peer} gives other masks in {', '.join(different)}.")
+    raise RuntimeError(f"The update by {baseline} gives other masks in {', '.join(different)}.")
 
 
 def main() -> None:
@@ -323,16 +231,15 @@ def main() -> None:
     "vit": lambda: training_rows(vit(8, quick=options.quick), repeats=repeats),
     "update": lambda: update_rows(resnet50_shapes(quick=options.quick), repeats=repeats),
   }
-  rows: list[Row] = []
+  rows: list[Comparison] = []
   for name in options.only or sections:
     for row in sections[name]():
       rows.append(row._replace(at_most=None, at_least=None) if options.quick else row)
     jax.clear_caches()
-  print(format_table(rows))
+  print(comparison_table(rows))
   complete = not options.quick and not options.only
   if path := options.out or (complete and _OUT):
-    command = shlex.join(["python", "-m", "experiments.benchmark_training", *sys.argv[1:]])
-    write_json(Path(path), as_json(rows, command))
+    write_json(Path(path), results(rows, command_line("experiments.benchmark_training")))
     print(f"results: {path}")
 
 

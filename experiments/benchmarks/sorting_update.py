@@ -1,4 +1,4 @@
-"""What `srigl_update` does, by sorting: the peers of the training benchmark.
+"""`srigl_update` by sorting: the baselines of the training benchmark.
 
 They are written the way sparse training mostly is in JAX, with the formulation of `srigl_update`
 (four selections per layer), and differ in how they select.
@@ -13,7 +13,7 @@ from jax import Array, lax
 
 
 class Select(NamedTuple):
-  """How a peer selects, by non-negative scores without ties.
+  """How a baseline selects, by non-negative scores without ties.
 
   Attributes:
     largest: `(scores [I, N], k) -> [I, N] bool`, the k largest.
@@ -45,7 +45,7 @@ def _sort_largest(scores: Array, k: Array) -> Array:
 def _sort_largest_per_column(scores: Array, k: Array) -> Array:
   bits = lax.bitcast_convert_type(scores, jnp.uint32)
   index = bits.shape[0] - jnp.maximum(k, 1)[:, None]
-  # Sorting along the last axis of the transpose is twice as fast as along the first axis.
+  # Sorting along the last axis of the transpose is faster than along the first axis.
   threshold = jnp.take_along_axis(jnp.sort(bits.T, axis=1), index, axis=1)
   return (bits >= threshold.T) & (k > 0)[None]
 

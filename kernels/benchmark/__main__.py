@@ -1,5 +1,11 @@
-"""The door to `experiments.benchmark_kernels`: `python -m kernels.benchmark [--quick]`."""
+"""The door to the kernel benchmark: `python -m kernels.benchmark [--quick]`, `--device=gpu`."""
 
 import runpy
+import sys
 
-runpy.run_module("experiments.benchmark_kernels", run_name="__main__")
+_ON_GPU = "--device=gpu"
+if _ON_GPU in sys.argv:
+  sys.argv.remove(_ON_GPU)
+  runpy.run_module("experiments.benchmarks.kernels.gpu_check", run_name="__main__")
+else:
+  runpy.run_module("experiments.benchmark_kernels", run_name="__main__")

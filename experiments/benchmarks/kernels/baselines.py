@@ -6,6 +6,7 @@ one. Methods of JAX are one jitted function whose weights are arguments; results
 full width.
 """
 
+import dataclasses
 import functools
 import importlib
 from collections.abc import Callable
@@ -26,24 +27,24 @@ Call = Callable[[Any], Any]
 """From an input `[B, I]` in the library's form to the result `[B, N]`, when that is there."""
 
 
-class Peer(NamedTuple):
-  """A method.
+class Baseline(NamedTuple):
+  """A method; a row of `baselines`.
 
   Attributes:
     make: from a layer to the call.
     convert: from `[B, I]` float32 numpy to what the call takes.
     isa: CPU target that the native kernels are to use, or empty.
-    is_csr: whether it counts among the CSR products.
     missing: why it cannot run here, or empty.
     temporary: bytes per row of the batch that it needs besides arguments and result.
+    is_layer: whether it computes the layer, and is checked; only measured by name if not.
   """
 
   make: Callable[[Layer], Call]
   convert: Callable[[np.ndarray], Any] = jnp.asarray
   isa: str = ""
-  is_csr: bool = False
   missing: str = ""
   temporary: Callable[[Layer], int] = lambda layer: 0
+  is_layer: bool = True
 
 
 def _jitted(fn: Callable[..., jax.Array], *weights: Any) -> Call:
@@ -68,6 +69,18 @@ def _backend(name: str, isa: str = "", exact: bool = True) -> Callable[[Layer], 
     return _jitted(lambda x, prepared: sx.condensed_matmul(x, prepared, backend=name), prepared)
 
   return make
+
+
+def _floor(layer: Layer) -> Call:
+  """The native kernels' call of the layer without its active neurons: what any such call takes."""
+  empty = sx.make_condensed(
+    np.zeros((0, 0), np.float32),
+    np.zeros((0, 0), int),
+    np.zeros(0, int),
+    layer.bias,
+    kernel_shape=layer.kernel.shape,
+  )
+  return _backend("cpu")(dataclasses.replace(layer, condensed=empty))
 
 
 def _bcsr(layer: Layer) -> Call:
@@ -148,9 +161,9 @@ def _brainevent(layer: Layer) -> Call:
   return _jitted(apply, condensed.values, indices, condensed.active, bias)
 
 
-def native(isa: str, exact: bool = True) -> Peer:
+def native(isa: str, exact: bool = True) -> Baseline:
   """The native backend on a CPU target, which the CPU must have."""
-  return Peer(_backend("cpu", isa, exact), isa=isa)
+  return Baseline(_backend("cpu", isa, exact), isa=isa)
 
 
 @functools.cache
@@ -167,7 +180,7 @@ def _gathered(layer: Layer) -> int:
   return 4 * layer.condensed.values.size
 
 
-def peers(names: tuple[str, ...] = ()) -> dict[str, Peer]:
+def baselines(names: tuple[str, ...] = ()) -> dict[str, Baseline]:
   """The methods by name, those that cannot run here included.
 
   Args:
@@ -181,22 +194,23 @@ def peers(names: tuple[str, ...] = ()) -> dict[str, Peer]:
   no_avx512 = no_cpu or ("" if best == "avx512" else f"the CPU's own target is {best}")
   optional = {name: _absence(name) for name in ("torch", "brainevent") if _wanted(name, names)}
   known = {
-    "dense": Peer(_dense),
-    "structured": Peer(_backend("structured")),
+    "dense": Baseline(_dense),
+    "structured": Baseline(_backend("structured")),
     "cpu": native(best)._replace(missing=no_cpu),
     "cpu_rounded": native(best, exact=False)._replace(missing=no_avx512),
     "cpu_avx2": native("avx2")._replace(missing=no_avx512),
-    "xla": Peer(_backend("xla")),
-    "reference": Peer(_backend("reference"), temporary=_gathered),
-    "bcsr": Peer(_bcsr, is_csr=True),
-    "scipy_csr": Peer(_scipy, np.asarray, is_csr=True),
-    "torch_dense": Peer(_torch_dense, _to_torch, missing=optional.get("torch", "")),
-    "torch_csr": Peer(_torch_csr, _to_torch, is_csr=True, missing=optional.get("torch", "")),
-    "brainevent": Peer(_brainevent, missing=optional.get("brainevent", "")),
+    "xla": Baseline(_backend("xla")),
+    "reference": Baseline(_backend("reference"), temporary=_gathered),
+    "bcsr": Baseline(_bcsr),
+    "scipy_csr": Baseline(_scipy, np.asarray),
+    "torch_dense": Baseline(_torch_dense, _to_torch, missing=optional.get("torch", "")),
+    "torch_csr": Baseline(_torch_csr, _to_torch, missing=optional.get("torch", "")),
+    "brainevent": Baseline(_brainevent, missing=optional.get("brainevent", "")),
+    "floor": Baseline(_floor, missing=no_cpu, is_layer=False),
   }
   if unknown := [name for name in names if name not in known]:
     raise ValueError(f"There is no method {unknown[0]!r}: give some of {', '.join(known)}.")
-  return {name: known[name] for name in names or known}
+  return {name: known[name] for name in names or known if names or known[name].is_layer}
 
 
 def _wanted(module: str, names: tuple[str, ...]) -> bool:

@@ -6,30 +6,30 @@ from typing import Any
 import numpy as np
 from scipy.optimize import nnls
 
-from experiments.benchmarks.kernels import baselines
-from experiments.benchmarks.kernels.layers import Shape, random_layer
-from experiments.benchmarks.kernels.measure import Cell, Effort, measure_layer
+from experiments.benchmarks.kernels.baselines import Baseline, baselines, native
+from experiments.benchmarks.kernels.layers import SHAPES, Shape, random_layer
+from experiments.benchmarks.kernels.measurement import Effort, Measurement, measure_layer
 from experiments.common.progress import progress
 from srigl_kernels import BACKENDS, cost_model
 from srigl_kernels.backends.cpu import library
 
 # Shapes (inputs, outputs, active neurons) and sparsities that a choice has to be made for: square
 # and not, with ablated neurons and without, from half dense to nearly empty.
-_LAYERS: tuple[tuple[tuple[int, int, int], tuple[float, ...]], ...] = (
-  ((768, 3072, 1145), (0.7, 0.8, 0.9, 0.95, 0.99)),
-  ((3072, 768, 768), (0.3, 0.5, 0.8, 0.9, 0.95, 0.99)),
-  ((768, 768, 768), (0.1, 0.5, 0.9)),
-  ((256, 256, 200), (0.3, 0.9)),
-  ((576, 64, 50), (0.5, 0.9)),
-  ((512, 1000, 1000), (0.3, 0.8)),
-  ((4096, 4096, 4096), (0.5, 0.9)),
+_LAYERS: tuple[tuple[Shape, tuple[float, ...]], ...] = (
+  (SHAPES["vit_ffn_up"], (0.7, 0.8, 0.9, 0.95, 0.99)),
+  (SHAPES["vit_ffn_down"], (0.3, 0.5, 0.8, 0.9, 0.95, 0.99)),
+  (Shape(768, 768, 768), (0.1, 0.5, 0.9)),
+  (Shape(256, 256, 200), (0.3, 0.9)),
+  (Shape(576, 64, 50), (0.5, 0.9)),
+  (Shape(512, 1000, 1000), (0.3, 0.8)),
+  (Shape(4096, 4096, 4096), (0.5, 0.9)),
 )
 _BATCHES = [1, 4, 16, 48, 64, 256, 1024]
 _EFFORT = Effort(rounds=5, budget=0.5, limit=0.3)
 
 
 Measured = dict[str, list[tuple[cost_model.Sizes, int, float]]]
-"""By key of `cost.SECONDS`: sizes, batch and seconds of calls."""
+"""By key of `cost_model.SECONDS`: sizes, batch and seconds of calls."""
 
 
 def measure() -> Measured:
@@ -39,19 +39,19 @@ def measure() -> Measured:
   layers = [(shape, sparsity) for shape, sparsities in _LAYERS for sparsity in sparsities]
   with progress("fit", step=0, total_steps=len(layers)) as show:
     for i, (shape, sparsity) in enumerate(layers):
-      cells: list[Cell] = []
-      layer = random_layer("x".join(map(str, shape)), Shape(*shape), sparsity)
-      measure_layer(layer, _BATCHES, methods, threads=0, effort=_EFFORT, done=cells.append)
-      for cell in cells:
-        sizes = cost_model.Sizes(cell.in_features, cell.out_features, cell.num_active, cell.fan_in)
-        for name in cell.seconds:
-          measured.setdefault(name, []).append((sizes, cell.batch, cell.median(name)))
+      found: list[Measurement] = []
+      layer = random_layer("x".join(map(str, shape)), shape, sparsity)
+      measure_layer(layer, _BATCHES, methods, threads=0, effort=_EFFORT, done=found.append)
+      for one in found:
+        sizes = cost_model.Sizes(*shape, one.fan_in)
+        for name in one.seconds:
+          measured.setdefault(name, []).append((sizes, one.batch, one.median(name)))
       show(i + 1)
   return measured
 
 
 def report(measured: Measured) -> str:
-  """The constants as they stand in `cost.SECONDS`, how well they fit, and what a choice loses."""
+  """The rows of `cost_model.SECONDS`, how well they fit, and what a choice by them loses."""
   lines = ["SECONDS: dict[str, Rates] = {"]
   fitted, measured = fit_all(measured)
   for name, rates in fitted.items():
@@ -61,8 +61,8 @@ def report(measured: Measured) -> str:
     lines.append(f'  "{name}": Rates({numbers}),')
     lines[-1] += f"  # estimate / time: 10 % {low:.2f}, median {middle:.2f}, 90 % {high:.2f}"
   lines.append("}")
-  for native in (None, *(name for name in measured if name.startswith("cpu"))):
-    names = [name for name in measured if name == native or not name.startswith("cpu")]
+  for target in (None, *(name for name in measured if name.startswith("cpu"))):
+    names = [name for name in measured if name == target or not name.startswith("cpu")]
     lines.append(f"choosing among {', '.join(names)}: {_losses(measured, fitted, names)}")
   return "\n".join(lines)
 
@@ -90,16 +90,16 @@ def _losses(
   return f"over 1.10 in {over} of {len(losses)} calls; worst {worst}"
 
 
-def _methods() -> dict[str, baselines.Peer]:
-  """The backends by their keys in `cost.SECONDS`: the native one on every CPU target there is."""
-  found = baselines.peers(("dense", "structured", "xla"))
+def _methods() -> dict[str, Baseline]:
+  """The backends by their keys in `cost_model.SECONDS`, the native one on every CPU target."""
+  found = baselines(("dense", "structured", "xla"))
   if BACKENDS["cpu"].is_available():
     for isa in ("avx512", "avx2", "generic"):
       try:
         library.set_isa(isa)
       except ValueError:  # the CPU does not have it
         continue
-      found[f"cpu {isa}"] = baselines.native(isa)
+      found[f"cpu {isa}"] = native(isa)
   return found
 
 
@@ -130,7 +130,7 @@ def fit(name: str, measured: Sequence[tuple[cost_model.Sizes, int, float]]) -> c
   """Constants of one backend, none negative: least squares of the relative error.
 
   Args:
-    name: a key of `cost.SECONDS`.
+    name: a key of `cost_model.SECONDS`.
     measured: `(sizes, batch, seconds)` of calls.
   """
   terms: Any = [

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from srigl_kernels.format import Condensed, make_condensed
+from srigl_kernels.problems import LAYERS
 
 _DRAWN_ROWS = 20_000  # of larger layers so many rows are drawn, and repeated
 
@@ -38,14 +39,6 @@ class Case(NamedTuple):
     return f"{self.layer} batch {self.batch}"
 
 
-# The paper's layers at 90 % sparsity; a wide one that memory bounds; an output layer of half a
-# million classes.
-_LAYERS = {
-  "vit_ffn_up": (768, 3072, 1145, 206),
-  "vit_ffn_down": (3072, 768, 768, 307),
-  "wide": (4096, 16384, 16384, 410),
-  "classes": (768, 500_000, 500_000, 32),
-}
 _TINY = {
   "vit_ffn_up": (24, 60, 35, 6),
   "vit_ffn_down": (60, 24, 24, 6),
@@ -69,7 +62,7 @@ _BATCHES = (
 
 def cases(tiny: bool = False) -> list[Case]:
   """All cells, the most telling first; `tiny` ones are for trying the program."""
-  layers = _TINY if tiny else _LAYERS
+  layers = _TINY if tiny else {name: layer[:4] for name, layer in LAYERS.items()}
   found = [
     Case(layer, *layers[layer], batch, _targets(layer, batch))
     for layer, batches in _BATCHES

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import srigl_jax as sx
-from srigl_kernels.problems import Problem, make_problem
+from srigl_kernels.problems import LAYERS, Problem, make_problem
 
 
 class Shape(NamedTuple):
@@ -27,12 +27,8 @@ class Shape(NamedTuple):
   num_active: int
 
 
-# The feed-forward layers of ViT-B/16: of 3072 neurons SRigL keeps 1145 at 90 % in the paper's
-# network, with fan-in 206; the count is kept at other sparsities.
-SHAPES: dict[str, Shape] = {
-  "vit_ffn_up": Shape(768, 3072, 1145),
-  "vit_ffn_down": Shape(3072, 768, 768),
-}
+# The number of active neurons is kept at other sparsities than the paper's.
+SHAPES = {name: Shape(*LAYERS[name][:3]) for name in ("vit_ffn_up", "vit_ffn_down")}
 """The paper's layers by name."""
 
 
@@ -51,6 +47,11 @@ class Layer:
   condensed: sx.Condensed
   kernel: np.ndarray
   bias: np.ndarray
+
+  @property
+  def shape(self) -> Shape:
+    """Its sizes."""
+    return Shape(*self.kernel.shape, self.condensed.num_active)
 
   @property
   def sparsity(self) -> float:

@@ -1,181 +1,132 @@
-"""What a run leaves: tables on the terminal, JSON, CSV, bar charts, and the file for the README."""
+"""What a run of the kernel benchmark leaves: tables, JSON, CSV and bar charts."""
 
 import csv
 import io
 import itertools
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments.benchmarks.kernels import targets
-from experiments.benchmarks.kernels.baselines import versions
-from experiments.benchmarks.kernels.measure import Cell
-from experiments.benchmarks.timing import Row, as_json, as_markdown, quartiles
+from experiments.benchmarks.comparison import Comparison, duration
+from experiments.benchmarks.kernels.measurement import Measurement
+from experiments.benchmarks.kernels.targets import count_threads, loss
+from experiments.benchmarks.timing import quartiles
 from experiments.common.files import write_json, write_text
+from experiments.common.markdown import markdown_table
 from experiments.reports import figures
 
 _CHART_BATCHES = (1, 256)  # as in the paper's figure
+_SIZES = Measurement._fields[:8]
 
 
-def header(environment: dict[str, Any]) -> str:
-  """Machine, cores and versions in a line; and a warning if others use the machine."""
-  line = ", ".join(f"{name} {value}" for name, value in environment.items())
-  load = environment["load"]
-  if load != "unknown" and float(load) > 0.25 * environment["cpu_cores"]:
-    line += (
-      f"\nThe machine is busy (load {load}): times will be long, and ratios not what they are."
-    )
-  return line
+def layer_tables(measured: Sequence[Measurement], *, with_auto: bool = True) -> list[str]:
+  """For each layer the median microseconds of every method and batch size.
+
+  Args:
+    measured: of some layers.
+    with_auto: whether to add what `backend="auto"` takes, what that loses, and what was left out.
+  """
+  by_layer: dict[tuple[Any, ...], list[Measurement]] = {}
+  for one in measured:
+    key = (one.threads, one.layer, one.in_features, one.out_features, one.sparsity)
+    by_layer.setdefault(key, []).append(one)
+  return [_layer_table(group, with_auto) for group in by_layer.values()]
 
 
-def environment(base: dict[str, Any]) -> dict[str, Any]:
-  """What there is to say of machine and versions, beyond the harness's own."""
-  load = f"{os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else "unknown"
-  return base | versions() | {"load": load}
-
-
-def groups(cells: Sequence[Cell]) -> list[list[Cell]]:
-  """Cells that differ in their batch only, in the order in which they came."""
-  by_key: dict[tuple[Any, ...], list[Cell]] = {}
-  for cell in cells:
-    key = (cell.threads, cell.layer, cell.in_features, cell.out_features, cell.sparsity)
-    by_key.setdefault(key, []).append(cell)
-  return list(by_key.values())
-
-
-def title(cell: Cell) -> str:
-  """Layer, sparsity and threads in words."""
-  return (
-    f"{cell.layer} {cell.in_features}→{cell.out_features}, {100 * cell.sparsity:.3g} % sparse "
-    f"({cell.num_active} active neurons of fan-in {cell.fan_in}), {cell.threads} "
-    f"thread{'s' if cell.threads > 1 else ''}"
+def _layer_table(group: Sequence[Measurement], with_auto: bool) -> str:
+  first = group[0]
+  title = (
+    f"{first.layer} {first.in_features}→{first.out_features}, {100 * first.sparsity:.3g} % sparse "
+    f"({first.num_active} active neurons of fan-in {first.fan_in}), {count_threads(first.threads)}:"
   )
+  names = dict.fromkeys(name for one in group for name in one.seconds)
+  rows: list[list[str]] = [
+    [name, *(f"{1e6 * one.median(name):.4g}" if name in one.seconds else "-" for one in group)]
+    for name in names
+  ]
+  reasons: dict[str, str] = {}
+  if with_auto:
+    rows.append(["auto takes", *(one.choice for one in group)])
+    losses = [loss(one) for one in group]
+    rows.append(["its loss", *("-" if x != x else f"{100 * (x - 1):.0f} %" for x in losses)])
+    reasons = {name: why for one in group for name, why in one.skipped.items()}
+  table = markdown_table(["µs per call", *(f"batch {one.batch}" for one in group)], rows)
+  left_out = [f"{name} is left out: {why}" for name, why in reasons.items()]
+  return "\n".join([title, "", table, *left_out])
 
 
-def grid(cells: Sequence[Cell]) -> str:
-  """Median microseconds of every method and batch size, a table for each layer."""
-  parts = []
-  for group in groups(cells):
-    lines = [["batch", *(str(cell.batch) for cell in group)]]
-    lines += [[name, *(_median(cell, name) for cell in group)] for name in _methods(group)]
-    lines.append(["auto takes", *(cell.choice for cell in group)])
-    lines.append(["  loss to the best", *(_loss(cell) for cell in group)])
-    parts.append("\n".join([title(group[0]) + ", median µs", _align(lines)]))
-    reasons = {name: why for cell in group for name, why in cell.skipped.items()}
-    parts[-1] += "".join(f"\n  {name} is left out: {why}" for name, why in reasons.items())
-  return "\n\n".join(parts)
+def headline(comparisons: Sequence[Comparison]) -> str:
+  """Condensed against dense, for the README: all threads, layers and whole models."""
+  rows = []
+  for each in comparisons:
+    name, _, methods = each.name.rpartition(": ")
+    slower, _, ours = methods.partition(" / ")
+    if slower != "dense" or ours not in ("cpu", "condensed") or name.endswith(" 1 thread"):
+      continue
+    low, middle, high = quartiles(each.ratios)
+    times = (duration(quartiles(each.times[method])[1]) for method in (slower, ours))
+    rows.append((name, *times, f"{middle:.1f} ({low:.1f}–{high:.1f})"))
+  return markdown_table(("", "dense", "condensed", "times faster (quartiles)"), rows, align="lrrl")
 
 
-def _methods(group: Sequence[Cell]) -> list[str]:
-  return list(dict.fromkeys(name for cell in group for name in cell.seconds))
-
-
-def _median(cell: Cell, name: str) -> str:
-  return f"{1e6 * cell.median(name):.4g}" if name in cell.seconds else "-"
-
-
-def _loss(cell: Cell) -> str:
-  loss = targets.loss(cell)
-  return "-" if loss != loss else f"{100 * (loss - 1):.0f} %"
-
-
-def _align(lines: Sequence[Sequence[str]]) -> str:
-  widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
-  return "\n".join(
-    "  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]) for line in lines
-  )
-
-
-def write(out: Path, cells: Sequence[Cell], result: dict[str, Any]) -> list[Path]:
+def write(out: Path, measured: Sequence[Measurement], result: dict[str, Any]) -> list[Path]:
   """Writes `benchmark.json`, `benchmark.csv` and bar charts into a folder; returns the paths."""
   paths = [out / "benchmark.json", out / "benchmark.csv"]
-  write_json(paths[0], result | {"cells": [cell._asdict() for cell in cells]})
-  write_text(paths[1], as_csv(cells))
-  key = lambda cell: (cell.layer, cell.threads)
-  for (layer, threads), group in itertools.groupby(sorted(cells, key=key), key=key):
-    path = out / f"{layer.replace('/', '_')}_{threads}_threads.png"
-    chart(list(group), path)
-    paths.append(path)
+  write_json(paths[0], result | {"measurements": [one._asdict() for one in measured]})
+  write_text(paths[1], as_csv(measured))
+  key = lambda one: (one.layer, one.threads)
+  for (layer, threads), group in itertools.groupby(sorted(measured, key=key), key=key):
+    paths.append(out / f"{layer.replace('/', '_')}_{threads}_threads.png")
+    chart(list(group), paths[-1])
   return paths
 
 
-def chart(cells: Sequence[Cell], path: Path) -> None:
+def publish(
+  path: Path,
+  measured: Sequence[Measurement],
+  comparisons: Sequence[Comparison],
+  result: dict[str, Any],
+) -> None:
+  """Writes the results file of README (`headline`) and docs: targets, medians of 90 % layers."""
+  at_90 = [one for one in measured if abs(one.sparsity - 0.9) < 0.005]
+  tables = [result["table"], *layer_tables(at_90, with_auto=False)]
+  medians = [
+    {field: getattr(one, field) for field in _SIZES}
+    | {"microseconds": {name: [1e6 * t for t in quartiles(v)] for name, v in one.seconds.items()}}
+    | {"auto": one.choice}
+    for one in measured
+  ]
+  shown = {"table": "\n\n".join(tables), "headline": headline(comparisons)}
+  write_json(path, result | shown | {"measurements": medians})
+
+
+def chart(measured: Sequence[Measurement], path: Path) -> None:
   """Bars of every method over the sparsities, at the batch sizes of the paper if they are there."""
-  batches = sorted({cell.batch for cell in cells})
-  shown = [n for n in _CHART_BATCHES if n in batches] or batches[:1]
+  batches = sorted({one.batch for one in measured})
   panels: dict[str, dict[str, dict[str, tuple[float, float, float]]]] = {}
-  for batch in shown:
-    bars: dict[str, dict[str, tuple[float, float, float]]] = {}
-    for cell in sorted(cells, key=lambda cell: cell.sparsity):
-      if cell.batch == batch:
-        for method, seconds in cell.seconds.items():
-          low, middle, high = (1e6 * t for t in quartiles(seconds))
-          bars.setdefault(method, {})[f"{100 * cell.sparsity:.3g} %"] = (low, middle, high)
-    panels[f"batch {batch}"] = bars
-  first = cells[0]
-  shape = f"{first.layer}, {first.in_features}→{first.out_features}, {first.threads} threads"
-  figures.bars(panels, path, title=shape, xlabel="sparsity", ylabel="µs per call")
+  for batch in [n for n in _CHART_BATCHES if n in batches] or batches[:1]:
+    bars = panels.setdefault(f"batch {batch}", {})
+    for one in sorted(measured, key=lambda one: one.sparsity):
+      for method, seconds in one.seconds.items() if one.batch == batch else ():
+        low, middle, high = (1e6 * t for t in quartiles(seconds))
+        bars.setdefault(method, {})[f"{100 * one.sparsity:.3g} %"] = (low, middle, high)
+  first = measured[0]
+  title = f"{first.layer}, {first.in_features}→{first.out_features}, {count_threads(first.threads)}"
+  figures.bars(panels, path, title=title, xlabel="sparsity", ylabel="µs per call")
 
 
-def as_csv(cells: Sequence[Cell]) -> str:
-  """One line for each cell and method."""
+def as_csv(measured: Sequence[Measurement]) -> str:
+  """One line for each measurement and method."""
   text = io.StringIO()
   writer = csv.writer(text, lineterminator="\n")
-  fields = Cell._fields[:8]
   numbers = ("median_us", "lower_quartile_us", "upper_quartile_us", "rounds")
-  writer.writerow([*fields, "method", *numbers, "auto", "skipped"])
-  for cell in cells:
-    for name in [*cell.seconds, *cell.skipped]:
-      times = cell.seconds.get(name)
+  writer.writerow([*_SIZES, "method", *numbers, "auto", "skipped"])
+  for one in measured:
+    for name in [*one.seconds, *one.skipped]:
       found: list[object] = ["", "", "", 0]
-      if times:
+      if times := one.seconds.get(name):
         low, middle, high = (f"{1e6 * t:.3f}" for t in quartiles(times))
         found = [middle, low, high, len(times)]
-      line = [*cell[:8], name, *found, name == cell.choice, cell.skipped.get(name, "")]
+      line = [*one[:8], name, *found, name == one.choice, one.skipped.get(name, "")]
       writer.writerow(line)
   return text.getvalue()
-
-
-def summary(rows: Sequence[Row], command: str, about: dict[str, Any]) -> dict[str, Any]:
-  """The rows as JSON, without the time of every round."""
-  result = as_json(rows, command) | {"environment": about}
-  for row in result["rows"]:
-    row["seconds"] = {name: quartiles(values)[1] for name, values in row["seconds"].items()}
-  return result
-
-
-def headline(rows: Sequence[Row]) -> str:
-  """Condensed against dense, for the README: all threads, layers and whole models."""
-  lines = ["| | dense | condensed | times faster (quartiles) |", "|---|--:|--:|---|"]
-  for row in rows:
-    name, _, methods = row.name.rpartition(": ")
-    peer, _, ours = methods.partition(" / ")
-    if peer != "dense" or ours not in ("cpu", "condensed") or name.endswith(" 1 thread"):
-      continue
-    times = [_duration(quartiles(row.times[method])[1]) for method in (peer, ours)]
-    low, middle, high = quartiles(row.ratios)
-    lines.append(f"| {name} | {times[0]} | {times[1]} | {middle:.1f} ({low:.1f}–{high:.1f}) |")
-  return "\n".join(lines)
-
-
-def _duration(seconds: float) -> str:
-  return f"{1e6 * seconds:.3g} µs" if seconds < 1e-3 else f"{1e3 * seconds:.3g} ms"
-
-
-def publish(path: Path, cells: Sequence[Cell], rows: Sequence[Row], result: dict[str, Any]) -> None:
-  """Writes the results file of README (`headline`) and docs: targets, medians of 90 % layers."""
-  tables = [as_markdown(rows)]
-  for group in groups([cell for cell in cells if abs(cell.sparsity - 0.9) < 0.005]):
-    head = ["µs per call", *(f"batch {cell.batch}" for cell in group)]
-    lines = [head, ["---", *["--:"] * len(group)]]
-    lines += [[name, *(_median(cell, name) for cell in group)] for name in _methods(group)]
-    tables += [title(group[0]) + ":", "\n".join(f"| {' | '.join(line)} |" for line in lines)]
-  medians = [
-    {field: getattr(cell, field) for field in Cell._fields[:8]}
-    | {"microseconds": {name: [1e6 * t for t in quartiles(v)] for name, v in cell.seconds.items()}}
-    | {"auto": cell.choice}
-    for cell in cells
-  ]
-  shown = {"table": "\n\n".join(tables), "headline": headline(rows)}
-  write_json(path, result | shown | {"cells": medians})

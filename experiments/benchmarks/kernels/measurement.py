@@ -1,18 +1,20 @@
 """Measures a layer at a batch size with every method: checked first, then timed in turns."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 import srigl_jax as sx
-from experiments.benchmarks.kernels.baselines import Call, Peer
+from experiments.benchmarks.kernels.baselines import Baseline, Call
 from experiments.benchmarks.kernels.layers import Layer
 from experiments.benchmarks.timing import Times, call_seconds, quartiles, take_turns
 from srigl_kernels import BACKENDS
 from srigl_kernels.backends.cpu import library
 
-_NUM_INPUTS = 4  # rotate, so that a method does not find its input in the first-level cache
+NUM_INPUTS = 4
+"""Inputs that rotate, so that a method does not find its own in the first-level cache."""
+
 _MAX_TEMPORARY_BYTES = 2**28
 _CHECKED_ROWS = 65  # the first; and the last one
 
@@ -37,8 +39,8 @@ class Effort(NamedTuple):
   most: int = 20
 
 
-class Cell(NamedTuple):
-  """What was measured of one layer at one batch size and one number of threads.
+class Measurement(NamedTuple):
+  """Times of one layer at one batch size and one number of threads.
 
   Attributes:
     layer: its name.
@@ -75,90 +77,81 @@ class Cell(NamedTuple):
 
 def measure_layer(
   layer: Layer,
-  batches: list[int],
-  peers: Mapping[str, Peer],
+  batches: Sequence[int],
+  methods: Mapping[str, Baseline],
   *,
   threads: int,
   effort: Effort,
-  done: Callable[[Cell], None],
+  done: Callable[[Measurement], None],
 ) -> None:
-  """Measures a layer at some batch sizes; `done` is given each cell when it is there."""
-  calls = {name: peer.make(layer) for name, peer in peers.items() if not peer.missing}
-  skipped = {name: peer.missing for name, peer in peers.items() if peer.missing}
-  _use_isa(peers.get("cpu"))
-  prepared = sx.prepare(layer.condensed)
+  """Measures a layer at some batch sizes; `done` is given each measurement as it is made.
+
+  Raises:
+    RuntimeError: if a method computes something else.
+  """
+  calls = {name: method.make(layer) for name, method in methods.items() if not method.missing}
+  skipped = {name: method.missing for name, method in methods.items() if method.missing}
+  condensed = layer.condensed
+  _use_isa(methods.get("cpu"))
+  prepared = sx.prepare(condensed)
   rng = np.random.default_rng(0)
   for batch in sorted(batches):
-    shape = (_NUM_INPUTS, batch, layer.condensed.in_features)
+    shape = (NUM_INPUTS, batch, condensed.in_features)
     xs = rng.standard_normal(shape, dtype=np.float32)
-    seconds, too_slow = _measure(layer, xs, calls, peers, effort)
-    # What is too slow now is slower with more rows.
-    skipped |= too_slow
+    seconds, too_slow = _measure(layer, xs, calls, methods, effort)
+    skipped |= too_slow  # and slower with more rows
     calls = {name: call for name, call in calls.items() if name not in too_slow}
-    _use_isa(peers.get("cpu"))
+    _use_isa(methods.get("cpu"))
     choice, reason = sx.choose_backend(prepared, batch=batch)
-    condensed = layer.condensed
-    done(
-      Cell(
-        layer.name,
-        condensed.in_features,
-        condensed.out_features,
-        condensed.num_active,
-        condensed.fan_in,
-        layer.sparsity,
-        batch,
-        threads,
-        seconds,
-        dict(skipped),
-        choice,
-        reason,
-      )
-    )
+    sizes = (*layer.shape, condensed.fan_in, layer.sparsity)
+    done(Measurement(layer.name, *sizes, batch, threads, seconds, dict(skipped), choice, reason))
 
 
 def _measure(
   layer: Layer,
   xs: np.ndarray,
   calls: Mapping[str, Call],
-  peers: Mapping[str, Peer],
+  methods: Mapping[str, Baseline],
   effort: Effort,
 ) -> tuple[Times, dict[str, str]]:
   """Seconds by method, and why a method was left out."""
   skipped: dict[str, str] = {}
   timed, rounds = {}, {}
-  want, tolerance = _expected(layer, xs[0])
+  want, tolerance = expected(layer, xs[0])
   for name, call in calls.items():
-    temporary = peers[name].temporary(layer) * xs.shape[1]
+    method = methods[name]
+    temporary = method.temporary(layer) * xs.shape[1]
     if temporary > _MAX_TEMPORARY_BYTES:
       skipped[name] = f"its temporary would have {temporary / 2**20:.0f} MiB"
       continue
-    inputs = [peers[name].convert(x) for x in xs]
-    _use_isa(peers[name])
-    check(name, call(inputs[0]), want, tolerance)
+    inputs = [method.convert(x) for x in xs]
+    _use_isa(method)
+    if method.is_layer:
+      check(name, call(inputs[0]), want, tolerance)
     once = call_seconds(call, inputs, warm_up=0, spend=0, most=1)
     if once > effort.limit:
       skipped[name] = f"a call takes {once:.2g} s at batch {xs.shape[1]}, above {effort.limit:g} s"
       continue
-    timed[name] = _timer(peers[name], call, inputs, effort)
+    timed[name] = _timer(method, call, inputs, effort)
     a_round = once + max(once, effort.warm_up) + max(once, effort.spend)
     rounds[name] = max(min(3, effort.rounds), min(effort.rounds, int(effort.budget / a_round)))
   return take_turns(timed, rounds=rounds), skipped
 
 
-def _timer(peer: Peer, call: Call, inputs: list[Any], effort: Effort) -> Callable[[], float]:
+def _timer(method: Baseline, call: Call, inputs: list[Any], effort: Effort) -> Callable[[], float]:
   def timer() -> float:
-    _use_isa(peer)
+    _use_isa(method)
     return call_seconds(call, inputs, warm_up=effort.warm_up, spend=effort.spend, most=effort.most)
 
   return timer
 
 
-def _use_isa(peer: Peer | None) -> None:
-  if peer is not None and peer.isa and BACKENDS["cpu"].is_available():
-    library.set_isa(peer.isa)
+def _use_isa(method: Baseline | None) -> None:
+  if method is not None and method.isa and BACKENDS["cpu"].is_available():
+    library.set_isa(method.isa)
 
 
-def _expected(layer: Layer, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def expected(layer: Layer, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
   """Some rows of the result in float64, and how far float32 may be from it."""
   rows = x[_checked(len(x))].astype(np.float64)
   kernel, bias = layer.kernel.astype(np.float64), layer.bias.astype(np.float64)
@@ -171,7 +164,7 @@ def _checked(num_rows: int) -> list[int]:
 
 
 def check(name: str, result: Any, want: np.ndarray, tolerance: np.ndarray) -> None:
-  """Compares some rows of a result with what they should be.
+  """Compares some rows of a result with what `expected` says.
 
   Raises:
     RuntimeError: if they differ by more than the tolerance.
