@@ -17,43 +17,36 @@ of that size, so that decoding flatters a little. Records are repeated as often 
 """
 
 import dataclasses
-import io
 import os
-import shlex
-import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
 from absl import flags
 from ml_collections import config_flags
 
-from experiments import data, models
+from experiments import data
+from experiments.benchmarks.input_cases import Step, model_step, open_stream
 from experiments.benchmarks.timing import quartiles, take_turns
 from experiments.common import cli
-from experiments.common.environment import environment
-from experiments.common.files import write_json
+from experiments.common.environment import command_line, environment
+from experiments.common.files import RESULTS, write_json
 from experiments.common.markdown import markdown_table
 from experiments.common.progress import progress
 from experiments.data.crops import decode
 from experiments.data.record_rng import record_rng
-from experiments.data.records import Encoded, Images, Records
+from experiments.data.records import Images
 from experiments.data.stream import ImageStream, ProcessShard
 
-_OUT = Path("experiments/results/benchmark_input.json")
-_ENLARGED = 64  # images that differ
-_QUALITY = 95  # of the enlarged images' JPEG
+_OUT = RESULTS / "benchmark_input.json"
 _SEED = 0
 # The network of --model_step without a config: small enough for a CPU at 224 × 224 pixels.
 _SMALL_CONVNET: dict[str, Any] = {"widths": (16, 32, 64, 128, 256), "convs_per_stage": 1}
 
 Row = dict[str, Any]
-Step = Callable[[dict[str, jax.Array]], Any]
 
 RECIPES: dict[str, dict[str, Any]] = {
   "resnet50": {},
@@ -65,49 +58,6 @@ RECIPES: dict[str, dict[str, Any]] = {
   },
 }
 """What is done to training images, as arguments of the data set."""
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Enlarged(Records):
-  """Records whose images are replaced by enlarged ones; reading still takes its time.
-
-  Attributes:
-    images: the enlarged images, which the records share.
-  """
-
-  images: list[bytes]
-
-  def __getitem__(self, record: int) -> Encoded:
-    return super().__getitem__(record)._replace(image=self.images[record % len(self.images)])
-
-
-def _enlarged(encoded: bytes, shorter_side: int) -> bytes:
-  image = decode(encoded)
-  scale = shorter_side / min(image.size)
-  buffer = io.BytesIO()
-  width, height = image.size
-  image = image.resize((round(scale * width), round(scale * height)))
-  image.save(buffer, "JPEG", quality=_QUALITY)
-  return buffer.getvalue()
-
-
-def open_stream(name: str, shorter_side: int, **kwargs: Any) -> ImageStream:
-  """Opens the data set, its training images enlarged if wanted.
-
-  Raises:
-    ValueError: if it is not streamed, or has no image files to enlarge.
-  """
-  stream = data.load(name, **kwargs)
-  if not isinstance(stream, ImageStream):
-    raise ValueError(f"{name!r} is held in memory, there is nothing to wait for: name a stream.")
-  if not shorter_side:
-    return stream
-  if not isinstance(stream.train, Images):
-    raise ValueError(f"--shorter_side enlarges image files, which {name!r} does not have.")
-  records = stream.train.records
-  images = [_enlarged(records[i].image, shorter_side) for i in range(min(_ENLARGED, len(records)))]
-  enlarged = Enlarged(records.source, records.split, records.folder, images)
-  return dataclasses.replace(stream, train=dataclasses.replace(stream.train, records=enlarged))
 
 
 def stage_rows(stream: ImageStream, *, num_images: int, batch_size: int) -> Iterator[Row]:
@@ -220,43 +170,6 @@ def _stand_in(milliseconds: float) -> Step:
   return lambda batch: time.sleep(milliseconds / 1e3)
 
 
-def model_step(stream: ImageStream, name: str, **kwargs: Any) -> Step:
-  """The training step of a network with SGD, on all local devices."""
-  apply, params, model_state = models.init(
-    name,
-    num_classes=stream.num_classes,
-    image_shape=stream.image_shape,
-    key=jax.random.key(0),
-    **kwargs,
-  )
-
-  def loss_fn(params, model_state, key, batch):
-    inputs, targets = stream.augment_fn(key, batch["image"], batch["label"])
-    logits, model_state = apply(params, model_state, inputs, train=True, rngs=key)
-    return optax.safe_softmax_cross_entropy(logits, targets).mean(), model_state
-
-  def step_fn(params, model_state, key, batch):
-    grads, model_state = jax.grad(loss_fn, has_aux=True)(params, model_state, key, batch)
-    grads, model_state = jax.lax.pmean((grads, model_state), "devices")
-    return jax.tree.map(lambda p, g: p - 1e-3 * g, params, grads), model_state
-
-  run = jax.pmap(
-    step_fn,
-    axis_name="devices",
-    in_axes=(None, None, None, 0),
-    out_axes=None,
-    donate_argnums=(0, 1),
-  )
-  state = jax.tree.map(jnp.copy, (params, model_state))
-
-  def step(batch):
-    nonlocal state
-    state = run(*state, jax.random.key(0), batch)
-    return state
-
-  return step
-
-
 def tables(rows: dict[str, list[Row]]) -> str:
   """The rows as tables for a page."""
   stages = [
@@ -338,7 +251,7 @@ def main() -> None:
     write_json(
       Path(path),
       {
-        "command": shlex.join(["python", "-m", "experiments.benchmark_input", *sys.argv[1:]]),
+        "command": command_line("experiments.benchmark_input"),
         "environment": environment(),
         "table": table,
         "load_average": list(os.getloadavg()),

@@ -20,7 +20,7 @@ from jax.experimental import sparse
 
 import srigl_jax as sx
 from experiments.benchmarks.kernels.layers import Layer
-from srigl_kernels import BACKENDS
+from srigl_kernels import BACKENDS, make_condensed
 from srigl_kernels.backends.cpu import library
 
 Call = Callable[[Any], Any]
@@ -73,7 +73,7 @@ def _backend(name: str, isa: str = "", exact: bool = True) -> Callable[[Layer], 
 
 def _floor(layer: Layer) -> Call:
   """The native kernels' call of the layer without its active neurons: what any such call takes."""
-  empty = sx.make_condensed(
+  empty = make_condensed(
     np.zeros((0, 0), np.float32),
     np.zeros((0, 0), int),
     np.zeros(0, int),

@@ -14,6 +14,7 @@ from PIL import Image
 
 from experiments import benchmark_input as benchmark
 from experiments import data
+from experiments.benchmarks.input_cases import enlarge, model_step, open_stream
 from experiments.data.crops import decode
 from tests.experiments.data.test_imagenet import files, write_imagenet
 from tests.experiments.tiny import devices, quick_compiler
@@ -28,8 +29,8 @@ def data_dir(tmp_path_factory):
 
 def test_images_are_enlarged(data_dir):
   kwargs = {"data_dir": data_dir, "num_workers": 0, "image_size": 14}
-  small = benchmark.open_stream("imagenet2012", 0, **kwargs)
-  large = benchmark.open_stream("imagenet2012", 100, **kwargs)
+  small = open_stream("imagenet2012", 0, **kwargs)
+  large = open_stream("imagenet2012", 100, **kwargs)
   assert large.num_train == small.num_train == 23
   for i in (0, 5, 22):
     encoded = large.train.records[i]
@@ -51,7 +52,7 @@ def test_images_are_enlarged(data_dir):
 )
 def test_only_streams_of_files(name, shorter_side, message):
   with pytest.raises(ValueError, match=message):
-    benchmark.open_stream(name, shorter_side)
+    open_stream(name, shorter_side)
 
 
 def test_stages_do_the_work(data_dir, monkeypatch):
@@ -94,7 +95,7 @@ def test_the_model_is_trained():
   for count in (1, 2):
     with devices(count), quick_compiler():
       # An MLP: batch statistics would depend on the number of devices.
-      step = benchmark.model_step(stream, "mlp", hidden=(4,))
+      step = model_step(stream, "mlp", hidden=(4,))
       for batch in batches:
         params, _ = jax.block_until_ready(step(data.put_on_devices(batch)))
       trained.append(jax.device_get(params))
@@ -148,7 +149,7 @@ def test_enlarging_keeps_the_picture():
   image = Image.fromarray(np.tile(np.arange(20, dtype=np.uint8)[:, None, None] * 10, (1, 30, 3)))
   buffer = io.BytesIO()
   image.save(buffer, "PNG")
-  large = decode(benchmark._enlarged(buffer.getvalue(), 100))
+  large = decode(enlarge(buffer.getvalue(), 100))
   assert large.size == (150, 100)
   small = np.asarray(large.resize((30, 20), Image.Resampling.BOX)).astype(int)
   assert np.abs(small - np.asarray(image)).max() <= 6

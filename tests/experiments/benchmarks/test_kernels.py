@@ -78,6 +78,15 @@ def test_methods_agree(name, batch):
   assert np.asarray(call(method.convert(x))).dtype == np.float32
 
 
+def test_the_floor_is_a_call_of_the_bias_alone():
+  layer = layers.random_layer("small", SMALL, 0.8)
+  assert "floor" not in baselines()
+  call = baselines(("floor",))["floor"]
+  if call.missing:
+    pytest.skip(call.missing)
+  np.testing.assert_array_equal(call.make(layer)(jnp.ones((2, 48))), np.stack([layer.bias] * 2))
+
+
 def test_unknown_methods():
   with pytest.raises(ValueError, match="There is no method 'fast': give some of dense, "):
     baselines(("fast",))
