@@ -22,7 +22,7 @@ from docs import api_pages
 from docs.examples import build, cifar10
 from experiments import data, models, tables
 from experiments.common import cli
-from experiments.training.method_plan import preset_names
+from experiments.training.method_plan import own_arguments, preset_names
 from experiments.training.methods import METHODS, PRESETS
 from srigl_jax.layers import leaf_dict
 
@@ -246,12 +246,24 @@ def test_results_are_what_their_files_say():
 
 def test_the_methods_table_has_every_config_and_every_method():
   text = PAGES["docs/methods.md"]
+  text = text.partition("| `config.method.name` |")[0]
   rows = [line.split("|")[1:3] for line in text.splitlines() if line.startswith("| `")]
   configs = [name for row in rows for name in re.findall(r"`(\w+)`", row[0])]
   assert sorted(configs) == sorted(preset_names())
   functions = {name for row in rows for name in re.findall(r"`(\w+)", row[1])} - {"experiments"}
   wraps = lambda f: inspect.isfunction(f) and "inner" in inspect.signature(f).parameters
   assert functions == {n for n in sx.__all__ if wraps(getattr(sx, n))} - {"sparse_training"}
+
+
+def test_the_methods_page_has_every_argument():
+  given = {}
+  for line in PAGES["docs/methods.md"].partition("| `config.method.name` |")[2].splitlines():
+    if line.startswith("| `"):
+      names, arguments = line.split("|")[1:3]
+      own = dict(re.findall(r"`(\w+)=([^`]*)`", arguments))
+      own = {key: ast.literal_eval(value) for key, value in own.items()}
+      given |= dict.fromkeys(re.findall(r"`(\w+)`", names), own)
+  assert given == {name: own_arguments(name) for name in METHODS}
 
 
 def test_the_api_pages_have_every_public_name():
