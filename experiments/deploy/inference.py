@@ -1,16 +1,18 @@
 """Running a trained network, whole or condensed: logits, sizes, latency."""
 
+import functools
 import math
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from experiments.benchmarks.timing import Times, interleave
+from experiments.benchmarks.comparison import compare
+from experiments.benchmarks.timing import Times, call_seconds, quartiles, take_turns
 from experiments.common.markdown import markdown_table
+from experiments.common.progress import progress
 from experiments.data import Dataset, ImageStream, test_examples
 
 _SECONDS_PER_ROUND = 0.02  # of one network in one round of timing
@@ -78,31 +80,25 @@ def latencies(
     rounds: of timing; each repeats the call for some time.
 
   Returns:
-    The mean of each round's calls, by name.
+    The median of each round's calls, by name.
   """
   count = _NUM_INPUTS * batch_size
   images, _ = next(test_examples(data, batch_size=min(count, data.num_test)))
   chosen = np.arange(count).reshape(_NUM_INPUTS, -1) % len(images)
   inputs = [data.preprocess_fn(jnp.asarray(images[index])) for index in chosen]
 
-  def repeated(model):
+  def timer(model: nnx.Module) -> Callable[[], float]:
     run = as_function(model)
+    call = lambda x: jax.block_until_ready(run(x))
+    call(inputs[0])  # compiles
+    return functools.partial(
+      call_seconds, call, inputs, warm_up=0.0, spend=_SECONDS_PER_ROUND, most=10_000
+    )
 
-    def calls(count):
-      for i in range(count):
-        jax.block_until_ready(run(inputs[i % _NUM_INPUTS]))
-
-    calls(2)
-    start = time.perf_counter()
-    calls(_NUM_INPUTS)
-    once = (time.perf_counter() - start) / _NUM_INPUTS
-    count = max(_NUM_INPUTS, round(_SECONDS_PER_ROUND / once))
-    return count, lambda: calls(count)
-
-  runs = {name: repeated(model) for name, model in candidates.items()}
+  timers = {name: timer(model) for name, model in candidates.items()}
   name = f"{batch_size} image{'s' if batch_size > 1 else ''} at a time"
-  times = interleave(name, {name: run for name, (_, run) in runs.items()}, repeats=rounds)
-  return {name: [t / runs[name][0] for t in seconds] for name, seconds in times.items()}
+  with progress(name, step=0, total_steps=rounds) as show:
+    return take_turns(timers, rounds=rounds, after_round=show)
 
 
 def format_latencies(times: Mapping[int, Times], *, base: str) -> str:
@@ -117,13 +113,9 @@ def format_latencies(times: Mapping[int, Times], *, base: str) -> str:
   header = ["batch", *(f"{name} (ms)" for name in names), *(f"{base} / {n}" for n in others)]
   rows = []
   for batch_size, by_name in times.items():
-    cells = [str(batch_size), *(f"{1e3 * np.median(by_name[name]):.3g}" for name in names)]
+    cells = [str(batch_size), *(f"{1e3 * quartiles(by_name[name])[1]:.3g}" for name in names)]
     for other in others:
-      low, middle, high = np.percentile(_ratios(by_name[base], by_name[other]), [25, 50, 75])
+      low, middle, high = quartiles(compare(f"{base} / {other}", by_name, base, other).ratios)
       cells.append(f"{middle:.2f} ({low:.2f}–{high:.2f})")
     rows.append(cells)
   return markdown_table(header, rows, align="r" * len(header))
-
-
-def _ratios(base: Sequence[float], other: Sequence[float]) -> np.ndarray:
-  return np.asarray(base) / np.asarray(other)

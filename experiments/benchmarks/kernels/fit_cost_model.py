@@ -28,8 +28,11 @@ _BATCHES = [1, 4, 16, 48, 64, 256, 1024]
 _EFFORT = Effort(rounds=5, budget=0.5, limit=0.3)
 
 
-Measured = dict[str, list[tuple[cost_model.Sizes, int, float]]]
-"""By key of `cost_model.SECONDS`: sizes, batch and seconds of calls."""
+Call = tuple[cost_model.Sizes, int, float]
+"""Sizes, batch and seconds of a call."""
+
+Measured = dict[str, list[Call]]
+"""Calls by key of `cost_model.SECONDS`."""
 
 
 def measure() -> Measured:
@@ -52,19 +55,23 @@ def measure() -> Measured:
 
 def report(measured: Measured) -> str:
   """The rows of `cost_model.SECONDS`, how well they fit, and what a choice by them loses."""
-  lines = ["SECONDS: dict[str, Rates] = {"]
   fitted, measured = fit_all(measured)
-  for name, rates in fitted.items():
-    factors = [_estimate(name, rates, sizes, n) / t for sizes, n, t in measured[name]]
-    low, middle, high = np.percentile(factors, [10, 50, 90])
-    numbers = ", ".join(f"{rate:.3g}" for rate in rates)
-    lines.append(f'  "{name}": Rates({numbers}),')
-    lines[-1] += f"  # estimate / time: 10 % {low:.2f}, median {middle:.2f}, 90 % {high:.2f}"
+  rows = [rates_row(name, rates, measured[name]) for name, rates in fitted.items()]
+  lines = ["SECONDS: dict[str, Rates] = {", *rows]
   lines.append("}")
   for target in (None, *(name for name in measured if name.startswith("cpu"))):
     names = [name for name in measured if name == target or not name.startswith("cpu")]
     lines.append(f"choosing among {', '.join(names)}: {_losses(measured, fitted, names)}")
   return "\n".join(lines)
+
+
+def rates_row(name: str, rates: cost_model.Rates, calls: Sequence[Call]) -> str:
+  """A row of `cost_model.SECONDS`, with how well it fits what was measured."""
+  factors = [_estimate(name, rates, sizes, n) / seconds for sizes, n, seconds in calls]
+  low, middle, high = np.percentile(factors, [10, 50, 90])
+  numbers = ", ".join(f"{rate:.3g}" for rate in rates)
+  fits = f"estimate / time: 10 % {low:.2f}, median {middle:.2f}, 90 % {high:.2f}"
+  return f'  "{name}": Rates({numbers}),  # {fits}'
 
 
 def _losses(
@@ -126,7 +133,7 @@ def fit_all(measured: Measured) -> tuple[dict[str, cost_model.Rates], Measured]:
   return fitted, current
 
 
-def fit(name: str, measured: Sequence[tuple[cost_model.Sizes, int, float]]) -> cost_model.Rates:
+def fit(name: str, measured: Sequence[Call]) -> cost_model.Rates:
   """Constants of one backend, none negative: least squares of the relative error.
 
   Args:

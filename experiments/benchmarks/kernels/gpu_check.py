@@ -2,8 +2,8 @@
 
 Needs this checkout, jax and numpy; the package need not be installed. Every
 backend against float64 on the named problems, the card's ceilings, the paper's GPU experiment and
-larger layers with every method, forward and backward, and other cuts of the kernels' work. See
-`gpu_tasks` for what, `gpu_methods` for the methods, `gpu_timing` for how.
+larger layers with every method, forward and backward, and other tile configs. See
+`gpu_tasks` for what, `gpu_baselines` for the methods, `gpu_timing` for how.
 
     python kernels/benchmark/gpu_check.py                     everything
     python kernels/benchmark/gpu_check.py --check             only whether results are right

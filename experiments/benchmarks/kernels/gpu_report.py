@@ -3,9 +3,9 @@
 from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
-
 from experiments.benchmarks.kernels.gpu_cases import cases
+from experiments.benchmarks.timing import quartiles
+from experiments.common.markdown import markdown_table
 from srigl_kernels import cost_model
 
 _CACHE_BYTES = 50e6
@@ -50,7 +50,7 @@ def tables(results: dict[str, Any]) -> str:
 
 def median(row: dict[str, Any]) -> float:
   """Median seconds."""
-  return float(np.median(row["seconds"]))
+  return quartiles(row["seconds"])[1]
 
 
 def floor(row: dict[str, Any], ceilings: dict[str, float]) -> float:
@@ -61,18 +61,20 @@ def floor(row: dict[str, Any], ceilings: dict[str, float]) -> float:
 
 def _table(rows: list[dict[str, Any]], ceilings: dict[str, float]) -> str:
   first = rows[0]
-  lines = [
+  title = (
     f"{first['case']}: {first['in_features']} to {first['out_features']}, {first['num_active']} "
-    f"active of fan-in {first['fan_in']}; median us, quartiles, share of its floor"
-  ]
+    f"active of fan-in {first['fan_in']}"
+  )
+  lines = []
   for row in sorted((r for r in rows if "seconds" in r), key=median):
-    low, middle, high = (1e6 * t for t in np.percentile(row["seconds"], [25, 50, 75]))
+    low, middle, high = (1e6 * t for t in quartiles(row["seconds"]))
     share = ""
     if "bytes" in row and "bytes" in ceilings:
-      share = f"{100 * floor(row, ceilings) / median(row):5.1f} %"
-      share += "" if row["rotation_bytes"] > _CACHE_BYTES else "  weights fit into the cache"
-    lines.append(f"  {row['method']:40} {middle:10.2f}  {low:10.2f} {high:10.2f}  {share}")
-  return "\n".join(lines)
+      share = f"{100 * floor(row, ceilings) / median(row):.1f} %"
+      share += "" if row["rotation_bytes"] > _CACHE_BYTES else ", weights fit into the cache"
+    lines.append((row["method"], f"{middle:.2f} ({low:.2f}–{high:.2f})", share))
+  header = ("method", "µs (quartiles)", "share of its floor")
+  return f"{title}\n\n{markdown_table(header, lines)}"
 
 
 def _targets(timed: list[dict[str, Any]]) -> Iterator[str]:
@@ -90,7 +92,7 @@ def _targets(timed: list[dict[str, Any]]) -> Iterator[str]:
 
 
 def sizes(row: dict[str, Any]) -> cost_model.Sizes:
-  """The sizes that `cost` estimates by."""
+  """The sizes that `cost_model` estimates by."""
   fields = ("in_features", "out_features", "num_active", "fan_in", "group")
   return cost_model.Sizes(*(row[name] for name in fields))
 
@@ -115,21 +117,14 @@ def _choices(timed: list[dict[str, Any]]) -> Iterator[str]:
 
 
 def constants(results: dict[str, Any]) -> str:
-  """Lines for `cost.SECONDS`, fitted to a results file; needs scipy."""
+  """Lines for `cost_model.SECONDS`, fitted to a results file; needs scipy."""
   from experiments.benchmarks.kernels import fit_cost_model
 
-  measured: dict[str, list[tuple[cost_model.Sizes, int, float]]] = {}
+  measured: fit_cost_model.Measured = {}
   for row in results["rows"].values():
     if row.get("key") and "seconds" in row:
       measured.setdefault(row["key"], []).append((sizes(row), row["batch"], median(row)))
-  lines = []
-  for key, calls in measured.items():
-    rates = fit_cost_model.fit(key, calls)
-    factors = [
-      sum(a * b for a, b in zip(rates, cost_model.terms(key, each, batch), strict=True)) / seconds
-      for each, batch, seconds in calls
-    ]
-    low, high = np.percentile(factors, [10, 90])
-    numbers = ", ".join(f"{rate:.3g}" for rate in rates)
-    lines.append(f'  "{key}": Rates({numbers}),  # estimate / time: {low:.2f} to {high:.2f}')
-  return "\n".join(lines)
+  return "\n".join(
+    fit_cost_model.rates_row(key, fit_cost_model.fit(key, calls), calls)
+    for key, calls in measured.items()
+  )

@@ -64,7 +64,7 @@ def groups(tiny: bool, only_checks: bool = False) -> list[list[Task]]:
         for each in todo
         if (tiny and each == case) or (each.layer, each.batch) in _TRAINED
       ]
-  return found + [_cuts(case, tiny) for case in todo if case.layer != "classes"]
+  return found + [_tile_configs(case, tiny) for case in todo if case.layer != "classes"]
 
 
 def _methods(case: Case) -> list[str]:
@@ -222,21 +222,21 @@ def _timed_torch(case: Case, name: str) -> Task:
   return Task(f"{case.name} {name}", make, finish)
 
 
-# ---- other ways to cut the work, to choose blocks by ----
+# ---- other tile configs, to choose among ----
 
 
-def _cuts(case: Case, tiny: bool) -> list[Task]:
+def _tile_configs(case: Case, tiny: bool) -> list[Task]:
   usual = choose_blocks(case.batch, case.num_active, case.fan_in, case.in_features, 4)
   return [
-    _timed(case, f"pallas {tuple(blocks)}", _cut_method(blocks), tiny)
-    for blocks in _neighbours(usual, case)[: 2 if tiny else None]
+    _timed(case, f"pallas {tuple(blocks)}", _with_tiles(blocks), tiny)
+    for blocks in _similar_tiles(usual, case)[: 2 if tiny else None]
   ]
 
 
-def _neighbours(blocks: Blocks, case: Case) -> list[Blocks]:
+def _similar_tiles(blocks: Blocks, case: Case) -> list[Blocks]:
   """The blocks of choice with one thing changed."""
 
-  def cut(rows: int, entries: int, lanes: int, warps: int, programs: int = 1) -> Blocks:
+  def tiled(rows: int, entries: int, lanes: int, warps: int, programs: int = 1) -> Blocks:
     rows, entries, lanes = max(1, rows), max(1, entries), max(1, lanes)
     splits = num_blocks = -(-case.num_active // rows)
     if case.batch > SMALL_BATCH:
@@ -246,23 +246,23 @@ def _neighbours(blocks: Blocks, case: Case) -> list[Blocks]:
 
   rows, entries, lanes, _, warps = blocks
   found = [
-    cut(2 * rows, entries, lanes, warps),
-    cut(rows // 2, entries, lanes, warps),
-    cut(rows // 2, 2 * entries, lanes, warps),
-    cut(2 * rows, entries // 2, lanes, warps),
-    cut(rows, entries // 2, lanes, warps),
-    cut(rows // 2, entries, lanes, warps // 2, 2),
+    tiled(2 * rows, entries, lanes, warps),
+    tiled(rows // 2, entries, lanes, warps),
+    tiled(rows // 2, 2 * entries, lanes, warps),
+    tiled(2 * rows, entries // 2, lanes, warps),
+    tiled(rows, entries // 2, lanes, warps),
+    tiled(rows // 2, entries, lanes, warps // 2, 2),
   ]
   if case.batch > SMALL_BATCH:
     found += [
-      cut(rows // 4, 4 * entries, lanes, warps),
-      cut(rows, entries // 2, 2 * lanes, warps),
-      cut(rows, 2 * entries, lanes // 2, warps),
+      tiled(rows // 4, 4 * entries, lanes, warps),
+      tiled(rows, entries // 2, 2 * lanes, warps),
+      tiled(rows, 2 * entries, lanes // 2, warps),
     ]
   return [each for each in dict.fromkeys(found) if each != blocks]
 
 
-def _cut_method(blocks: Blocks) -> Method:
+def _with_tiles(blocks: Blocks) -> Method:
   def apply(x: Any, layer: Any) -> Any:
     layout, bias = layer.layouts["pallas"], layer.condensed.bias
     return weighted_sums(
