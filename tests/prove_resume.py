@@ -2,8 +2,9 @@
 
 `python -m tests.prove_resume --config=configs/cifar10_quick.py [--config.key=value ...]` trains
 once without interruption; trains again in another directory, kills that with SIGKILL at a random
-moment about half-way, and gives the same command once more; then compares every bit of the final
-parameters, masks and optimizer state, and the recorded test accuracies.
+moment about half-way, and gives the same command once more, which must start from a checkpoint and
+not from the beginning; then compares every bit of the final parameters, masks and optimizer state,
+and the recorded test accuracies.
 """
 
 import random
@@ -20,6 +21,7 @@ import orbax.checkpoint as ocp
 
 from experiments.common.files import read_json
 from experiments.workdir.metrics import read_metrics
+from experiments.workdir.provenance import read_sessions
 
 
 def start(arguments: list[str], workdir: Path) -> subprocess.Popen:
@@ -76,14 +78,19 @@ def prove(arguments: list[str], directory: Path) -> int:
   if (killed / "results.json").exists():
     raise SystemExit("the run finished before it was killed: give it more epochs")
   finish(start(arguments, killed))
+  resumed_from = [session["step"] for session in read_sessions(killed)]
+  if len(resumed_from) != 2 or not 0 < resumed_from[1] < total_steps:
+    raise SystemExit(f"nothing was resumed: the sessions started at steps {resumed_from}")
 
   state, other = final_state(whole), final_state(killed)
   bad = differing(state, other)
   tests = [[(r["step"], r["accuracy"]) for r in read_metrics(d)["test"]] for d in (whole, killed)]
-  masks = sum("masks" in name for name in state)
-  print(f"{len(state)} arrays compared, {masks} masks among them; {len(bad)} differ {bad[:5]}")
+  masks = [array for name, array in state.items() if "masks" in name and array.dtype == bool]
+  sparse = sum(not mask.all() for mask in masks)
+  print(f"resumed from step {resumed_from[1]} of {total_steps}")
+  print(f"{len(state)} arrays compared, {sparse} masks among them; {len(bad)} differ {bad[:5]}")
   print(f"test accuracies {'agree' if tests[0] == tests[1] else 'differ'}: {tests[0][-1]}")
-  return int(bool(bad) or tests[0] != tests[1] or not masks)
+  return int(bool(bad) or tests[0] != tests[1] or not sparse)
 
 
 if __name__ == "__main__":
