@@ -12,6 +12,7 @@ import pytest
 
 from srigl_kernels.backends.cpu import library
 from srigl_kernels.backends.cpu import matmul as products
+from srigl_kernels.problems import LAYERS
 
 pytestmark = pytest.mark.skipif(
   not library.is_available(), reason="the native library is not built"
@@ -24,8 +25,8 @@ matmul = jax.jit(products.matmul, static_argnums=3)
 
 # (inputs, neurons, active neurons, fan-in)
 SHAPES = (
-  (768, 3072, 1145, 206),
-  (3072, 768, 768, 307),
+  LAYERS["vit_ffn_up"][:4],
+  LAYERS["vit_ffn_down"][:4],
   (3072, 768, 700, 3),  # sparse: wide blocks
   (257, 130, 65, 257),  # dense rows, one column and one row beyond a register
   (95, 33, 17, 1),

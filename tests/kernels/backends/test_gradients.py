@@ -10,7 +10,7 @@ import pytest
 
 from srigl_kernels import BACKENDS, condensed_matmul, prepare
 from srigl_kernels.backends.cpu import gradients, library
-from srigl_kernels.problems import PROBLEMS, Problem, make_problem
+from srigl_kernels.problems import LAYERS, PROBLEMS, Problem, make_problem
 from tests.kernels import reference
 from tests.kernels.backends.test_cpu import isa, targets  # noqa: F401
 
@@ -21,7 +21,7 @@ SMALL = PROBLEMS["odd_sizes"]
 
 # Around borders of lanes, blocks and panels; multiples of nothing; each with some batch sizes.
 SHAPES = (
-  (Problem(768, 3072, 1145, 206, ()), (3,)),
+  (LAYERS["vit_ffn_up"], (3,)),
   (Problem(300, 130, 65, 29, ()), (1, 17, 64)),
   (Problem(37, 53, 41, 13, ()), (0, 5, 65)),
   (Problem(97, 66, 66, 97, ()), (4, 33)),  # dense rows, all active

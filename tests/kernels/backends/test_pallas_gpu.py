@@ -20,7 +20,7 @@ from srigl_kernels.backends.pallas.gpu_weighted_sums import (
   weighted_sums,
 )
 from srigl_kernels.backends.pallas.transposed import transpose
-from srigl_kernels.problems import PROBLEMS, Problem, make_problem
+from srigl_kernels.problems import LAYERS, PROBLEMS, Problem, make_problem
 from tests.kernels import reference
 from tests.kernels.lowering import interpreting, lower
 
@@ -217,7 +217,7 @@ def test_training_reproduces_the_losses_of_masked_dense_layers(interpreted):
 # ---- what a GPU would get ----
 
 
-LARGE = (Problem(768, 3072, 1145, 206, ()), Problem(3072, 768, 768, 307, ()))
+LARGE = (LAYERS["vit_ffn_up"], LAYERS["vit_ffn_down"])
 
 
 def shapes_of(problem, dtype):
@@ -245,7 +245,7 @@ def test_products_lower_for_a_gpu(batch, dtype):
 @pytest.mark.parametrize("batch", [4, 2048])
 def test_gradients_lower_for_a_gpu(batch, dtype):
   condensed = shapes_of(LARGE[0], dtype)
-  x, g = (jax.ShapeDtypeStruct((batch, n), dtype) for n in (768, 3072))
+  x, g = (jax.ShapeDtypeStruct((batch, n), dtype) for n in LARGE[0][:2])
 
   def run(x, g, condensed):
     layout = gpu.pack_pattern(condensed)
