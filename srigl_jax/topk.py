@@ -3,7 +3,8 @@
 Sorting is the obvious way and the slow one: what is wanted is a threshold. Non-negative
 floats order as their bit patterns do, so 31 counting passes (bisection on the bits) find the
 k-th largest exactly, whatever the distribution; `python -m experiments.benchmark_training`
-compares whole topology updates with sorting ones.
+compares whole topology updates with sorting ones. On a GPU, where each pass is a launch, keys are
+sorted after all; both choose the same entries.
 
 The passes run over a view `[R, T, C]` of the matrix (zeros added at the end) and sum its middle
 axis first, then the first. That is for XLA's CPU compiler, which fuses the comparison into a sum
@@ -11,6 +12,7 @@ over up to 32 entries, but splits a longer one and writes the compared entries o
 short sums it fuses into one that is much slower, so that R must be more than 32.
 """
 
+import functools
 import math
 
 import jax.numpy as jnp
@@ -92,6 +94,28 @@ def _count(chosen: Array, axes: tuple[int, ...]) -> Array:
 
 def _topk_mask(keys: Array, k: Array, axes: tuple[int, ...]) -> Array:
   """The k largest of a tiled view by (key, lower index first); `k >= 0` has size 1 along `axes`."""
+  ways = {"default": _by_bisection, "cuda": _by_sorting, "rocm": _by_sorting}
+  return lax.platform_dependent(
+    keys, k, **{name: functools.partial(way, axes=axes) for name, way in ways.items()}
+  )
+
+
+def _by_sorting(keys: Array, k: Array, *, axes: tuple[int, ...]) -> Array:
+  """Sorts, which takes a few launches of a GPU where the passes of a bisection take hundreds."""
+  sets = keys.reshape((1, -1) if axes == _WHOLE else (-1, keys.shape[-1]))
+  sets = sets if axes == _WHOLE else sets.T
+  num_sets, size = sets.shape
+  order = jnp.argsort(ALWAYS - sets, axis=1, stable=True)
+  places = jnp.arange(num_sets, dtype=jnp.int32)[:, None] * size + order
+  chosen = jnp.broadcast_to(jnp.arange(size)[None] < k.reshape(-1, 1), sets.shape)
+  mask = (
+    jnp.zeros(sets.size, bool).at[places.reshape(-1)].set(chosen.reshape(-1), unique_indices=True)
+  )
+  return (mask if axes == _WHOLE else mask.reshape(sets.shape).T).reshape(keys.shape)
+
+
+def _by_bisection(keys: Array, k: Array, *, axes: tuple[int, ...]) -> Array:
+  """Searches the threshold."""
   size = math.prod(keys.shape[axis] for axis in axes)
   column = [n if axis in axes else 1 for axis, n in enumerate(keys.shape)]
 

@@ -58,6 +58,7 @@ def _tiny(sweep: ConfigDict) -> ConfigDict:
   base.data.kwargs = ConfigDict({"image_shape": (8, 8, 3), "num_train": 32, "num_test": 16})
   base.data.batch_size = 16
   base.model.name = "resnet18"
+  base.model.dtype = "float32"  # jaxlib 0.11.2 evaluates bfloat16 networks to NaN on some CPUs
   base.model.kwargs = ConfigDict({"stage_sizes": (1, 1), "width": 16})
   base.train.total_epochs = 1.0
   base.train.eval_every_epochs = 1.0

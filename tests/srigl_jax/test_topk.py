@@ -154,3 +154,17 @@ def test_key_zero_loses_to_every_magnitude():
     jnp.zeros((2, 2))
   ), 0)  # fmt: skip
   np.testing.assert_array_equal(topk.topk_mask(keys, 2), [[True, False], [True, False]])
+
+
+@pytest.mark.parametrize("shape", [(7, 5), (1000, 3), (33, 64)])
+def test_sorting_chooses_what_bisection_does(shape):
+  """As on a GPU: with ties, keys of 0, and any k from nothing to more than there is."""
+  rng = np.random.default_rng(0)
+  keys = jnp.asarray(rng.integers(0, 9, shape), jnp.uint32)
+  for view, axes in ((topk._tiles(keys), topk._WHOLE), (topk._column_tiles(keys), topk._COLUMNS)):
+    num_sets = view.shape[2] if axes == topk._COLUMNS else 1
+    most = view.size // num_sets
+    for k in (0, 1, most // 2, most, most + 5, rng.integers(0, most + 2, num_sets)):
+      each = jnp.broadcast_to(jnp.asarray(k, jnp.int32), (num_sets,)).reshape(1, 1, -1)
+      got, want = (way(view, each, axes=axes) for way in (topk._by_sorting, topk._by_bisection))
+      np.testing.assert_array_equal(got, want)
