@@ -1,39 +1,53 @@
 """Joining the other processes of a run, on this host or on others.
 
-Which processes there are is taken from the first of these that says so:
-
-1. the flags `--coordinator=HOST:PORT --num_processes=N --process_id=I`;
-2. the environment: `JAX_COORDINATOR_ADDRESS`, `JAX_NUM_PROCESSES`, `JAX_PROCESS_ID`;
-3. SLURM, if `srun` has started more than one task;
-4. with `--cluster=auto`, what JAX finds out itself (Cloud TPU pods, GKE, Open MPI).
-
-Otherwise the process is alone.
+The flags `--coordinator=HOST:PORT --num_processes=N --process_id=I` say which there are, or the
+environment: `JAX_COORDINATOR_ADDRESS`, `JAX_NUM_PROCESSES`, `JAX_PROCESS_ID`. Else JAX finds them,
+as `jax.distributed.initialize` does: SLURM, Open MPI, Cloud TPU, Kubernetes, and mpi4py if asked by
+name. If there are none, the process is alone.
 """
 
 import collections
 import os
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 from absl import flags
+from jax._src.clusters import ClusterEnv  # no public name gives away what JAX has found
 
 from experiments.processes.rendezvous import Cluster, wait_for_all
 
-_VARIABLES = {
-  "coordinator": "JAX_COORDINATOR_ADDRESS",
-  "num_processes": "JAX_NUM_PROCESSES",
-  "process_id": "JAX_PROCESS_ID",
-}
+_EXPLICIT = ("coordinator", "num_processes", "process_id")
+
+
+class Found(NamedTuple):
+  """The processes of a run, and which devices this one is to use.
+
+  Attributes:
+    cluster: the processes.
+    device_ids: of those of this host, should it have several processes; None for all.
+  """
+
+  cluster: Cluster
+  device_ids: Sequence[int] | None
 
 
 def define_flags() -> None:
   """Defines the flags of a command that may run in several processes."""
-  flags.DEFINE_string("coordinator", None, "host:port of process 0, the same in all processes.")
-  flags.DEFINE_integer("num_processes", None, "How many processes train together.")
-  flags.DEFINE_integer("process_id", None, "Which of them this is, from 0.")
-  flags.DEFINE_enum("cluster", "", ["", "auto"], "auto: let JAX find the other processes.")
+  default = os.environ.get
+  flags.DEFINE_string(
+    "coordinator",
+    default("JAX_COORDINATOR_ADDRESS"),
+    "host:port of process 0, the same in all processes.",
+  )
+  flags.DEFINE_integer("num_processes", default("JAX_NUM_PROCESSES"), "How many train together.")
+  flags.DEFINE_integer("process_id", default("JAX_PROCESS_ID"), "Which of them this is, from 0.")
+  flags.DEFINE_string(
+    "cluster",
+    "auto",
+    "How to find the others without these: auto, none, or a method of jax.distributed by name.",
+  )
   flags.DEFINE_float("start_timeout_s", 300.0, "How long to wait for the others to start.")
   flags.DEFINE_integer("processes", 0, "Start so many processes on this machine, on loopback.")
   flags.DEFINE_integer("devices_per_process", 0, "With --processes: virtual CPU devices of each.")
@@ -58,21 +72,57 @@ def join(values: Mapping[str, Any]) -> None:
   timeout = values["start_timeout_s"]
   # It would catch SIGTERM in our place, and forget one that comes before training starts.
   jax.config.update("jax_enable_preemption_service", False)
-  cluster = find_cluster(values, os.environ)
-  if cluster is None:
-    if values["cluster"] == "auto":
-      jax.distributed.initialize(initialization_timeout=int(timeout))
-      check_devices(jax.devices())
+  found = find_cluster(values)
+  if found is None:
     return
-  wait_for_all(cluster, timeout_s=timeout)
+  on_this_host = wait_for_all(found.cluster, timeout_s=timeout)
+  # A process alone on its host uses all devices; so does one that sees a single GPU anyway.
+  one_visible = re.fullmatch(r"[^,]+", os.environ.get("CUDA_VISIBLE_DEVICES", ""))
   jax.distributed.initialize(
-    cluster.coordinator,
-    cluster.num_processes,
-    cluster.process_id,
+    *found.cluster,
+    local_device_ids=None if on_this_host == 1 or one_visible else found.device_ids,
     cluster_detection_method="deactivate",
     initialization_timeout=max(30, int(timeout)),
   )
   check_devices(jax.devices())
+
+
+def find_cluster(values: Mapping[str, Any]) -> Found | None:
+  """The processes that flags or the environment speak of; None if there is only this one.
+
+  Args:
+    values: of the flags, by name.
+
+  Raises:
+    ValueError: if something is missing or makes no sense.
+  """
+  device_ids = None
+  coordinator, count, number = explicit = [values[name] for name in _EXPLICIT]
+  if explicit == [None] * 3 and values["cluster"] != "none":
+    method = None if values["cluster"] == "auto" else values["cluster"]
+    coordinator, count, number, device_ids = ClusterEnv.auto_detect_unset_distributed_params(
+      None, None, None, None, method, int(values["start_timeout_s"])
+    )
+    if method and count is None:
+      raise ValueError(
+        f"--cluster is {method!r}, which JAX does not find here: give auto, none, or one of "
+        f"{', '.join(sorted(env.name for env in ClusterEnv._cluster_types if env.name))}."
+      )
+  elif None in explicit and any(value is not None for value in explicit):
+    absent = [f"--{name}" for name, value in zip(_EXPLICIT, explicit, strict=True) if value is None]
+    raise ValueError(
+      f"Of --coordinator, --num_processes and --process_id {' and '.join(absent)} "
+      f"{'is' if len(absent) == 1 else 'are'} not given: each process needs all three."
+    )
+  if count is None or (count == 1 and number == 0):
+    return None
+  if not re.fullmatch(r".+:\d+", coordinator):
+    raise ValueError(f"--coordinator is {coordinator!r}; it must be host:port.")
+  if not 0 <= number < count:
+    raise ValueError(
+      f"--process_id is {number} and --num_processes {count}; processes are numbered from 0."
+    )
+  return Found(Cluster(coordinator, count, number), device_ids)
 
 
 def check_devices(devices: Sequence[jax.Device]) -> None:
@@ -86,74 +136,4 @@ def check_devices(devices: Sequence[jax.Device]) -> None:
     raise ValueError(
       f"All processes need the same number of devices, but {listed}. One may have failed, or be "
       "hidden by CUDA_VISIBLE_DEVICES; leave out that host, or let the others use fewer."
-    )
-
-
-def find_cluster(values: Mapping[str, Any], environ: Mapping[str, str]) -> Cluster | None:
-  """The processes that flags or the environment speak of; None if there is only this one.
-
-  Args:
-    values: of the flags, by name.
-    environ: the environment.
-
-  Raises:
-    ValueError: if something is missing or makes no sense.
-  """
-  given = {name: values[name] for name in _VARIABLES}
-  source = {name: f"--{name}" for name in _VARIABLES}
-  if all(value is None for value in given.values()):
-    given = {name: environ.get(variable) for name, variable in _VARIABLES.items()}
-    source = _VARIABLES
-  if all(value is None for value in given.values()):
-    return _slurm(environ)
-  if absent := [source[name] for name, value in given.items() if value is None]:
-    raise ValueError(
-      f"{', '.join(source[n] for n in given if given[n] is not None)} given without "
-      f"{' and '.join(absent)}: each process needs all three."
-    )
-  count, number = _integer(given, source, "num_processes"), _integer(given, source, "process_id")
-  coordinator = str(given["coordinator"])
-  if not re.fullmatch(r".+:\d+", coordinator):
-    raise ValueError(f"{source['coordinator']} is {coordinator!r}; it must be host:port.")
-  if not 0 <= number < count:
-    raise ValueError(
-      f"{source['process_id']} is {number} and {source['num_processes']} {count}; processes are "
-      "numbered from 0."
-    )
-  return Cluster(coordinator, count, number)
-
-
-def _integer(given: Mapping[str, Any], source: Mapping[str, str], name: str) -> int:
-  try:
-    return int(given[name])
-  except ValueError as error:
-    raise ValueError(f"{source[name]} is {given[name]!r}; it must be an integer.") from error
-
-
-def _slurm(environ: Mapping[str, str]) -> Cluster | None:
-  """The tasks of a step of SLURM; process 0 is on its first node."""
-  count = int(environ.get("SLURM_STEP_NUM_TASKS", 1))
-  if count < 2:
-    return None
-  _check_slurm_gpus(environ)
-  # "gpu7", "gpu[003-010,012],login1": the first name, its prefix and its first number.
-  match = re.match(r"([^,\[]+)(?:\[(\d+))?", environ["SLURM_STEP_NODELIST"])
-  assert match, environ["SLURM_STEP_NODELIST"]
-  port = 61440 + int(environ["SLURM_JOB_ID"]) % 4096  # jobs that share a node rarely share it
-  host = match[1] + (match[2] or "")
-  return Cluster(f"{host}:{port}", count, int(environ["SLURM_PROCID"]))
-
-
-def _check_slurm_gpus(environ: Mapping[str, str]) -> None:
-  """Raises a ValueError if several tasks would take the same GPUs."""
-  # "8", "8(x4)", "2,1(x3)"
-  tasks = re.findall(r"(?:^|,)(\d+)", environ.get("SLURM_STEP_TASKS_PER_NODE", ""))
-  visible = [gpu for gpu in environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if gpu]
-  if not visible or str(len(visible)) != environ.get("SLURM_GPUS_ON_NODE"):
-    return
-  if (most := max(map(int, tasks), default=1)) > 1:
-    raise ValueError(
-      f"SLURM has started {most} tasks on a node, and each sees all of its {len(visible)} GPUs. "
-      "Start one task on each node (--ntasks-per-node=1), which uses them all, or give each task "
-      "its own (--gpus-per-task=1)."
     )

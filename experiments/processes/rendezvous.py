@@ -1,9 +1,10 @@
 """Waiting until all processes of a run are there, with a message that names those that are not.
 
-JAX aborts the process if one of them does not come, and says neither which nor what to do. So
-process 0 calls the roll on the coordinator's port before it hands the port over to JAX.
+JAX aborts the process if one of them does not come, and says neither which nor what to do. So all
+report to process 0 on the coordinator's port before it hands the port over to JAX.
 """
 
+import collections
 import contextlib
 import json
 import socket
@@ -40,8 +41,11 @@ class Cluster(NamedTuple):
     return int(self.coordinator.rpartition(":")[2])
 
 
-def wait_for_all(cluster: Cluster, *, timeout_s: float) -> None:
+def wait_for_all(cluster: Cluster, *, timeout_s: float) -> int:
   """Returns when every process of the cluster has called this.
+
+  Returns:
+    How many of them are on this host.
 
   Raises:
     TimeoutError: in every process that is there, if others are not within the time; it names them.
@@ -49,17 +53,16 @@ def wait_for_all(cluster: Cluster, *, timeout_s: float) -> None:
   """
   deadline = time.monotonic() + timeout_s
   if cluster.process_id == 0:
-    _call(cluster, deadline, timeout_s)
-  else:
-    _answer(cluster, deadline, timeout_s)
+    return _gather(cluster, deadline, timeout_s)
+  return _report_until_answered(cluster, deadline, timeout_s)
 
 
-def _call(cluster: Cluster, deadline: float, timeout_s: float) -> None:
+def _gather(cluster: Cluster, deadline: float, timeout_s: float) -> int:
   """Waits for the others and tells them how it went."""
   hosts = {0: socket.gethostname()}
   with contextlib.ExitStack() as stack:
     server = stack.enter_context(_listen(cluster.port))
-    connections = []
+    connections: list[tuple[socket.socket, str]] = []
     problem = ""
     while not problem and len(hosts) < cluster.num_processes:
       server.settimeout(max(0.001, deadline - time.monotonic()))
@@ -72,21 +75,24 @@ def _call(cluster: Cluster, deadline: float, timeout_s: float) -> None:
       caller = _receive(connection)
       if not {"process_id", "num_processes", "host"} <= caller.keys():
         continue  # whoever that was
-      connections.append(connection)
+      connections.append((connection, caller["host"]))
       problem = _refusal(cluster, hosts, caller)
       hosts[caller["process_id"]] = caller["host"]
-    for connection in connections:
-      _send(connection, {"problem": problem})
+    on_host = collections.Counter(hosts.values())
+    for connection, host in connections:
+      _send(connection, {"problem": problem, "on_this_host": on_host[host]})
   _raise(problem)
+  return on_host[hosts[0]]
 
 
-def _answer(cluster: Cluster, deadline: float, timeout_s: float) -> None:
+def _report_until_answered(cluster: Cluster, deadline: float, timeout_s: float) -> int:
   """Reports to process 0 and waits for its word."""
   error = "no time"
   while time.monotonic() < deadline:
-    problem, error = _report(cluster, deadline)
-    if problem is not None:
-      return _raise(problem)
+    answer, error = _report(cluster, deadline)
+    if "problem" in answer:
+      _raise(answer["problem"])
+      return int(answer["on_this_host"])
     time.sleep(_RETRY_SECONDS)
   raise TimeoutError(
     f"Process 0 is missing: nothing answered at {cluster.coordinator} within {timeout_s:g} s "
@@ -96,8 +102,8 @@ def _answer(cluster: Cluster, deadline: float, timeout_s: float) -> None:
   )
 
 
-def _report(cluster: Cluster, deadline: float) -> tuple[str | None, str]:
-  """What process 0 says is the problem, None if it says nothing; and why it does not."""
+def _report(cluster: Cluster, deadline: float) -> tuple[dict[str, Any], str]:
+  """What process 0 answers, empty if it does not; and why it does not."""
   me = {
     "process_id": cluster.process_id,
     "num_processes": cluster.num_processes,
@@ -108,9 +114,9 @@ def _report(cluster: Cluster, deadline: float) -> tuple[str | None, str]:
     with socket.create_connection(address, max(0.001, deadline - time.monotonic())) as connection:
       _send(connection, me)
       connection.settimeout(max(0.001, deadline - time.monotonic()) + _ANSWER_SECONDS)
-      return _receive(connection).get("problem"), "it went away without a word"
+      return _receive(connection), "it went away without a word"
   except OSError as error:
-    return None, str(error)
+    return {}, str(error)
 
 
 def _refusal(cluster: Cluster, hosts: dict[int, str], caller: dict[str, Any]) -> str:
