@@ -1,4 +1,4 @@
-"""CIFAR-10 on a few CPU cores, with a small convolutional network.
+"""CIFAR-10 on a few CPU cores, with a small convolutional network; time and accuracy not measured.
 
 `python -m experiments.train --config=configs/cifar10_quick.py --workdir=runs/quick`
 """

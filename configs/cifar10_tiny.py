@@ -1,4 +1,7 @@
-"""CIFAR-10 in about 80 seconds of one CPU core, for studies of many runs.
+"""CIFAR-10 in about a minute of one CPU core, for studies of many runs.
+
+Measured on one core, three seeds (experiments/results/methods_quick.json): test accuracy
+48.3 ± 1.2 % at 95 % sparsity (dense 61.4 ± 0.5 %), 55 to 62 s of training.
 
 `python -m experiments.train --config=configs/cifar10_tiny.py --workdir=runs/tiny`
 

@@ -1,7 +1,7 @@
 """CIFAR-10, Wide ResNet-22-2: the paper's table (arXiv:2305.02299).
 
-Best test accuracy in percent, five seeds, mean ± 95 % interval, from the authors' notebooks
-(the lossless CIFAR-10; dense 95.00):
+Published, not measured here: best test accuracy in percent, five seeds, mean ± 95 % interval, from
+the authors' notebooks (the lossless CIFAR-10; dense 95.00):
 
 | sparsity | RigL | SRigL without ablation | SRigL |
 |---|---|---|---|

@@ -1,4 +1,7 @@
-"""Handwritten digits (1,797 8×8 images, bundled with scikit-learn), an MLP, seconds on a laptop.
+"""Handwritten digits (1,797 8×8 images, bundled with scikit-learn), an MLP, seconds on a CPU core.
+
+Measured on one core, three seeds (experiments/results/digits.json): test accuracy 97.6 ± 1.7 % at
+90 % sparsity (dense 98.1 ± 0.6 %), 5 to 6 s of training.
 
 One run: `python -m experiments.train --config=configs/digits.py --workdir=runs/digits`, with
 another method: `--config=configs/digits.py:rigl` (dense, static, set, rigl, srigl_no_ablation,

@@ -1,6 +1,6 @@
 """ImageNet, MobileNetV3 small and large: a figure of the paper (arXiv:2305.02299).
 
-Top-1 accuracy in percent, one seed, read off the plot (± 0.15):
+Published, not measured here: top-1 accuracy in percent, one seed, read off the plot (± 0.15):
 
 | sparsity | small | large |
 |---|---|---|

@@ -1,6 +1,7 @@
 """ImageNet, ResNet-50: the paper's table (arXiv:2305.02299).
 
-Top-1 accuracy in percent, one seed, from the authors' notebooks (dense 76.74):
+Published, not measured here: top-1 accuracy in percent, one seed, from the authors' notebooks
+(dense 76.74):
 
 | sparsity | RigL 1x | SRigL w/o ablation 1x | SRigL 1x | SRigL 2x | SRigL 5x |
 |---|---|---|---|---|---|

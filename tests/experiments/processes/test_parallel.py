@@ -212,7 +212,7 @@ _TOGETHER = """
 import sys
 from pathlib import Path
 import jax, jax.numpy as jnp
-from experiments import cli
+from experiments.common import cli
 from experiments.processes.consistency import check_same
 port, i, folder = sys.argv[1:]
 jax.distributed.initialize(f"127.0.0.1:{port}", 2, int(i))
