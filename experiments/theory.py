@@ -115,7 +115,7 @@ def _masks(key: Array, names: Sequence[str], case: Case) -> dict[str, Array]:
   structure = "unstructured" if case.mask == "constant_per_layer" else case.mask
   kernels = {name: jax.ShapeDtypeStruct(shape, jnp.float32) for name in names}
   allocation = sx.allocate(kernels, fan_in=case.k, structure=structure)
-  masks = sx.init_masks(key, allocation, structure)
+  masks = sx.init_masks(key, allocation)
   return {name: masks.get(name, jnp.ones(shape, bool)) for name in names}  # k = n: dense, no mask
 
 

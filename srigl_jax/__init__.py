@@ -42,6 +42,7 @@ from srigl_jax.methods.sr_ste import sr_ste
 from srigl_jax.methods.srigl import srigl, srigl_update
 from srigl_jax.methods.static import fixed_masks, static_sparse
 from srigl_jax.state import SparseState, get_masks, get_state
+from srigl_jax.structures import ConstantFanIn, Unstructured
 from srigl_jax.topk import ranking_key, topk_mask, topk_mask_per_column
 from srigl_jax.transform import sparse_training
 from srigl_kernels import (
@@ -58,6 +59,7 @@ __all__ = [
   "Axes",
   "Condensed",
   "CondensedFile",
+  "ConstantFanIn",
   "FoldedLayer",
   "FoldingReport",
   "Layer",
@@ -69,6 +71,7 @@ __all__ = [
   "Rounds",
   "SparseState",
   "Summary",
+  "Unstructured",
   "all_but",
   "allocate",
   "apply_masks",

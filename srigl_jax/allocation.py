@@ -14,15 +14,14 @@ from typing import Any, NamedTuple
 
 from jax import Array
 
-from srigl_jax.blocks import check_structure, num_blocks
 from srigl_jax.distributions import DISTRIBUTIONS
 from srigl_jax.layer_filters import LayerFilter, find_layers, select
 from srigl_jax.layers import AxesFn, Layer, check_paths, flax_axes
+from srigl_jax.structures import ConstantFanIn, Structure, as_structure
 
 Distribution = (
   str | Mapping[str, float] | Callable[[Mapping[str, Layer], float | None], Mapping[str, float]]
 )
-STRUCTURES = ("constant_fan_in", "unstructured")
 
 
 class Allocation(NamedTuple):
@@ -33,15 +32,13 @@ class Allocation(NamedTuple):
     budgets: active connections that the layer may have, by path. Constant fan-in leaves up to
       `N - 1` of them unused.
     layers: every layer that counts, dense ones included, by path.
-    block_size: constant fan-in in every block of so many inputs; None: of a whole neuron.
-    group_size: consecutive neurons that share their inputs.
+    structure: that the budgets are for.
   """
 
   densities: dict[str, float]
   budgets: dict[str, int]
   layers: dict[str, Layer]
-  block_size: int | None = None
-  group_size: int = 1
+  structure: Structure = ConstantFanIn()
 
 
 def allocate(
@@ -51,9 +48,7 @@ def allocate(
   *,
   density: float | None = None,
   fan_in: int | Mapping[str, int] | None = None,
-  structure: str = "constant_fan_in",
-  block_size: int | None = None,
-  group_size: int = 1,
+  structure: Structure | str = "constant_fan_in",
   sparse: LayerFilter = True,
   axes: AxesFn = flax_axes,
 ) -> Allocation:
@@ -69,13 +64,9 @@ def allocate(
     density: `1 - sparsity`, in its place.
     fan_in: connections of each neuron, in place of `sparsity` and `distribution`: one number for
       all sparse layers (those with no more inputs than that are dense) or `{path: fan_in}`
-      (absent layers are dense). With `block_size`, connections in each block.
-    structure: `"constant_fan_in"`, budget `trunc(I * N * (1 - S))`, or `"unstructured"`, budget
-      `I * N - trunc(S * I * N)`, with S the layer's sparsity.
-    block_size: M, for a constant fan-in in every block of M consecutive inputs of a neuron (N:M
-      sparsity); it must divide the inputs of each sparse layer.
-    group_size: for a constant fan-in, how many consecutive neurons share their inputs. A layer
-      whose neurons are no multiple of it has groups of their largest common divisor.
+      (absent layers are dense). In blocks, connections in each block.
+    structure: `ConstantFanIn(...)`, budget `trunc(I * N * (1 - S))`, or `Unstructured()`, budget
+      `I * N - trunc(S * I * N)`, with S the layer's sparsity; or a name, see `as_structure`.
     sparse: which layers may be sparse. The others stay dense and count toward the target, so
       that the sparse ones become sparser to pay for them.
     axes: which axes of a kernel are neurons.
@@ -89,14 +80,7 @@ def allocate(
 
   Source: RigL (arXiv:1911.11134) for Erdős–Rényi-Kernel; integers as in SRigL's authors' code.
   """
-  if structure not in STRUCTURES:
-    raise ValueError(f"structure is {structure!r}; it must be one of {STRUCTURES}.")
-  check_structure(block_size, group_size)
-  if structure != "constant_fan_in" and (block_size is not None or group_size != 1):
-    raise ValueError(
-      f"block_size ({block_size}) and group_size ({group_size}) need "
-      f"structure='constant_fan_in', not {structure!r}."
-    )
+  structure = as_structure(structure)
   layers = find_layers(params, sparse=sparse, axes=axes)
   allowed = select(sparse, layers, name="sparse")
   target = _target_density(sparsity, density)
@@ -106,8 +90,7 @@ def allocate(
         f"Both fan_in ({fan_in}) and a sparsity or density ({target}) or a distribution "
         f"({distribution}) are given; either decides how sparse the layers are. Leave one out."
       )
-    found = _from_fan_ins(fan_in, layers, allowed, block_size)
-    return found._replace(block_size=block_size, group_size=group_size)
+    return _from_fan_ins(fan_in, layers, allowed, structure)
   if isinstance(distribution, str):
     sparsities = _from_target(distribution, target, layers, allowed)
     densities = {path: 1.0 - s for path, s in sparsities.items() if s > 0}
@@ -119,10 +102,10 @@ def allocate(
     densities = {path: d for path, d in densities.items() if path in allowed}
     sparsities = {path: 1.0 - d for path, d in densities.items()}
   budgets = {
-    path: _budget(layers[path], sparsities[path], density, structure, block_size)
+    path: _budget(layers[path], sparsities[path], density, structure)
     for path, density in densities.items()
   }
-  return Allocation(densities, budgets, layers, block_size, group_size)
+  return Allocation(densities, budgets, layers, structure)
 
 
 def constant_fan_in(layer: Layer, sparsity: float) -> int:
@@ -133,20 +116,18 @@ def constant_fan_in(layer: Layer, sparsity: float) -> int:
   return math.trunc(layer.size * (1.0 - sparsity)) // layer.num_neurons
 
 
-def _budget(
-  layer: Layer, sparsity: float, density: float, structure: str, block_size: int | None
-) -> int:
-  if structure == "constant_fan_in":
-    budget = math.trunc(layer.size * density)
-    least = layer.num_neurons * num_blocks(layer, block_size)
+def _budget(layer: Layer, sparsity: float, density: float, structure: Structure) -> int:
+  if isinstance(structure, ConstantFanIn):
+    blocks = structure.num_blocks(layer)
+    budget, least = math.trunc(layer.size * density), layer.num_neurons * blocks
+    each = "neurons" if blocks == 1 else f"neurons' blocks of {structure.block_size} inputs"
   else:
-    budget, least = layer.size - math.trunc(sparsity * layer.size), 1
+    budget, least, each = layer.size - math.trunc(sparsity * layer.size), 1, "neurons"
   if budget < least:
     raise ValueError(
       f"Layer {layer.path!r} of shape {layer.shape} may keep {max(budget, 0)} of its {layer.size} "
       f"weights (density {density:.6g}), fewer than one for each of its {layer.num_neurons} "
-      + ("neurons" if least <= layer.num_neurons else f"neurons' blocks of {block_size} inputs")
-      + ": a fan-in of 0. Ways out: (1) lower the sparsity, or use distribution='erk', "
+      f"{each}: a fan-in of 0. Ways out: (1) lower the sparsity, or use distribution='erk', "
       "which spares thin layers; (2) keep the layer dense with "
       f"sparse=all_but({_exactly(layer.path)!r}); "
       "(3) give fan-ins with fan_in=..., or densities with distribution={path: density}."
@@ -237,8 +218,10 @@ def _from_fan_ins(
   fan_in: int | Mapping[str, int],
   layers: Mapping[str, Layer],
   allowed: Collection[str],
-  block_size: int | None,
+  structure: Structure,
 ) -> Allocation:
+  blocks = structure if isinstance(structure, ConstantFanIn) else ConstantFanIn()
+  block_size = blocks.block_size
   if isinstance(fan_in, Mapping):
     check_paths(fan_in, layers, name="fan_in")
     _check_allowed(fan_in, allowed, name="fan_in")
@@ -252,9 +235,10 @@ def _from_fan_ins(
         f"fan_in of layer {path!r} is {k!r}; it must be a whole number from 1 to {size[path]}, the "
         f"inputs of each of its neurons{'' if block_size is None else ' in a block'}."
       )
-  blocks = {p: num_blocks(layers[p], block_size) for p, k in fan_ins.items() if k < size[p]}
+  num_blocks = {p: blocks.num_blocks(layers[p]) for p, k in fan_ins.items() if k < size[p]}
   return Allocation(
-    densities={path: int(fan_ins[path]) / size[path] for path in blocks},
-    budgets={path: int(fan_ins[path]) * n * layers[path].num_neurons for path, n in blocks.items()},
+    densities={path: int(fan_ins[path]) / size[path] for path in num_blocks},
+    budgets={p: int(fan_ins[p]) * n * layers[p].num_neurons for p, n in num_blocks.items()},
     layers=dict(layers),
+    structure=structure,
   )

@@ -1,61 +1,12 @@
-"""Structures finer or coarser than a neuron: blocks of its inputs, groups of neurons.
+"""Views of the `[I, N]` matrix by blocks of inputs and groups of neurons.
 
-A neuron of `I = B * M` inputs has `B` blocks of `M` consecutive ones, in the order of the `[I, N]`
-view: for convolutions (window row, window column, input channel).
+A neuron of `I = B * M` inputs has `B` blocks of `M` consecutive ones; see `ConstantFanIn`.
 """
-
-import math
-import numbers
 
 import jax.numpy as jnp
 from jax import Array
 
-from srigl_jax.layers import Layer
 from srigl_jax.topk import count_per_column, topk_mask_per_column
-
-
-def check_structure(block_size: int | None, group_size: int) -> None:
-  """Raises a ValueError if a size is not a whole number from 1 on."""
-  for name, size in (("block_size", block_size), ("group_size", group_size)):
-    if size is not None and (not isinstance(size, numbers.Integral) or size < 1):
-      raise ValueError(
-        f"{name} is {size!r}; it must be a whole number, 1 or more"
-        + (", or None for one block of all inputs." if name == "block_size" else ".")
-      )
-
-
-def check_n_of_m(n: int, m: int) -> None:
-  """Raises a ValueError unless n and m are whole numbers with `1 <= n <= m`."""
-  if not all(isinstance(x, numbers.Integral) for x in (n, m)) or not 1 <= n <= m:
-    raise ValueError(
-      f"n is {n!r} and m is {m!r}: n connections in each block of m inputs need whole numbers with "
-      "1 <= n <= m, such as 2 and 4."
-    )
-
-
-def num_blocks(layer: Layer, block_size: int | None) -> int:
-  """Blocks that each neuron's inputs fall into; None: a single one.
-
-  Raises:
-    ValueError: if the inputs are no multiple of `block_size`.
-  """
-  if block_size is None:
-    return 1
-  if layer.dense_fan_in % block_size:
-    raise ValueError(
-      f"Layer {layer.path!r} of shape {layer.shape} has {layer.dense_fan_in} inputs to each "
-      f"neuron, no multiple of block_size={block_size}. Choose a block_size that divides them, or "
-      f"keep all such layers dense with sparse=all_but(inputs_multiple_of={block_size})."
-    )
-  return layer.dense_fan_in // block_size
-
-
-def num_in_group(layer: Layer, group_size: int) -> int:
-  """Neurons of a layer that share their inputs: the largest common divisor of N and `group_size`.
-
-  So a classifier of 10 classes has groups of 2 where other layers have groups of 16.
-  """
-  return math.gcd(layer.num_neurons, group_size)
 
 
 def to_blocks(x: Array, block_size: int) -> Array:

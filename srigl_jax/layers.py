@@ -6,16 +6,19 @@ pytree look alike. Which leaves may be sparse is decided in `layer_filters`.
 """
 
 import difflib
+import functools
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 PyTree = Any
+T = TypeVar("T")
 AxesFn = Callable[[str, tuple[int, ...]], "Axes"]
 
 
@@ -109,6 +112,25 @@ def map_leaves(fn: Callable[..., Any], tree: PyTree, *by_path: Mapping[str, Any]
     return fn(leaf, *(values[path] for values in by_path)) if named else leaf
 
   return jax.tree_util.tree_map_with_path(visit, tree)
+
+
+def cached_by_shapes(fn: Callable[[dict[str, Any]], T]) -> Callable[[PyTree], T]:
+  """`fn` of a tree's leaves by path, once for all trees of the same paths, shapes and dtypes.
+
+  Args:
+    fn: is given `{path: jax.ShapeDtypeStruct}`, in natural order of the paths.
+
+  Returns:
+    A function of the tree, of arrays (traced or not) or of `jax.ShapeDtypeStruct`.
+  """
+
+  @functools.lru_cache(maxsize=8)
+  def cached(spec: tuple[tuple[str, tuple[int, ...], np.dtype], ...]) -> T:
+    return fn({path: jax.ShapeDtypeStruct(shape, dtype) for path, shape, dtype in spec})
+
+  return lambda tree: cached(
+    tuple((path, x.shape, np.dtype(x.dtype)) for path, x in leaf_dict(tree).items())
+  )
 
 
 def kernel_path(module_path: str) -> str:

@@ -12,52 +12,39 @@ import jax.numpy as jnp
 from jax import Array
 
 from srigl_jax.allocation import Allocation
-from srigl_jax.blocks import num_blocks, num_in_group, topk_mask_per_block
+from srigl_jax.blocks import topk_mask_per_block
 from srigl_jax.layers import Layer, check_paths, from_matrix, leaf_dict, map_leaves, to_matrix
+from srigl_jax.structures import ConstantFanIn, Structure
 from srigl_jax.topk import topk_mask
 
 Masks = dict[str, Array]
 
 
-def init_masks(key: Array, allocation: Allocation, structure: str = "constant_fan_in") -> Masks:
-  """Random masks at exactly the allocation's budgets.
+def init_masks(key: Array, allocation: Allocation) -> Masks:
+  """Random masks at exactly the allocation's budgets and of its structure.
 
   Args:
     key: jax random key.
-    allocation: from `allocate`, with the same `structure`.
-    structure: `"constant_fan_in"`: each neuron keeps `budget // N` inputs, drawn without
-      replacement (in each block, and alike in a group, if the allocation has those);
-      `"unstructured"`: `budget` positions, drawn over the whole layer.
+    allocation: from `allocate`. With `ConstantFanIn`, each neuron keeps `budget // N` inputs, drawn
+      without replacement (in each block, and alike in a group); with `Unstructured`, `budget`
+      positions are drawn over the whole layer.
   """
   return {
     path: random_mask(
-      jax.random.fold_in(key, i),
-      allocation.layers[path],
-      budget,
-      structure=structure,
-      block_size=allocation.block_size,
-      group_size=allocation.group_size,
+      jax.random.fold_in(key, i), allocation.layers[path], budget, allocation.structure
     )
     for i, (path, budget) in enumerate(allocation.budgets.items())
   }
 
 
-def random_mask(
-  key: Array,
-  layer: Layer,
-  budget: int,
-  *,
-  structure: str = "constant_fan_in",
-  block_size: int | None = None,
-  group_size: int = 1,
-) -> Array:
+def random_mask(key: Array, layer: Layer, budget: int, structure: Structure) -> Array:
   """A random mask of one layer, bool of the kernel's shape; see `init_masks`."""
   shape = (layer.dense_fan_in, layer.num_neurons)
-  if structure != "constant_fan_in":
+  if not isinstance(structure, ConstantFanIn):
     return from_matrix(topk_mask(jax.random.bits(key, shape, jnp.uint32) >> 1, budget), layer)
-  group = num_in_group(layer, group_size)
+  group = structure.num_in_group(layer)
   scores = jax.random.bits(key, (shape[0], shape[1] // group), jnp.uint32) >> 1
-  blocks = num_blocks(layer, block_size)
+  blocks = structure.num_blocks(layer)
   mask = topk_mask_per_block(scores, budget // (shape[1] * blocks), shape[0] // blocks)
   return from_matrix(jnp.repeat(mask, group, axis=1), layer)
 

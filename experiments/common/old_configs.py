@@ -7,7 +7,7 @@ from typing import Any
 _MOVED: dict[str, dict[str, str]] = {
   "fan_in": {"static": "fan_in", "srigl": "fan_in"},
   "structure": {"static": "structure"},
-  "group_size": {"static": "group_size", "srigl": "group_size"},
+  "group_size": {"static": "structure", "srigl": "structure"},
   "gamma_sal": {"srigl": "gamma_sal", "nm_srigl": "gamma_sal"},
   "salient_base": {"srigl": "salient_base"},
   "block_fan_in": {"nm_srigl": "n", "sr_ste": "n"},
@@ -54,4 +54,8 @@ def converted(config: dict[str, Any]) -> dict[str, Any]:
   kwargs = {now[name]: method[old] for old, now in _MOVED.items() if name in now and old in method}
   if "gamma_sal" in kwargs and not method.get(_ABLATION, True):
     kwargs["gamma_sal"] = 0.0
+  if "structure" in kwargs:
+    structure = "constant_fan_in" if name == "srigl" else method.get("structure", "unstructured")
+    size = method.get("group_size", 1)
+    kwargs["structure"] = structure if size == 1 else f"{structure}:group_size={size}"
   return {**config, "method": {**kept, "name": name, "kwargs": kwargs}}

@@ -11,6 +11,7 @@ import srigl_jax as sx
 from experiments.common import old_configs
 from experiments.common.registry import check_arguments, choose
 from experiments.training.methods import METHODS, PRESETS, Method
+from srigl_jax.structures import as_structure
 
 _HOW_SPARSE = ("sparse", "sparsity", "distribution")
 _NOT_IN_CONFIGS = ("density", "axes")  # no plain values, or another field says the same
@@ -120,6 +121,7 @@ def own_arguments(name: str) -> dict[str, Any]:
 def common_arguments(config: ConfigDict, total_steps: int, seed: int) -> dict[str, Any]:
   """What the `method` section says to every method whose signature has an argument of the name."""
   kwargs = config.get("kwargs", {})
+  structure = as_structure(kwargs.get("structure", "unstructured"))
   return {
     "total_steps": total_steps,
     "seed": seed,  # of masks and random growth
@@ -128,7 +130,7 @@ def common_arguments(config: ConfigDict, total_steps: int, seed: int) -> dict[st
     # Configs name methods for any model: layers that blocks do not fit are left out.
     "sparse": sx.all_but(
       *config.get("dense", ()),
-      inputs_multiple_of=kwargs.get("m") or kwargs.get("block_size") or 1,
+      inputs_multiple_of=kwargs.get("m") or structure.block_size or 1,
     ),
     "ablate": sx.all_but(*config.get("never_ablate", ())),
     "update_every": config.get("update_every_steps"),
@@ -196,7 +198,7 @@ def with_sparsity(config: ConfigDict, params: Any, macs: Mapping[str, int]) -> C
     macs,
     config.relative_flops,
     config.distribution,
-    structure=given.get("structure", METHODS[config.name].structure),
+    structure=given.get("structure", "unstructured"),
     sparse=given["sparse"],
   )
   return changed

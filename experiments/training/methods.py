@@ -34,7 +34,6 @@ class Method(NamedTuple):
       is among the arguments in any case.
     flops: how to count training FLOPs: a convention of `sx.training_flops`, or `"mean"`, the mean
       over the run (`sx.mean_flops`), for networks that start dense.
-    structure: of its masks, if the argument `structure` does not say.
     rounds: `arguments -> rounds` of a lottery ticket.
     has_masks: whether there are masks at all.
     draws_weights: whether the weights may be drawn anew for the masks of step 0
@@ -44,7 +43,6 @@ class Method(NamedTuple):
   function: Callable[..., optax.GradientTransformationExtraArgs]
   updates: Callable[[Arguments], range] = regularly
   flops: str = "static"
-  structure: str = "unstructured"
   rounds: Callable[[Arguments], sx.Rounds] | None = None
   has_masks: bool = True
   draws_weights: bool = True
@@ -180,7 +178,7 @@ METHODS: dict[str, Method] = {
   "set": Method(sx.set_),
   "rigl": Method(sx.rigl, flops="srigl"),
   "snfs": Method(sx.snfs, flops="every_step"),
-  "srigl": Method(sx.srigl, flops="srigl", structure="constant_fan_in"),
+  "srigl": Method(sx.srigl, flops="srigl"),
   "nm_srigl": Method(sx.nm_srigl, flops="srigl"),
   "sr_ste": Method(
     sx.sr_ste,
@@ -200,7 +198,7 @@ PRESETS: dict[str, dict[str, Any]] = {
   "static_fan_in": {"name": "static", "kwargs": {"structure": "constant_fan_in"}},
   "snfs": {"name": "snfs", "distribution": "uniform"},
   "srigl_no_ablation": {"name": "srigl", "kwargs": {"gamma_sal": 0.0}},
-  "srigl_shared": {"name": "srigl", "kwargs": {"group_size": 16}},
+  "srigl_shared": {"name": "srigl", "kwargs": {"structure": "constant_fan_in:group_size=16"}},
   "one_shot_global": {
     "name": "one_shot",
     "distribution": "uniform",

@@ -17,6 +17,7 @@ from jax.extend.core import Jaxpr, JaxprEqn, Literal, jaxprs_in_params
 
 from srigl_jax.allocation import allocate
 from srigl_jax.layers import PyTree, leaf_path
+from srigl_jax.structures import ConstantFanIn, Structure, as_structure
 
 # A traced value has an origin: the index of the parameter leaf that it is a version of, or
 _FREE = -1  # a value computed without looking at the data: masks, constants, mixed parameters
@@ -152,7 +153,7 @@ def sparsity_for_flops(
   relative: float,
   distribution: str = "erk",
   *,
-  structure: str = "constant_fan_in",
+  structure: Structure | str = "constant_fan_in",
   **sparsity_kwargs: Any,
 ) -> float:
   """The sparsity at which a network costs a given share of its dense FLOPs.
@@ -179,6 +180,8 @@ def sparsity_for_flops(
   if not 0 < relative < 1:
     raise ValueError(f"relative is {relative}; it must lie in (0, 1): 0.2 is a fifth of dense.")
 
+  is_constant = isinstance(as_structure(structure), ConstantFanIn)
+
   def flops(density: float) -> float:
     allocation = allocate(
       params, density=density, distribution=distribution, structure=structure, **sparsity_kwargs
@@ -186,7 +189,7 @@ def sparsity_for_flops(
     densities = {}
     for path, budget in allocation.budgets.items():
       layer = allocation.layers[path]
-      unused = budget % layer.num_neurons if structure == "constant_fan_in" else 0
+      unused = budget % layer.num_neurons if is_constant else 0
       densities[path] = (budget - unused) / layer.size
     return relative_flops(macs, densities)
 

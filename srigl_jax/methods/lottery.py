@@ -13,6 +13,7 @@ from srigl_jax.layer_filters import LayerFilter
 from srigl_jax.layers import AxesFn, flax_axes, leaf_dict, map_leaves
 from srigl_jax.methods.pruning import global_magnitude_masks
 from srigl_jax.moments import mask_moments
+from srigl_jax.structures import Unstructured
 from srigl_jax.transform import sparse_training
 
 
@@ -111,7 +112,7 @@ def lottery_ticket(
     "sparsity": sparsity,
     "density": None if share_per_round is None else (1 - share_per_round) ** rounds,
     "distribution": "uniform",  # all layers take part, and only the sum of their budgets counts
-    "structure": "unstructured",
+    "structure": Unstructured(),
     "sparse": sparse,
     "axes": axes,
   }

@@ -2,11 +2,11 @@
 
 import optax
 
-from srigl_jax.blocks import check_n_of_m
 from srigl_jax.layer_filters import LayerFilter, all_but
 from srigl_jax.layers import AxesFn, flax_axes
 from srigl_jax.mask_updates import DropFraction
 from srigl_jax.methods.srigl import srigl
+from srigl_jax.structures import n_of_m
 
 _NOT_THE_HEAD = all_but("head")
 
@@ -53,12 +53,11 @@ def nm_srigl(
   Source: SRigL (arXiv:2305.02299), whose constant fan-in is the case m = I of N:M sparsity
   (Mishra et al., arXiv:2104.08378).
   """
-  check_n_of_m(n, m)
   return srigl(
     inner,
     update_until=update_until,
     fan_in=n,
-    block_size=m,
+    structure=n_of_m(n, m),
     update_every=update_every,
     drop_fraction=drop_fraction,
     gamma_sal=gamma_sal,

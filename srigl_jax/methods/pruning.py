@@ -11,6 +11,7 @@ from srigl_jax.layer_filters import LayerFilter
 from srigl_jax.layers import AxesFn, flax_axes, from_matrix, to_matrix
 from srigl_jax.mask_updates import LayerView, MaskUpdater, per_layer
 from srigl_jax.masks import Masks
+from srigl_jax.structures import Unstructured
 from srigl_jax.topk import ranking_key, topk_mask
 from srigl_jax.transform import sparse_training
 
@@ -71,7 +72,7 @@ def gradual_magnitude_pruning(
   return sparse_training(
     inner,
     MaskUpdater(per_layer(update), update_every, last + 1, 0.0),
-    structure="unstructured",
+    structure=Unstructured(),
     initial="dense",
     sparsity=sparsity,
     distribution=distribution,
@@ -126,7 +127,7 @@ def one_shot_pruning(
   return sparse_training(
     inner,
     MaskUpdater(update if is_global else per_layer_update, prune_step, prune_step + 1, 0.0),
-    structure="unstructured",
+    structure=Unstructured(),
     initial="dense",
     sparsity=sparsity,
     distribution=distribution or ("uniform" if is_global else "erk"),

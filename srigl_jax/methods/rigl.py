@@ -17,6 +17,7 @@ from srigl_jax.mask_updates import (
   check_update,
   per_layer,
 )
+from srigl_jax.structures import Unstructured
 from srigl_jax.topk import count, ranking_key, topk_mask
 from srigl_jax.transform import sparse_training
 
@@ -54,7 +55,7 @@ def rigl(
     MaskUpdater(
       per_layer(update), update_every, update_until, drop_fraction, grad_accumulation_steps
     ),
-    structure="unstructured",
+    structure=Unstructured(),
     sparsity=sparsity,
     distribution=distribution,
     density=density,
@@ -94,7 +95,7 @@ def set_(
   return sparse_training(
     inner,
     MaskUpdater(per_layer(update), update_every, update_until, drop_fraction),
-    structure="unstructured",
+    structure=Unstructured(),
     sparsity=sparsity,
     distribution=distribution,
     density=density,

@@ -10,6 +10,7 @@ from srigl_jax.layer_filters import LayerFilter
 from srigl_jax.layers import AxesFn, flax_axes, from_matrix, to_matrix
 from srigl_jax.mask_updates import DropFraction, LayerView, MaskUpdater
 from srigl_jax.masks import Masks
+from srigl_jax.structures import Unstructured
 from srigl_jax.topk import count, ranking_key, topk_mask
 from srigl_jax.transform import sparse_training
 
@@ -58,7 +59,7 @@ def snfs(
   return sparse_training(
     inner,
     updater,
-    structure="unstructured",
+    structure=Unstructured(),
     sparsity=sparsity,
     distribution=distribution,
     density=density,

@@ -1,20 +1,17 @@
 """N:M sparsity learnt from scratch: dense weights behind a mask that follows them."""
 
-import functools
-from typing import Any
-
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jax import Array
 
 from srigl_jax.allocation import allocate
-from srigl_jax.blocks import check_n_of_m, num_blocks, topk_mask_per_block
+from srigl_jax.blocks import topk_mask_per_block
 from srigl_jax.layer_filters import LayerFilter
 from srigl_jax.layers import (
   AxesFn,
   Layer,
+  cached_by_shapes,
   flax_axes,
   from_matrix,
   leaf_dict,
@@ -22,6 +19,7 @@ from srigl_jax.layers import (
   to_matrix,
 )
 from srigl_jax.state import SparseState
+from srigl_jax.structures import ConstantFanIn, n_of_m
 from srigl_jax.topk import ranking_key
 
 
@@ -65,25 +63,20 @@ def sr_ste(
   Source: Zhou et al., Learning N:M Fine-grained Structured Sparse Neural Networks From Scratch
   (arXiv:2102.04010), its SR-STE.
   """
-  check_n_of_m(n, m)
+  structure = n_of_m(n, m)
   if not isinstance(decay, Array) and not decay >= 0:
     raise ValueError(f"decay is {decay}; it must be 0 or more.")
   inner = optax.with_extra_args_support(inner)
 
-  @functools.lru_cache(maxsize=8)
-  def plan(spec: tuple[tuple[str, tuple[int, ...], np.dtype], ...]):
-    leaves = {path: jax.ShapeDtypeStruct(shape, dtype) for path, shape, dtype in spec}
-    return allocate(leaves, fan_in=n, block_size=m, sparse=sparse, axes=axes)
-
-  def plan_for(params: Any):
-    leaves = leaf_dict(params)
-    return plan(tuple((path, leaf.shape, np.dtype(leaf.dtype)) for path, leaf in leaves.items()))
+  allocation_for = cached_by_shapes(
+    lambda leaves: allocate(leaves, fan_in=n, structure=structure, sparse=sparse, axes=axes)
+  )
 
   def masks_of(weights, budgets, layers):
-    return {p: n_of_m_mask(w, layers[p], budgets[p], block_size=m) for p, w in weights.items()}
+    return {p: n_of_m_mask(w, layers[p], budgets[p], structure) for p, w in weights.items()}
 
   def init_fn(params):
-    allocation = plan_for(params)
+    allocation = allocation_for(params)
     leaves = leaf_dict(params)
     weights = {path: jnp.copy(leaves[path]) for path in allocation.budgets}
     budgets = {p: jnp.asarray(budget, jnp.int32) for p, budget in allocation.budgets.items()}
@@ -110,13 +103,8 @@ def sr_ste(
     steps, inner_state = inner.update(grads, state.inner_state, dense, **extra_args)
     new_params = leaf_dict(optax.apply_updates(dense, steps))
     weights = {path: new_params[path] for path in state.masks}
-    masks = masks_of(weights, state.budgets, plan_for(params).layers)
-
-    def shown(u, p, old, new, w):
-      wide = jnp.promote_types(p.dtype, u.dtype)
-      return jnp.where(new & old, u, jnp.where(new, w, 0).astype(wide) - p.astype(wide))
-
-    sparse_updates = map_leaves(shown, steps, leaf_dict(params), state.masks, masks, weights)
+    masks = masks_of(weights, state.budgets, allocation_for(params).layers)
+    sparse_updates = map_leaves(_to_masked, steps, leaf_dict(params), state.masks, masks, weights)
     new = state._replace(
       step=optax.safe_increment(state.step),
       masks=masks,
@@ -129,18 +117,28 @@ def sr_ste(
   return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
 
-def n_of_m_mask(weights: Array, layer: Layer, budget: Array | int, *, block_size: int) -> Array:
+def _to_masked(update: Array, param: Array, old: Array, new: Array, weight: Array) -> Array:
+  """The update from the parameter under the old mask to the dense weight under the new one."""
+  wide = jnp.promote_types(param.dtype, update.dtype)
+  dense = jnp.where(new, weight, 0).astype(wide) - param.astype(wide)
+  return jnp.where(new & old, update, dense)
+
+
+def n_of_m_mask(
+  weights: Array, layer: Layer, budget: Array | int, structure: ConstantFanIn
+) -> Array:
   """The largest magnitudes of every block of inputs.
 
   Args:
     weights: kernel, any float dtype.
     layer: its neurons and inputs.
     budget: connections of the layer, the same number in each of its blocks; may be traced.
-    block_size: inputs of a block.
+    structure: its blocks.
 
   Returns:
     bool, the kernel's shape. Ties: the lower input stays.
   """
-  n = budget // (layer.num_neurons * num_blocks(layer, block_size))
+  blocks = structure.num_blocks(layer)
+  n = budget // (layer.num_neurons * blocks)
   keys = ranking_key(to_matrix(weights, layer))
-  return from_matrix(topk_mask_per_block(keys, n, block_size), layer)
+  return from_matrix(topk_mask_per_block(keys, n, layer.dense_fan_in // blocks), layer)

@@ -16,11 +16,8 @@ from jax import Array
 
 from srigl_jax.allocation import Distribution
 from srigl_jax.blocks import (
-  check_structure,
   count_per_block,
   group_sums,
-  num_blocks,
-  num_in_group,
   topk_mask_per_block,
 )
 from srigl_jax.exact_counts import Fraction, truncated_count
@@ -34,6 +31,7 @@ from srigl_jax.mask_updates import (
   check_update,
   per_layer,
 )
+from srigl_jax.structures import ConstantFanIn, as_structure
 from srigl_jax.topk import ALWAYS, count, count_per_column, ranking_key, topk_mask
 from srigl_jax.transform import sparse_training
 
@@ -52,8 +50,7 @@ def srigl(
   drop_fraction: DropFraction = 0.3,
   gamma_sal: float = 0.3,
   salient_base: str = "constant_fan_in",
-  block_size: int | None = None,
-  group_size: int = 1,
+  structure: ConstantFanIn | str = "constant_fan_in",
   grad_accumulation_steps: int = 1,
   sparse: LayerFilter = True,
   ablate: LayerFilter = _NOT_THE_HEAD,
@@ -80,10 +77,8 @@ def srigl(
     gamma_sal: see `srigl_update`; 0 for no ablation. 0.3 suits convolutional networks, 0.95
       vision transformers (which are pruned in width far more).
     salient_base: see `srigl_update`.
-    block_size: M, for a constant fan-in in every block of M consecutive inputs; see `nm_srigl`.
-    group_size: consecutive neurons that share their inputs (and are ablated together), so that
-      their weights form dense blocks; layers whose neurons are no multiple of it have groups of
-      their largest common divisor.
+    structure: `ConstantFanIn(...)`, with blocks of inputs (see `nm_srigl`) or groups of neurons
+      that share their inputs; see `ConstantFanIn`.
     grad_accumulation_steps: how many of the last dense gradients before an update its growth
       score averages; 1 costs no memory.
     sparse: which layers may be sparse; see `only` and `all_but`.
@@ -105,6 +100,7 @@ def srigl(
   Source: SRigL (arXiv:2305.02299), section 3; order of optimizer and topology update within a
   step as in the authors' code (docs/algorithm.md, row 9).
   """
+  structure = _constant_fan_in(structure)
   salient_threshold(gamma_sal, constant_fan_in=1, dense_fan_in=1, salient_base=salient_base)
 
   def update(layer: LayerView) -> Array:
@@ -116,8 +112,7 @@ def srigl(
       drop_fraction=layer.drop_fraction,
       gamma_sal=gamma_sal if layer.may_ablate else 0,
       salient_base=salient_base,
-      block_size=block_size,
-      group_size=group_size,
+      structure=structure,
       axes=lambda *_: layer.axes,
     )
 
@@ -131,9 +126,7 @@ def srigl(
       grad_accumulation_steps,
       ablate=ablate,
     ),
-    structure="constant_fan_in",
-    block_size=block_size,
-    group_size=group_size,
+    structure=structure,
     sparsity=sparsity,
     distribution=distribution,
     density=density,
@@ -156,8 +149,7 @@ def srigl_update(
   drop_fraction: Fraction,
   gamma_sal: float = 0.3,
   salient_base: str = "constant_fan_in",
-  block_size: int | None = None,
-  group_size: int = 1,
+  structure: ConstantFanIn = ConstantFanIn(),
   axes: AxesFn = flax_axes,
 ) -> Array:
   """One SRigL update: prune by magnitude, ablate neurons, grow by gradient, fan-in constant.
@@ -178,9 +170,9 @@ def srigl_update(
   Ablation is decided afresh each time, so an ablated neuron whose gradients make it salient
   comes back.
 
-  With `block_size` M (N:M sparsity), points 2 to 4 hold for every block of M consecutive inputs
+  With blocks of M inputs (N:M sparsity), points 2 to 4 hold for every block of M consecutive inputs
   of a neuron in place of the neuron: `k = budget // (blocks of the neurons that stay)`. With
-  `group_size`, groups of consecutive neurons are what the above calls neurons, an input's
+  groups, groups of consecutive neurons are what the above calls neurons, an input's
   magnitude and gradient in a group being the sums over its neurons; they share one mask.
 
   Args:
@@ -195,8 +187,7 @@ def srigl_update(
       ablation; 1 and above is an absolute number of weights.
     salient_base: `"constant_fan_in"`, the fan-in of the layer with no neuron ablated, or
       `"dense_fan_in"`, I.
-    block_size: inputs of a block, a divisor of I; None: all of them, plain SRigL.
-    group_size: neurons of a group, or its largest common divisor with N; 1: plain SRigL.
+    structure: blocks of inputs and groups of neurons, if any; by default plain SRigL.
     axes: which axes are neurons, for layouts other than Flax's.
 
   Returns:
@@ -215,8 +206,7 @@ def srigl_update(
   """
   layer = check_update(weights, grads, mask, axes)
   check_drop_fraction(drop_fraction)
-  check_structure(block_size, group_size)
-  num_inputs, blocks = layer.dense_fan_in, num_blocks(layer, block_size)
+  num_inputs, blocks = layer.dense_fan_in, structure.num_blocks(layer)
   if not isinstance(budget, Array) and not layer.num_neurons * blocks <= budget < layer.size:
     each, split = ("neuron", "") if blocks == 1 else ("block", f" in {blocks} blocks")
     raise ValueError(
@@ -225,7 +215,7 @@ def srigl_update(
       f"connection for each {each} and fewer than a dense layer. Use the budget that `allocate` "
       "gives."
     )
-  group = num_in_group(layer, group_size)
+  group = structure.num_in_group(layer)
   num_neurons, budget = layer.num_neurons // group, budget // group
   block_size = num_inputs // blocks
   required = salient_threshold(
@@ -264,6 +254,16 @@ def srigl_update(
   )
   chosen = topk_mask_per_block(keys, jnp.where(stays, fan_in, 0)[0], block_size)
   return from_matrix(jnp.repeat(chosen, group, axis=1), layer)
+
+
+def _constant_fan_in(given: ConstantFanIn | str) -> ConstantFanIn:
+  structure = as_structure(given)
+  if not isinstance(structure, ConstantFanIn):
+    raise ValueError(
+      f"structure is {given!r}, but SRigL keeps a constant fan-in: give ConstantFanIn(...), or use "
+      "rigl for unstructured sparsity."
+    )
+  return structure
 
 
 def salient_threshold(

@@ -8,6 +8,7 @@ from jax import Array
 from srigl_jax.allocation import Distribution
 from srigl_jax.layer_filters import LayerFilter
 from srigl_jax.layers import AxesFn, flax_axes
+from srigl_jax.structures import Structure
 from srigl_jax.transform import sparse_training
 
 
@@ -18,9 +19,7 @@ def static_sparse(
   distribution: Distribution = "erk",
   density: float | None = None,
   fan_in: int | Mapping[str, int] | None = None,
-  structure: str = "unstructured",
-  block_size: int | None = None,
-  group_size: int = 1,
+  structure: Structure | str = "unstructured",
   sparse: LayerFilter = True,
   axes: AxesFn = flax_axes,
   seed: int = 0,
@@ -33,9 +32,7 @@ def static_sparse(
     distribution: see `srigl`.
     density: see `srigl`.
     fan_in: see `srigl`.
-    structure: `"unstructured"` or `"constant_fan_in"`.
-    block_size: with the latter, as for `srigl`.
-    group_size: with the latter, as for `srigl`.
+    structure: of the masks; see `allocate`.
     sparse: see `srigl`.
     axes: see `srigl`.
     seed: of the masks.
@@ -44,8 +41,6 @@ def static_sparse(
     inner,
     None,
     structure=structure,
-    block_size=block_size,
-    group_size=group_size,
     sparsity=sparsity,
     distribution=distribution,
     density=density,

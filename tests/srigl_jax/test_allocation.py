@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import srigl_jax as sx
-from srigl_jax import allocation, distributions
+from srigl_jax import allocation, distributions, structures
 from srigl_jax.layers import make_layer
 
 
@@ -143,7 +143,7 @@ def test_sparsity_says_the_same_as_density(distribution, percent):
   assert one == two
 
 
-@pytest.mark.parametrize("structure", allocation.STRUCTURES)
+@pytest.mark.parametrize("structure", structures.STRUCTURES)
 @pytest.mark.parametrize("distribution", ["erk", "uniform"])
 def test_nothing_is_sparse_at_sparsity_zero(distribution, structure):
   rng = np.random.default_rng(0)

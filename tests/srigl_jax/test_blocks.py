@@ -16,7 +16,8 @@ from tests.helpers import SCHEDULE, SGD, Training, changed
 from tests.srigl_jax import reference
 from tests.srigl_jax.methods.test_topology import drop_fractions, exact, jit, layer_states, matrix
 
-STATIC = ("budget", "gamma_sal", "block_size", "group_size")
+STATIC = ("budget", "gamma_sal", "structure")
+FOURS = sx.ConstantFanIn(block_size=4)
 srigl_update = jit(sx.srigl_update, static_argnames=STATIC)
 
 CASES = [  # kernel shape, budget, gamma_sal, block_size, group_size, neurons in a group
@@ -36,12 +37,14 @@ def test_agrees_with_the_reference(shape, budget, gamma_sal, block, group_size, 
 
   @hypothesis.given(layer_states(shape), drop_fractions)
   def check(state, drop_fraction):
-    kwargs = {"budget": budget, "gamma_sal": gamma_sal, "block_size": block}
-    got = srigl_update(*state, drop_fraction=exact(drop_fraction), group_size=group_size, **kwargs)
+    kwargs = {"budget": budget, "gamma_sal": gamma_sal}
+    structure = sx.ConstantFanIn(block, group_size)
+    got = srigl_update(*state, drop_fraction=exact(drop_fraction), structure=structure, **kwargs)
     want = reference.srigl(
       *(matrix(x, layer) for x in state),
       drop_fraction=drop_fraction,
       salient_base="constant_fan_in",
+      block_size=block,
       group=group,
       **kwargs,
     )
@@ -62,20 +65,21 @@ def test_agrees_with_the_reference(shape, budget, gamma_sal, block, group_size, 
 @pytest.mark.parametrize("gamma_sal", [0.0, 0.6])
 def test_one_block_and_groups_of_one_are_plain_srigl(shape, gamma_sal):
   layer = make_layer("kernel", shape)
+  one_block = sx.ConstantFanIn(layer.dense_fan_in, group_size=1)
   kwargs = {"budget": layer.size // 2 - 1, "gamma_sal": gamma_sal}
 
   @hypothesis.given(layer_states(shape), drop_fractions)
   def check(state, drop_fraction):
     kwargs["drop_fraction"] = exact(drop_fraction)
     plain = srigl_update(*state, **kwargs)
-    general = srigl_update(*state, block_size=layer.dense_fan_in, group_size=1, **kwargs)
+    general = srigl_update(*state, structure=one_block, **kwargs)
     np.testing.assert_array_equal(plain, general)
 
   check()
   key = jax.random.key(0)
   params = {"kernel": jnp.zeros(shape)}
   masks = sx.init_masks(key, sx.allocate(params, 0.5))
-  general = sx.allocate(params, 0.5, block_size=layer.dense_fan_in, group_size=1)
+  general = sx.allocate(params, 0.5, structure=one_block)
   assert not changed(masks, sx.init_masks(key, general))
 
 
@@ -84,7 +88,7 @@ def test_two_of_four_by_hand():
   weights = jnp.asarray([9.0, 8, 0, 0, 7, 0.1, 0, 0])[:, None]
   grads = jnp.asarray([1.0, 1, 99, 1, 0, 2, 3, 1])[:, None]
   got = sx.srigl_update(
-    weights, grads, weights != 0, budget=4, drop_fraction=0.25, gamma_sal=0, block_size=4
+    weights, grads, weights != 0, budget=4, drop_fraction=0.25, gamma_sal=0, structure=FOURS
   )
   assert got[:, 0].tolist() == [True, True, False, False, True, False, True, False]
 
@@ -94,7 +98,7 @@ def test_blocks_of_a_convolution_run_over_channels_first():
   params = {"conv": {"kernel": jnp.ones((3, 3, 4, 8))}}
   for masks in (
     sx.nm_srigl(SGD, 2, 4, update_until=9).init(params).masks,
-    sx.static_sparse(SGD, fan_in=1, structure="constant_fan_in", block_size=4).init(params).masks,
+    sx.static_sparse(SGD, fan_in=1, structure=FOURS).init(params).masks,
   ):
     counts = np.unique(np.asarray(masks["conv/kernel"]).sum(2))
     assert len(counts) == 1 and counts[0] in (1, 2)
@@ -111,7 +115,9 @@ def test_ablation_hands_connections_to_the_blocks_that_stay():
 
 
 def test_groups_share_their_inputs_and_are_ablated_together():
-  training = Training(helpers.srigl(SGD, group_size=4, drop_fraction=0.6))
+  training = Training(
+    helpers.srigl(SGD, structure=sx.ConstantFanIn(group_size=4), drop_fraction=0.6)
+  )
   for now in training.run(6):
     for path, group in (("conv/kernel", 4), ("head/kernel", 2)):  # 4 does not divide 6
       mask = now.masks[path]
@@ -123,10 +129,10 @@ def test_groups_share_their_inputs_and_are_ablated_together():
 def test_allocation_with_blocks():
   params = {"a": jnp.zeros((8, 6)), "b": jnp.zeros((3, 3, 3, 4))}
   rule = sx.all_but(inputs_multiple_of=4)
-  allocation = sx.allocate(params, fan_in=2, block_size=4, sparse=rule)
+  allocation = sx.allocate(params, fan_in=2, structure=FOURS, sparse=rule)
   assert (allocation.budgets, allocation.densities) == ({"a": 24}, {"a": 0.5})
-  assert sx.allocate(params, fan_in=4, block_size=4).budgets == {}
-  assert sx.allocate({"a": params["a"]}, 0.7, block_size=4).budgets == {"a": 15}
+  assert sx.allocate(params, fan_in=4, structure=FOURS).budgets == {}
+  assert sx.allocate({"a": params["a"]}, 0.7, structure=FOURS).budgets == {"a": 15}
   assert sx.all_but("head", inputs_multiple_of=4) != sx.all_but("head")
 
 
@@ -135,11 +141,18 @@ def test_initial_masks_have_the_structure(n, block, group_size):
   n = min(n, block - 1)
   hypothesis.assume(n > 0)
   params = {"a": jnp.zeros((8, 6))}
-  allocation = sx.allocate(params, fan_in=n, block_size=block, group_size=group_size)
+  allocation = sx.allocate(params, fan_in=n, structure=sx.ConstantFanIn(block, group_size))
   mask = np.asarray(sx.init_masks(jax.random.key(1), allocation)["a"])
   assert (mask.reshape(-1, block, 6).sum(1) == n).all()
   groups = mask.reshape(8, -1, np.gcd(6, group_size))
   assert (groups == groups[..., :1]).all()
+
+
+def test_structures_from_text():
+  read = lambda text: sx.allocate({"a": jnp.zeros((8, 6))}, 0.5, structure=text).structure
+  assert read("unstructured") == sx.Unstructured()
+  assert read("constant_fan_in") == sx.ConstantFanIn()
+  assert read("constant_fan_in:block_size=4,group_size=2") == sx.ConstantFanIn(4, 2)
 
 
 PARAMS = {"conv1": {"kernel": jnp.ones((3, 3, 3, 8))}, "head": {"kernel": jnp.ones((8, 6))}}
@@ -157,22 +170,31 @@ nm = functools.partial(sx.nm_srigl, update_until=9)
       r"'conv1/kernel' .* has 27 inputs .*sparse=all_but\(inputs_multiple_of=4\)",
     ),
     (
-      lambda: sx.srigl(SGD, sparsity=0.9, block_size=4, update_until=9).init(
+      lambda: sx.srigl(SGD, sparsity=0.9, structure=FOURS, update_until=9).init(
         {"head": PARAMS["head"]}
       ),
       "fewer than one for each of its 6 neurons' blocks of 4 inputs",
     ),
-    (lambda: sx.allocate(PARAMS, fan_in=5, block_size=4), "from 1 to 4, .* in a block"),
-    (lambda: sx.allocate(PARAMS, 0.5, block_size=0), "block_size is 0"),
-    (lambda: sx.allocate(PARAMS, 0.5, group_size=2.5), r"group_size is 2\.5"),
+    (lambda: sx.allocate(PARAMS, fan_in=5, structure=FOURS), "from 1 to 4, .* in a block"),
+    (lambda: sx.ConstantFanIn(0), "block_size is 0"),
+    (lambda: sx.ConstantFanIn(group_size=2.5), r"group_size is 2\.5"),
+    (lambda: sx.ConstantFanIn(group_size=None), "group_size is None"),
+    (lambda: sx.allocate(PARAMS, 0.5, structure="unstructured:group_size=2"), "structure is 'unst"),
+    (lambda: sx.allocate(PARAMS, 0.5, structure="constant_fan_in:groups=2"), "structure is 'const"),
+    (lambda: sx.allocate(PARAMS, 0.5, structure="constant_fan_in:group_size"), "group_size is ''"),
+    (lambda: sx.allocate(PARAMS, 0.5, structure=4), "structure is 4"),
     (
-      lambda: sx.allocate(PARAMS, 0.5, structure="unstructured", group_size=2),
-      "need structure='constant_fan_in'",
+      lambda: sx.srigl(SGD, sparsity=0.9, structure="unstructured", update_until=9),
+      "structure is 'unstructured', but SRigL",
     ),
     (lambda: sx.all_but(inputs_multiple_of=0), "inputs_multiple_of is 0"),
     (
       lambda: sx.srigl_update(
-        *[jnp.ones((8, 3))] * 2, jnp.ones((8, 3), bool), budget=5, drop_fraction=0.3, block_size=4
+        *[jnp.ones((8, 3))] * 2,
+        jnp.ones((8, 3), bool),
+        budget=5,
+        drop_fraction=0.3,
+        structure=FOURS,
       ),
       "in 2 block.* needs 6 <= budget < 24",
     ),

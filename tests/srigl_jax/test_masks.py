@@ -7,6 +7,7 @@ from flax import nnx
 import srigl_jax as sx
 from srigl_jax import masks
 from srigl_jax.layers import make_layer, to_matrix
+from srigl_jax.structures import as_structure
 from tests import helpers
 
 SHAPES = {
@@ -31,7 +32,7 @@ def test_constant_fan_in():
 
 def test_unstructured():
   allocation = sx.allocate(PARAMS, 0.6, structure="unstructured")
-  draw = jax.jit(lambda key: sx.init_masks(key, allocation, "unstructured"))
+  draw = jax.jit(lambda key: sx.init_masks(key, allocation))
   drawn = draw(jax.random.key(0))
   assert {path: int(mask.sum()) for path, mask in drawn.items()} == allocation.budgets
   assert len(set(helpers.neuron_fan_ins(drawn["head/kernel"], "head/kernel"))) > 1
@@ -41,7 +42,7 @@ def test_unstructured():
 def test_every_position_is_drawn_equally_often(structure, budget):
   layer = make_layer("w", (10, 6))
   keys = jax.random.split(jax.random.key(0), 4000)
-  draw = jax.vmap(lambda key: masks.random_mask(key, layer, budget, structure=structure))
+  draw = jax.vmap(lambda key: masks.random_mask(key, layer, budget, as_structure(structure)))
   sample = np.asarray(jax.jit(draw)(keys)).astype(float)
   p = budget / 60
   deviations = (sample.mean(0) - p) / np.sqrt(p * (1 - p) / len(keys))

@@ -49,14 +49,14 @@ UNIFORM = {**UNSTRUCTURED, "distribution": "uniform"}
 METHODS = {
   "srigl": Method(srigl, {"sparsity": 0.6}, constant_fan_in, [3, 6]),
   "srigl_groups": Method(
-    functools.partial(srigl, group_size=4, drop_fraction=0.9),
+    functools.partial(srigl, structure=sx.ConstantFanIn(group_size=4), drop_fraction=0.9),
     {"sparsity": 0.6},
     constant_fan_in,
     [3, 6],
   ),
   "nm_srigl": Method(
     functools.partial(sx.nm_srigl, n=2, m=4, drop_fraction=0.9, **SCHEDULE),
-    {"fan_in": 2, "block_size": 4},
+    {"fan_in": 2, "structure": sx.ConstantFanIn(block_size=4)},
     constant_fan_in,
     [3, 6],
   ),

@@ -168,7 +168,7 @@ def test_an_unknown_name():
 SHORT = {
   "lottery": {"rounds": 2, "rewind_fraction": 0.25},
   "gradual_pruning": {"prune_from_fraction": 0.0},
-  "srigl_shared": {"group_size": 2},
+  "srigl_shared": {"structure": "constant_fan_in:group_size=2"},
 }
 MASKED = [
   name

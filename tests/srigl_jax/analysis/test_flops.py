@@ -376,7 +376,7 @@ def test_sparsity_for_flops_costs_what_was_asked(distribution, relative, structu
   macs = {"conv/kernel": 64 * 9 * 16 * 32, "head/kernel": 2048 * 64}
   sparsity = sx.sparsity_for_flops(params, macs, relative, distribution, structure=structure)
   allocation = sx.allocate(params, sparsity, distribution, structure=structure)
-  masks = sx.init_masks(jax.random.key(0), allocation, structure)
+  masks = sx.init_masks(jax.random.key(0), allocation)
   densities = {path: float(mask.mean()) for path, mask in masks.items()}
   steps = 0.05 if structure == "constant_fan_in" else 5e-3
   assert sx.relative_flops(macs, densities) == pytest.approx(relative, rel=steps)
