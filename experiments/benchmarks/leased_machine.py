@@ -151,7 +151,7 @@ def run(out: Path, seconds: float, *, parts: Sequence[str], tiny: bool) -> int:
 def _environment() -> dict[str, str]:
   """What the commands find: packages, data, cache and commit."""
   paths = [ROOT, ROOT / "kernels", LUGGAGE / "site"]
-  commit = LUGGAGE / "commit"
+  commit, library = LUGGAGE / "commit", LUGGAGE / "libsrigl_cuda.so"
   return {
     **os.environ,
     "TFDS_DATA_DIR": str(LUGGAGE),
@@ -159,6 +159,7 @@ def _environment() -> dict[str, str]:
     "JAX_COMPILATION_CACHE_DIR": str(WORK / "compiled"),
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     "SRIGL_COMMIT": commit.read_text().strip() if commit.exists() else "unknown",
+    **({"SRIGL_CUDA_LIBRARY": str(library)} if library.exists() else {}),
     "PYTHONUNBUFFERED": "1",
     "PYTHONPATH": os.pathsep.join(map(str, paths)),
   }

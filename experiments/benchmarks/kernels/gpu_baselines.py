@@ -179,8 +179,8 @@ TRAINING: dict[str, Method] = {
 """Forward and backward."""
 
 
-def torch_calls(condensed: Condensed, x: Any, method: str) -> Callable[[], Any]:
-  """A call of PyTorch: `torch_dense`, `torch_tf32`, `torch_bf16` or `torch_csr`.
+def torch_calls(condensed: Condensed, x: Any, method: str) -> tuple[Callable[[], Any], int]:
+  """A call of PyTorch, `torch_dense`, `torch_tf32`, `torch_bf16` or `torch_csr`; and its copies.
 
   Raises:
     ImportError: if PyTorch is not installed.
@@ -193,10 +193,11 @@ def torch_calls(condensed: Condensed, x: Any, method: str) -> Callable[[], Any]:
   dtype = torch.bfloat16 if method == "torch_bf16" else torch.float32
   load = lambda array: torch.from_numpy(array).cuda().to(dtype)
   matrix, bias = load(_host_matrix(condensed)), load(jax.device_get(condensed.bias).copy())
-  count = num_copies(matrix.numel() * matrix.element_size())
+  each = matrix.numel() * matrix.element_size()
   if method == "torch_csr":
     matrix = matrix.to_sparse_csr()
-  pairs = [(load(x), matrix.clone()) for _ in range(count)]
+    each = 8 * condensed.values.size
+  pairs = [(load(x), matrix.clone()) for _ in range(num_copies(each + x.nbytes))]
   turns = itertools.cycle(pairs)
 
   def call() -> Any:
@@ -206,7 +207,7 @@ def torch_calls(condensed: Condensed, x: Any, method: str) -> Callable[[], Any]:
       return (matrix @ x.T).T + bias
     return torch.nn.functional.linear(x, matrix, bias)
 
-  return call
+  return call, len(pairs)
 
 
 def _host_matrix(condensed: Condensed) -> Any:

@@ -209,7 +209,7 @@ def _timed_torch(case: Case, name: str) -> Task:
 
   def finish(_: Any) -> dict[str, Any]:
     condensed = make_layer(case._replace(batch=0, targets=()))
-    call = torch_calls(condensed, _inputs(case), name)
+    call, calls = torch_calls(condensed, _inputs(case), name)
     rows = [0, case.batch - 1]
     got = call()[rows].float().cpu().numpy()
     inputs = _inputs(case)[rows]
@@ -217,7 +217,10 @@ def _timed_torch(case: Case, name: str) -> Task:
     row = _about(case, name) | {"error": err}
     if not err <= 1e-2:
       return row | {"failed": f"errs by {err:.2g}"}
-    return row | {"seconds": timing.time_torch(call, importlib.import_module("torch"))}
+    graph = name != "torch_csr"  # what cuSPARSE allocates cannot be captured
+    torch = importlib.import_module("torch")
+    seconds = timing.time_torch(call, torch, calls=calls, graph=graph)
+    return row | {"seconds": seconds, "copies": calls, "graph": graph}
 
   return Task(f"{case.name} {name}", make, finish)
 

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-_MOST_COPIES = 8
+_MOST_COPIES = 64
 _ROTATION_BYTES = 80e6  # an H100's second-level cache holds 50 MB, an H200's too
 _ROUNDS = 10
 
@@ -44,6 +44,7 @@ def copies(x: np.ndarray, dtype: str, weights: Any, *, tiny: bool) -> list[tuple
 
 def compile_loop(apply: Callable[..., Array], pairs: Sequence[tuple[Array, Any]]) -> Any:
   """A compiled program `(pairs) -> scalar` that runs the method `_ROUNDS` times on each pair."""
+  apply = jax.jit(apply)  # traced and lowered once, however many pairs there are
 
   def program(pairs: Sequence[tuple[Array, Any]]) -> Array:
     def round_(_: Any, carry: Array) -> Array:
@@ -88,20 +89,43 @@ def time_loop(
   return times
 
 
-def time_torch(call: Callable[[], Any], torch: Any, *, rounds: int = 5) -> list[float]:
-  """Seconds of one call of PyTorch, by its events."""
-  for _ in range(5):
-    call()
+def time_torch(
+  call: Callable[[], Any], torch: Any, *, calls: int, graph: bool, rounds: int = 5
+) -> list[float]:
+  """Seconds of one call of PyTorch, by its events.
+
+  Args:
+    call: uses another copy of its inputs each time.
+    torch: the module.
+    calls: in a row, that go through all copies.
+    graph: whether they are replayed as a CUDA graph. Otherwise Python starts each.
+    rounds: how many times.
+  """
+  side = torch.cuda.Stream()
+  with torch.cuda.stream(side):  # libraries set themselves up, which no graph can hold
+    for _ in range(calls):
+      call()
+  side.synchronize()
+  if graph:
+    captured = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(captured):
+      kept = [call() for _ in range(calls)]
+    run = captured.replay
+  else:
+    kept = []
+    run = lambda: [call() for _ in range(calls)]
+  repeats = max(1, 100 // calls)
   times = []
-  for _ in range(rounds):
+  for _ in range(rounds + 1):
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     start.record()
-    for _ in range(20):
-      call()
+    for _ in range(repeats):
+      run()
     end.record()
     torch.cuda.synchronize()
-    times.append(start.elapsed_time(end) / 1e3 / 20)
-  return times
+    times.append(start.elapsed_time(end) / 1e3 / (repeats * calls))
+  del kept
+  return times[1:]
 
 
 def ceilings(*, tiny: bool) -> dict[str, float]:

@@ -13,7 +13,7 @@ from jax import Array, lax
 from srigl_kernels.backends.base import Backend
 from srigl_kernels.backends.xla import densify, dot
 from srigl_kernels.conv_geometry import Geometry
-from srigl_kernels.epilogue import apply_epilogue, scatter_to_neurons
+from srigl_kernels.epilogue import apply_epilogue, gather_neurons, places_of, scatter_to_neurons
 from srigl_kernels.format import Condensed
 
 
@@ -24,19 +24,23 @@ class Structured:
 
   Attributes:
     matrix: `[I, A]`.
-    active: `[A]`.
-    out_features: `N`.
+    places: `[N]`, see `epilogue.places_of`: made here, not in every call.
   """
 
   matrix: Array
-  active: Array
-  out_features: int = dataclasses.field(metadata={"static": True})
+  places: Array
+
+  @property
+  def out_features(self) -> int:
+    """`N`."""
+    return self.places.shape[0]
 
 
 def pack_structured(condensed: Condensed) -> Structured:
   """The layout of the structured backend."""
   matrix = densify(condensed.values, condensed.indices, condensed.in_features).T
-  return Structured(matrix, condensed.active, condensed.out_features)
+  places = places_of(condensed.active, condensed.out_features)
+  return Structured(matrix, places)
 
 
 def matmul(
@@ -44,7 +48,7 @@ def matmul(
 ) -> Array:
   """The product as `reference.matmul` defines it, with a layout of either backend."""
   y = dot(x, layout.matrix)
-  y = scatter_to_neurons(y, layout.active, layout.out_features, axis=1)
+  y = gather_neurons(y, layout.places, axis=1)
   return apply_epilogue(y, bias, activation, x.dtype)
 
 
@@ -52,13 +56,13 @@ def conv(
   x: Array, layout: Structured, bias: Array | None, activation: str | None, geometry: Geometry
 ) -> Array:
   """As `conv_patches.conv` defines it, with a layout of either backend, also in groups."""
-  matrix, active = layout.matrix, layout.active
+  matrix, places = layout.matrix, layout.places
   if geometry.groups > 1:  # XLA wants as many neurons in each group
-    matrix = scatter_to_neurons(matrix.T, active, layout.out_features).T
-    active = jnp.arange(layout.out_features, dtype=jnp.int32)
+    matrix = gather_neurons(matrix.T, places).T
+    places = jnp.arange(layout.out_features, dtype=jnp.int32)
   y = convolve(x, matrix, geometry)
   y, shape = y.reshape(-1, y.shape[-1]), (*y.shape[:-1], layout.out_features)
-  y = scatter_to_neurons(y.T, active, layout.out_features).T
+  y = gather_neurons(y.T, places).T
   return apply_epilogue(y, bias, activation, x.dtype).reshape(shape)
 
 
@@ -83,8 +87,7 @@ def pack_dense(condensed: Condensed) -> Structured:
   """The layout of the dense backend: all neurons count as active."""
   rows = densify(condensed.values, condensed.indices, condensed.in_features)
   matrix = scatter_to_neurons(rows, condensed.active, condensed.out_features).T
-  everyone = jnp.arange(condensed.out_features, dtype=jnp.int32)
-  return Structured(matrix, everyone, condensed.out_features)
+  return Structured(matrix, jnp.arange(condensed.out_features, dtype=jnp.int32))
 
 
 DENSE = Backend(pack_dense, matmul, conv=conv, conv_groups=True)
