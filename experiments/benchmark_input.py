@@ -1,4 +1,4 @@
-"""How fast images come, and how long training waits: `python -m experiments.benchmark_input`.
+"""Throughput of the input, and waiting for it: `python -m experiments.benchmark_input`.
 
 For a streamed data set, ImageNet by default, it measures
 

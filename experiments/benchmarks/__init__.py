@@ -1,1 +1,1 @@
-"""Measuring: the one clock, rivals, and injected faults."""
+"""The one clock, comparisons and their baselines, and injected faults."""

@@ -51,7 +51,8 @@ class Layer:
   @property
   def shape(self) -> Shape:
     """Its sizes."""
-    return Shape(*self.kernel.shape, self.condensed.num_active)
+    num_inputs, num_neurons = self.kernel.shape
+    return Shape(num_inputs, num_neurons, self.condensed.num_active)
 
   @property
   def sparsity(self) -> float:
