@@ -201,6 +201,8 @@ def test_the_commands_of_a_run(run_command, tmp_path):
     words = shlex.split(line)[1:]
     if "experiments.train" in words:
       words.append("--config.train.total_epochs=1")
+    if "experiments.infer" in words:
+      words += ["--batch=1", "--rounds=1"]
     code, output, errors = run_command(words)
     assert code == 0, errors
     outputs.append(output)
