@@ -1,17 +1,17 @@
 """Dynamic sparse training with structured sparsity (SRigL, arXiv:2305.02299) for JAX.
 
+The names of this module are the public ones; all others may change without notice.
 Shape letters in docstrings: `I` inputs of a neuron when dense, `N` neurons of a layer.
 """
 
 from srigl_jax.allocation import Allocation, allocate
 from srigl_jax.analysis.flops import (
-  layer_macs,
   mean_flops,
   relative_flops,
   sparsity_for_flops,
-  total_macs,
   training_flops,
 )
+from srigl_jax.analysis.macs import layer_macs, total_macs
 from srigl_jax.analysis.summary import LayerSummary, Summary, summarize, warn_if_over_ablated
 from srigl_jax.condensed.condense import condense, expand
 from srigl_jax.condensed.condense_model import condense_model
@@ -53,6 +53,8 @@ from srigl_kernels import (
   condensed_matmul,
   prepare,
 )
+
+__version__ = "0.2.0"  # as in pyproject.toml
 
 __all__ = [
   "Allocation",

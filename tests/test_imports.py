@@ -2,10 +2,13 @@
 
 import ast
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+import srigl_jax
 
 ROOT = Path(__file__).resolve().parent.parent
 # Packages and where they lie, from the ground up: each may import those before it.
@@ -142,3 +145,8 @@ def test_files_and_folders_are_small():
       lines = len(path.read_text(encoding="utf-8").splitlines())
       assert lines <= MOST_LINES, f"{path.relative_to(ROOT)} has {lines} lines: split it"
   assert max(folders.values()) <= MOST_MODULES, folders
+
+
+def test_one_version():
+  project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+  assert srigl_jax.__version__ == project["version"]

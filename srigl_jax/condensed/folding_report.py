@@ -91,9 +91,9 @@ def folding_report(model: Model, condensed_model: Model) -> FoldingReport:
       norms.append(path)
     if type(old) not in flax.LAYERS:
       continue
-    layout, module = flax.geometry(old), flax.find_condensed(new).get("")
+    layout, module = flax.kernel_layout(old), flax.find_condensed(new).get("")
     if module is None:
-      left = flax.geometry(new)
+      left = flax.kernel_layout(new)
       inputs, neurons, active, fan_in = left.num_inputs, *[left.num_neurons] * 2, left.num_inputs
     else:
       x = module.layer.get_value().condensed

@@ -82,7 +82,7 @@ def _check_layer(flax: Any, module: Any, path: str, layer: Condensed) -> None:
   """Checks that a condensed layer can stand for a module."""
   reason = flax.why_not_condensable(module)
   if reason is None:
-    layout = flax.geometry(module)
+    layout = flax.kernel_layout(module)
     if layer.neuron_axes != layout.neuron_axes or not layout.fits(layer.kernel_shape):
       reason = (
         f"it has kernel shape {layer.kernel_shape} and neuron axes {layer.neuron_axes}, but the "

@@ -6,7 +6,7 @@ What a layer computes is described to the rest of the library as `Weights` and `
 import dataclasses
 import math
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +16,7 @@ from jax import lax
 
 from srigl_jax.condensed.condense import condense
 from srigl_jax.condensed.constant_folding import Norm, Weights, pad_fan_in
+from srigl_jax.condensed.nnx_layout import LAYERS, Layer, kernel_layout
 from srigl_jax.condensed.nnx_modules import (
   CondensedConv,
   CondensedLinear,
@@ -25,9 +26,6 @@ from srigl_jax.condensed.nnx_modules import (
 from srigl_jax.layers import Axes
 from srigl_kernels import Condensed, prepare
 from srigl_kernels.format import FLOATS
-
-Layer = nnx.Linear | nnx.LinearGeneral | nnx.Conv
-LAYERS = (nnx.Linear, nnx.LinearGeneral, nnx.Conv)
 
 
 def for_inference(model: nnx.Module) -> nnx.Module:
@@ -66,7 +64,7 @@ def why_not_condensable(module: Any) -> str | None:
       "only nnx.Linear, nnx.LinearGeneral (attention projections) and nnx.Conv themselves can be "
       "condensed, no subclass, which may compute something else"
     )
-  shape = geometry(module).shape
+  shape = kernel_layout(module).shape
   if module.kernel.get_value().shape != shape:
     return f"its kernel should have the shape {shape}; layers stacked by nnx.vmap are not handled"
   if getattr(module, "batch_axis", None) or getattr(module, "mask", None) is not None:
@@ -84,73 +82,9 @@ def why_not_condensable(module: Any) -> str | None:
   return None
 
 
-class Geometry(NamedTuple):
-  """How a layer's kernel is laid out.
-
-  Attributes:
-    window: sizes of a convolution's window.
-    inputs: sizes of the input axes, per group of a grouped convolution.
-    neurons: sizes of the neuron axes.
-    can_lose_inputs: whether inputs are the channels of what the layer reads.
-    can_lose_neurons: whether neurons are the channels of what the layer puts out.
-  """
-
-  window: tuple[int, ...]
-  inputs: tuple[int, ...]
-  neurons: tuple[int, ...]
-  can_lose_inputs: bool
-  can_lose_neurons: bool
-
-  @property
-  def shape(self) -> tuple[int, ...]:
-    """Of the kernel."""
-    return (*self.window, *self.inputs, *self.neurons)
-
-  @property
-  def neuron_axes(self) -> tuple[int, ...]:
-    """Of the kernel."""
-    return tuple(range(len(self.shape) - len(self.neurons), len(self.shape)))
-
-  @property
-  def num_inputs(self) -> int:
-    """Of a neuron, window positions included."""
-    return math.prod(self.window) * math.prod(self.inputs)
-
-  @property
-  def num_neurons(self) -> int:
-    """Of the layer."""
-    return math.prod(self.neurons)
-
-  def fits(self, shape: tuple[int, ...]) -> bool:
-    """Whether a kernel's shape is this but for channels that folding has removed."""
-    may_shrink = [False] * len(self.window) + [self.can_lose_inputs] * len(self.inputs)
-    may_shrink += [self.can_lose_neurons] * len(self.neurons)
-    return len(shape) == len(self.shape) and all(
-      a == b or (m and 1 <= a < b) for m, a, b in zip(may_shrink, shape, self.shape, strict=True)
-    )
-
-  def resized(self, num_inputs: int, num_neurons: int) -> "Geometry":
-    """With so many inputs and neurons."""
-    inputs = self.inputs if math.prod(self.inputs) == num_inputs else (num_inputs,)
-    neurons = self.neurons if math.prod(self.neurons) == num_neurons else (num_neurons,)
-    return self._replace(inputs=inputs, neurons=neurons)
-
-
-def geometry(module: Layer) -> Geometry:
-  """The layout that a layer's settings say its kernel has."""
-  if isinstance(module, nnx.Conv):
-    groups = module.feature_group_count
-    inputs, neurons = (module.in_features // groups,), (module.out_features,)
-    return Geometry(tuple(module.kernel_size), inputs, neurons, groups == 1, groups == 1)
-  if isinstance(module, nnx.LinearGeneral):
-    is_last, num_neuron_axes = tuple(module.axis) == (-1,), len(module.out_features)
-    return Geometry((), module.in_features, module.out_features, is_last, num_neuron_axes == 1)
-  return Geometry((), (module.in_features,), (module.out_features,), True, True)
-
-
 def read_layer(module: Layer, mask: Any = None) -> Weights:
   """A layer as `folding` sees it."""
-  layout = geometry(module)
+  layout = kernel_layout(module)
   sizes = math.prod(layout.window), math.prod(layout.inputs), math.prod(layout.neurons)
   kernel = np.asarray(module.kernel.get_value())
   return Weights(
@@ -199,7 +133,7 @@ def shrink_norm(module: nnx.BatchNorm, keep: np.ndarray) -> None:
 
 def write_layer(module: Layer, weights: Weights) -> None:
   """Gives a dense layer other weights, channels and neurons."""
-  layout = geometry(module).resized(*weights.kernel.shape[1:])
+  layout = kernel_layout(module).resized(*weights.kernel.shape[1:])
   module.kernel.set_value(jnp.asarray(weights.kernel.reshape(layout.shape)))
   if weights.bias is not None:
     set_bias(module, jnp.asarray(weights.bias.reshape(layout.neurons)))
@@ -221,7 +155,7 @@ def take_sizes(module: Any) -> None:
     ValueError: if its variables have different ones.
   """
   if type(module) in LAYERS:
-    shape, layout = module.kernel.get_value().shape, geometry(module)
+    shape, layout = module.kernel.get_value().shape, kernel_layout(module)
     first = len(layout.window) + len(layout.inputs)
     inputs, neurons = shape[len(layout.window) : first], shape[first:]
     _check_sizes([neurons] if module.bias is None else [neurons, module.bias.get_value().shape])
@@ -249,7 +183,7 @@ def fits_variable(module: Any, path: str, shape: tuple[int, ...]) -> bool:
   name = path.rpartition("/")[2]
   full = getattr(module, name).get_value().shape
   if type(module) in LAYERS and name in ("kernel", "bias"):
-    layout = geometry(module)
+    layout = kernel_layout(module)
     return layout.fits(shape if name == "kernel" else layout.shape[: -len(layout.neurons)] + shape)
   if can_fold_norm(module):
     return len(shape) == 1 and 1 <= shape[0] <= full[0]
@@ -259,13 +193,13 @@ def fits_variable(module: Any, path: str, shape: tuple[int, ...]) -> bool:
 def condense_layer(module: Layer, mask: Any) -> Condensed:
   """The condensed form of a layer as it is."""
   bias = None if module.bias is None else module.bias.get_value()
-  axes = Axes(geometry(module).neuron_axes)
+  axes = Axes(kernel_layout(module).neuron_axes)
   return condense(module.kernel.get_value(), mask, bias, axes=axes)
 
 
 def condense_weights(module: Layer, weights: Weights) -> Condensed:
   """The condensed form of a layer once it has these weights; rows get equal fan-ins."""
-  layout = geometry(module).resized(*weights.kernel.shape[1:])
+  layout = kernel_layout(module).resized(*weights.kernel.shape[1:])
   mask = pad_fan_in(weights.mask.reshape(-1, weights.mask.shape[-1]))
   bias = None if weights.bias is None else weights.bias.reshape(layout.neurons)
   kernel = weights.kernel.reshape(layout.shape)

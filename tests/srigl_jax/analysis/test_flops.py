@@ -18,7 +18,7 @@ def array(*shape, dtype=jnp.float32):
 
 def linen_macs(module, *args):
   variables = jax.eval_shape(module.init, jax.random.key(0), *args)
-  return flops.layer_macs(module.apply, variables, *args)
+  return sx.layer_macs(module.apply, variables, *args)
 
 
 # Hand-computed: output positions x window x inputs per group x outputs.
@@ -65,7 +65,7 @@ def test_nnx_convnet(batch):
   model = nnx.eval_shape(lambda: NnxConvNet(nnx.Rngs(0)))
   graph, params, rest = nnx.split(model, nnx.Param, ...)
   forward = lambda params, rest, x: nnx.merge(graph, params, rest)(x)
-  macs = flops.layer_macs(forward, params, rest, array(batch, 9, 9, 3))
+  macs = sx.layer_macs(forward, params, rest, array(batch, 9, 9, 3))
   assert macs == {path: batch * n for path, n in CONVNET_MACS.items()}
 
 
@@ -84,13 +84,13 @@ def test_attention():
   module = nn.MultiHeadDotProductAttention(num_heads=heads)
   x = array(1, tokens, width)
   variables = jax.eval_shape(module.init, jax.random.key(0), x)
-  macs = flops.layer_macs(module.apply, variables, x)
+  macs = sx.layer_macs(module.apply, variables, x)
   assert macs == {
     f"params/{name}/kernel": tokens * width * heads * size
     for name in ("key", "out", "query", "value")
   }
   scores_and_mixing = 2 * heads * tokens * tokens * size
-  total = flops.total_macs(module.apply, variables, x)
+  total = sx.total_macs(module.apply, variables, x)
   assert total == sum(macs.values()) + scores_and_mixing
 
 
@@ -141,7 +141,7 @@ def test_nnx_scan():
     apply = nnx.scan(lambda x, layer: layer(x), in_axes=(nnx.Carry, 0), out_axes=nnx.Carry)
     return apply(x, nnx.merge(graph, params))
 
-  assert flops.layer_macs(forward, params, array(1, 4)) == {"kernel": 5 * 4 * 4}
+  assert sx.layer_macs(forward, params, array(1, 4)) == {"kernel": 5 * 4 * 4}
 
 
 W, X, MASK = array(4, 4), array(1, 4), array(4, 4, dtype=jnp.bool_)
@@ -178,8 +178,8 @@ vjp_identity.defvjp(lambda w: (w, None), lambda _, dw: (dw,))
 )
 def test_parameter_is_followed_through_views(view):
   forward = lambda params, x, mask: jax.nn.relu(x @ view(params["w"], mask))
-  assert flops.layer_macs(forward, {"w": W}, X, MASK) == {"w": N}
-  assert flops.total_macs(forward, {"w": W}, X, MASK) == N
+  assert sx.layer_macs(forward, {"w": W}, X, MASK) == {"w": N}
+  assert sx.total_macs(forward, {"w": W}, X, MASK) == N
 
 
 def test_slices_of_a_fused_kernel_add_up():
@@ -187,27 +187,27 @@ def test_slices_of_a_fused_kernel_add_up():
     q, k = jnp.split(params, 2, axis=1)
     return (x @ q) * (x @ k) + x @ params[:, :2]
 
-  assert flops.layer_macs(forward, W, X) == {"": 4 * 2 * 3}
+  assert sx.layer_macs(forward, W, X) == {"": 4 * 2 * 3}
 
 
 def test_weight_normalisation_belongs_to_the_direction():
   unit = lambda v: v / jnp.linalg.norm(v, axis=0, keepdims=True)
   forward = lambda p, x: x @ (p["gain"] * unit(p["v"]))
-  assert flops.layer_macs(forward, {"gain": array(1, 4), "v": W}, X) == {"v": N}
+  assert sx.layer_macs(forward, {"gain": array(1, 4), "v": W}, X) == {"v": N}
 
 
 def test_concatenated_kernels_are_in_the_total_only():
   forward = lambda params, x: x @ jnp.concatenate(params, axis=1)
   params = [array(4, 3), array(4, 1)]
-  assert flops.layer_macs(forward, params, X) == {}
-  assert flops.total_macs(forward, params, X) == N
+  assert sx.layer_macs(forward, params, X) == {}
+  assert sx.total_macs(forward, params, X) == N
 
 
 def test_product_of_two_parameters_is_in_the_total_only():
   forward = lambda p, x: x @ (p["a"] @ p["b"])
   params = {"a": array(4, 2), "b": array(2, 4)}
-  assert flops.layer_macs(forward, params, X) == {}
-  assert flops.total_macs(forward, params, X) == 4 * 2 * 4 + N
+  assert sx.layer_macs(forward, params, X) == {}
+  assert sx.total_macs(forward, params, X) == 4 * 2 * 4 + N
 
 
 @pytest.mark.parametrize(
@@ -225,7 +225,7 @@ def test_product_of_two_parameters_is_in_the_total_only():
   ],
 )  # fmt: skip
 def test_control_flow(body, expected):
-  assert flops.layer_macs(body, W, X) == {"": expected}
+  assert sx.layer_macs(body, W, X) == {"": expected}
 
 
 def test_nested_scan_over_stacked_layers_with_data_in_a_carry_that_starts_as_zeros():
@@ -239,12 +239,12 @@ def test_nested_scan_over_stacked_layers_with_data_in_a_carry_that_starts_as_zer
     carry, ys = jax.lax.scan(outer, (x, jnp.zeros((1, 4))), params["stack"])
     return carry, ys
 
-  assert flops.layer_macs(forward, {"stack": array(3, 4, 4)}, X) == {"stack": 3 * (2 + 1) * N}
+  assert sx.layer_macs(forward, {"stack": array(3, 4, 4)}, X) == {"stack": 3 * (2 + 1) * N}
 
 
 def test_numeric_argument_is_data_even_if_it_is_meant_as_a_mask():
   forward = lambda w, x, mask: x @ (w * mask)
-  assert flops.layer_macs(forward, W, X, array(4, 4)) == {}
+  assert sx.layer_macs(forward, W, X, array(4, 4)) == {}
 
 
 def test_refuses_what_it_cannot_count():
@@ -253,7 +253,7 @@ def test_refuses_what_it_cannot_count():
 
   call = lambda w, x: pl.pallas_call(kernel, out_shape=x)(x, w)
   with pytest.raises(ValueError, match="inside a `pallas_call`"):
-    flops.layer_macs(call, W, X)
+    sx.layer_macs(call, W, X)
 
 
 @pytest.mark.parametrize("batch", [1, 32])
@@ -269,7 +269,7 @@ def test_agrees_with_xla(batch):
   variables = jax.eval_shape(Mlp().init, jax.random.key(0), x)
   cost = jax.jit(Mlp().apply).lower(variables, x).cost_analysis()
   additions = batch * (64 + 64 + 10)  # of the biases, which XLA counts too
-  expected = 2 * flops.total_macs(Mlp().apply, variables, x) + additions
+  expected = 2 * sx.total_macs(Mlp().apply, variables, x) + additions
   np.testing.assert_allclose(cost["flops"], expected, rtol=0.01)
 
 
@@ -283,7 +283,7 @@ def test_convolution_agrees_with_xla(groups):
 
   kernel, x = array(3, 2, 8 // groups, 16), array(2, 9, 8, 8)
   cost = jax.jit(forward).lower(kernel, x).cost_analysis()
-  np.testing.assert_allclose(cost["flops"], 2 * flops.total_macs(forward, kernel, x), rtol=0.01)
+  np.testing.assert_allclose(cost["flops"], 2 * sx.total_macs(forward, kernel, x), rtol=0.01)
 
 
 def test_relative_flops():
