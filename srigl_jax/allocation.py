@@ -54,6 +54,8 @@ def allocate(
 ) -> Allocation:
   """Divides a network's weights among its layers.
 
+  The methods take the same arguments by the same names.
+
   Args:
     params: parameter tree, of arrays or of `jax.ShapeDtypeStruct`.
     sparsity: share of the weights of all layers that are missing, in [0, 1). The density is

@@ -238,6 +238,6 @@ def check_update(weights: Array, grads: Array, mask: Array, axes: AxesFn) -> Lay
 def check_drop_fraction(drop_fraction: Fraction) -> None:
   """Raises a ValueError for a concrete fraction outside [0, 1]."""
   if isinstance(drop_fraction, Array | ExactFraction):
-    return  # its value may be traced; the schedule that made it is checked at its own door
+    return  # its value may be traced; the schedule that made it is checked where it is given
   if not 0 <= float(np.asarray(drop_fraction)) <= 1:
     raise ValueError(f"drop_fraction is {drop_fraction}; it must lie in [0, 1].")

@@ -4,7 +4,7 @@ The model: `n` inputs, `n` neurons, mean fan-in `k`, and `z = sqrt(2/k) (W ∘ I
 `W` i.i.d. N(0, 1), a random 0/1 mask `I`, and gates `ξ` i.i.d. Bernoulli(1/2), all independent of
 the input `x`. Then `E|z|² = |x|²`, and the masks differ in the spread of `|z|²` about it. The gates
 stand for the ReLU of the layer before, exactly so: `z` has independent random signs given all
-magnitudes, so that `ξ ∘ z` and `relu(z)` give the next layer's norm one and the same law.
+magnitudes, so that `ξ ∘ z` and `relu(z)` give the next layer's norm the same distribution.
 
 Source: the paper's section on output-norm variance (arXiv:2305.02299). The forms here are derived
 by conditioning. Given `I`, `ξ` and `x`, `z_i` is N(0, (2/k) s_i) with `s_i = Σ_j I_ij ξ_j x_j²`,
@@ -20,7 +20,7 @@ neurons. With `A = E|x|⁴` and `B = E Σ_j x_j⁴` that becomes
   E|z|⁴      = E Σ_i z_i⁴ + other · (1 − 1/n) (A + B),
 
 which, starting from `A = 1`, `B = 3/(n+2)` (x uniform on the unit sphere), also gives any number of
-layers one upon the other.
+stacked layers.
 """
 
 from typing import NamedTuple

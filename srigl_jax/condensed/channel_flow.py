@@ -1,6 +1,6 @@
 """Which channels of a model's tensors are constant: data flow through a traced jaxpr.
 
-A channel is an index of a tensor's last axis. From the constants that ablated neurons put out, the
+A channel is an index of a tensor's last axis. From the constants that ablated neurons output, the
 analysis follows every channel through element-wise functions and poolings to the layers that read
 it, and tells what else would notice if the channel were not there.
 """

@@ -1,11 +1,11 @@
-"""What of a masked model need not be computed: batch norms, neurons that put out a constant.
+"""What of a masked model need not be computed: batch norms, neurons that output a constant.
 
 Pure: layers come as arrays, the model as a traced `FlatJaxpr`, and arrays go out. Three rewrites,
 each exact up to rounding:
 
 - A batch norm in inference mode whose input is the output of one linear layer or convolution, and
   nothing else reads that output, goes into the layer's weights and bias.
-- A neuron without weights puts out its bias, and so does a neuron all of whose inputs are
+- A neuron without weights outputs its bias, and so does a neuron all of whose inputs are
   constants. Where such a constant reaches other layers through element-wise functions and
   poolings only, what it adds there goes into their biases, and the channel is removed.
 - A channel that no active neuron has a weight for is removed.
@@ -144,7 +144,7 @@ class _Constants(NamedTuple):
   Attributes:
     usable: `[I]` bool, input channels that are constants also in this layer's window.
     inputs: `[I]` float64, those constants, else 0.
-    is_constant: `[N]` bool, neurons that put out a constant.
+    is_constant: `[N]` bool, neurons that output a constant.
     outputs: `[N]` float64, those constants, else the bias.
   """
 

@@ -19,7 +19,7 @@ class FoldedLayer(NamedTuple):
     num_neurons: neurons before.
     inputs_left: inputs of a neuron now.
     neurons_left: neurons now.
-    active_neurons: those of them that have weights; the others put out a constant.
+    active_neurons: those of them that have weights; the others output a constant.
     fan_in: weights of each active neuron.
     backend: what computes the layer; None if it is dense.
   """

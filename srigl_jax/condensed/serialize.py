@@ -68,7 +68,7 @@ def save_condensed(
   """Writes layers, or all of a model, to a file: complete under its name, or not at all.
 
   Args:
-    path: the file, by custom ending in `.safetensors`; its folder must exist.
+    path: the file, conventionally ending in `.safetensors`; its folder must exist.
     layers: concrete layers by name. Names are not empty.
     metadata: anything JSON can hold, returned by `load_condensed`: the run's configuration,
       commit, accuracy, and what else belongs to the model.

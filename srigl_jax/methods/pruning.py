@@ -1,4 +1,4 @@
-"""Pruning while training: dense networks that become sparse, gradually or at one blow."""
+"""Pruning while training: dense networks that become sparse, gradually or in one shot."""
 
 import jax.numpy as jnp
 import numpy as np

@@ -67,10 +67,10 @@ def srigl(
     inner: the optimizer to wrap; gradient clipping that should see masked gradients goes inside.
     update_until: T_end, the step at which topology updates end; the papers use three quarters
       of the run.
-    sparsity: share of the layers' weights that are missing, in [0, 1).
-    distribution: how it is divided among the layers; see `allocate`.
-    density: `1 - sparsity`, in its place.
-    fan_in: connections of each neuron, in its place; see `allocate`.
+    sparsity: share of the layers' weights that are missing; see `allocate`.
+    distribution: see `allocate`.
+    density: see `allocate`.
+    fan_in: see `allocate`.
     update_every: ΔT, steps between topology updates.
     drop_fraction: share of the active weights that an update prunes: the initial one of a cosine
       that reaches 0 at `update_until`; or a function of the step (traced) that returns it.
