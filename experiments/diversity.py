@@ -25,7 +25,7 @@ from experiments.data import Dataset, ImageStream
 from experiments.sweeps.plots import diversity as diversity_figure
 from experiments.sweeps.results import mean_and_interval
 from experiments.sweeps.spec import read_record
-from experiments.training.load_run import load_trained
+from experiments.training.load_run import load_run
 
 Pair = tuple[str, str]  # of variants
 
@@ -65,7 +65,7 @@ def load_sweep(
     directory = workdir / variant / f"seed{seed}"
     if not (directory / "results.json").exists():
       continue
-    trained = load_trained(directory, data_dir=data_dir)
+    trained = load_run(directory, data_dir=data_dir)
     data, settings = data or trained.run.data, settings or trained.run.config.data
     if trained.run.config.data != settings:
       raise ValueError(

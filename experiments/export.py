@@ -16,10 +16,10 @@ from experiments.common import cli
 from experiments.common.environment import environment
 from experiments.deploy.exported import Exported, load_exported
 from experiments.deploy.inference import accuracy, num_bytes, predict
-from experiments.training.load_run import Trained, load_trained
+from experiments.training.load_run import LoadedRun, load_run
 
 
-def export(trained: Trained, path: Path, *, overwrite: bool = False) -> Exported:
+def export(trained: LoadedRun, path: Path, *, overwrite: bool = False) -> Exported:
   """Condenses a trained network, writes it to a file and reads it back.
 
   Args:
@@ -45,7 +45,7 @@ def export(trained: Trained, path: Path, *, overwrite: bool = False) -> Exported
   return load_exported(path)
 
 
-def _provenance(trained: Trained) -> dict[str, Any]:
+def _provenance(trained: LoadedRun) -> dict[str, Any]:
   """What the file says of the network: how to build and feed it, and what trained it."""
   data, settings = trained.run.data, trained.run.config.to_dict()
   settings["data"].pop("data_dir")  # of the machine, not of the network
@@ -64,7 +64,7 @@ def main() -> int:
   path = Path(options.out)
   if path.exists() and not options.overwrite:
     raise ValueError(f"{path} exists: give another --out, or --overwrite to replace it.")
-  trained = load_trained(Path(options.workdir), which=options.checkpoint, data_dir=options.data_dir)
+  trained = load_run(Path(options.workdir), which=options.checkpoint, data_dir=options.data_dir)
   exported = export(trained, path, overwrite=options.overwrite)
   data = trained.run.data
   logits, labels = predict({"before": trained.model, "after": exported.model}, data)

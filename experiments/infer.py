@@ -25,7 +25,7 @@ from experiments.deploy.inference import (
   predict,
 )
 from experiments.reports import figures
-from experiments.training.load_run import load_trained
+from experiments.training.load_run import load_run
 
 
 def infer(
@@ -56,7 +56,7 @@ def infer(
   if workdir is None:
     dense = load_exported(exported.path, backend="dense").model
   else:
-    trained = load_trained(workdir, data_dir=data_dir)
+    trained = load_run(workdir, data_dir=data_dir)
     ours, theirs = (dict(x.to_dict()) for x in (exported.config, trained.run.config))
     ours["data"].pop("data_dir", None)
     theirs["data"].pop("data_dir", None)

@@ -11,8 +11,8 @@ from absl import flags
 from experiments.common import cli
 from experiments.common.files import write_json
 from experiments.reports.run_report import write_run_report
-from experiments.sweeps import results as study_module
 from experiments.sweeps.report import write_sweep_report
+from experiments.sweeps.results import collect, results_file
 
 
 def main() -> int:
@@ -22,8 +22,7 @@ def main() -> int:
     path, table = write_sweep_report(workdir)
     print(table)
     if flags.FLAGS.out:
-      study = study_module.collect(workdir)
-      write_json(Path(flags.FLAGS.out), study_module.results_file(study, table))
+      write_json(Path(flags.FLAGS.out), results_file(collect(workdir), table))
     if flags.FLAGS.figure:
       drawn = workdir / "figures" / "study.png"
       drawn = drawn if drawn.exists() else workdir / "figures" / "comparison.png"

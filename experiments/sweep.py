@@ -2,7 +2,7 @@
 
 `python -m experiments.sweep --config=configs/sweeps/NAME.py [--workdir=DIR]`
 
-Each variant with each seed is a run in `DIR/variant/seedN`. The same command goes on where it was
+Each variant with each seed is a run in `DIR/variant/seedN`. The same command resumes where it was
 stopped, skips what is finished, and leaves alone what has failed until `--retry` asks for it. It
 ends with one table and the figures of all runs.
 """
@@ -15,7 +15,6 @@ from pathlib import Path
 from absl import flags
 from ml_collections import ConfigDict
 
-from experiments import packs
 from experiments.common import cli
 from experiments.common.files import held, read_json
 from experiments.processes.signals import Interrupted
@@ -33,7 +32,6 @@ def run_sweep(
   *,
   command: str = "",
   jobs: int = 1,
-  pack: str = "off",
   retry: bool = False,
 ) -> tuple[Path, str, dict[str, str]]:
   """Trains what is not finished, and reports.
@@ -43,7 +41,6 @@ def run_sweep(
     workdir: directory of this sweep and no other.
     command: that started it, for the record.
     jobs: processes that train at a time; 0: what suits the device.
-    pack: runs of one shape that train together, "off" or a number; "auto": what suits the device.
     retry: also train the runs that have failed before. Those that were killed are always tried
       again.
 
@@ -58,18 +55,17 @@ def run_sweep(
   runs = expand(sweep)
   for name, config in runs.items():
     check_owner(workdir / name, config)
-  size = packs.choose_size(pack, next(iter(runs.values())))
   with held(workdir):
     write_record(sweep, workdir, command)
-    failures = _train(runs, workdir, jobs, size, retry)
+    failures = _train(runs, workdir, jobs, retry)
     path, table = write_sweep_report(workdir)
   return path, table, {name: failure.error for name, failure in failures.items()}
 
 
 def _train(
-  runs: dict[str, ConfigDict], workdir: Path, jobs: int, size: int, retry: bool
+  runs: dict[str, ConfigDict], workdir: Path, jobs: int, retry: bool
 ) -> dict[str, Failure]:
-  """Trains what is not finished, in packs of `size`; returns why runs failed, by name."""
+  """Trains what is not finished; returns why runs failed, by name."""
   finished = {name for name in runs if _is_finished(workdir / name)}
   failures = {
     name: failure
@@ -89,16 +85,15 @@ def _train(
   todo = {name: c for name, c in runs.items() if name not in failures and name not in complete}
   for name in todo:
     forget_failure(workdir / name)
-  groups = packs.group(todo, size)
-  jobs = workers.choose_jobs(jobs, len(groups)) if groups else 1
+  jobs = workers.choose_jobs(jobs, len(todo))
 
   with SweepProgress(len(runs), len(complete), len(failures)) as shown:
-    watcher = _Recording(shown, {workdir / name: config for name, config in todo.items()})
-    tasks = [{workdir / name: todo[name] for name in names} for names in groups]
+    configs = {workdir / name: config for name, config in todo.items()}
+    watcher = _Recording(shown, configs)
     if jobs == 1:
-      workers.train_here(tasks, watcher)
+      workers.train_here(configs, watcher)
     else:
-      workers.train_in_processes(tasks, watcher, jobs=jobs, cache_dir=workdir / ".compiled")
+      workers.train_in_processes(configs, watcher, jobs=jobs, cache_dir=workdir / ".compiled")
   return failures | {str(path.relative_to(workdir)): f for path, f in watcher.failures.items()}
 
 
@@ -114,12 +109,11 @@ class _Recording:
     self.failures: dict[Path, Failure] = {}
     self._shown, self._configs = shown, configs
 
-  def ended(self, worker, outcomes):
-    for workdir, outcome in outcomes.items():
-      if isinstance(outcome, Failure):
-        self.failures[workdir] = outcome
-        write_failure(workdir, outcome, self._configs[workdir])
-    self._shown.ended(worker, outcomes)
+  def ended(self, worker: int, workdir: Path, outcome: workers.Outcome) -> None:
+    if isinstance(outcome, Failure):
+      self.failures[workdir] = outcome
+      write_failure(workdir, outcome, self._configs[workdir])
+    self._shown.ended(worker, workdir, outcome)
 
 
 def main() -> int:
@@ -129,8 +123,8 @@ def main() -> int:
   cli.use_compile_cache(workdir / ".compiled")
   if values.jobs > 1:  # the devices' memory is the workers'
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
-  how = {"jobs": values.jobs, "pack": values.pack}
-  print(estimate.of_sweep(sweep, workdir, **how, calibrate=values.dry_run), flush=True)
+  cost = estimate.sweep_cost(sweep, workdir, jobs=values.jobs, calibrate=values.dry_run)
+  print(cost, flush=True)
   if values.dry_run:
     return 0
   try:
@@ -138,11 +132,11 @@ def main() -> int:
       sweep,
       workdir,
       command=" ".join(["python -m experiments.sweep", *sys.argv[1:]]),
-      **how,
+      jobs=values.jobs,
       retry=values.retry,
     )
   except Interrupted as stop:
-    print("Stopped; what was training is saved. The same command goes on from there.")
+    print("Stopped; what was training is saved. The same command resumes from there.")
     return 128 + stop.args[0]
   print(f"\n{table}\n\nreport: {path}, figures: {workdir / 'figures'}")
   if failed:
@@ -154,7 +148,6 @@ if __name__ == "__main__":
   _CONFIG = cli.define_config()
   flags.DEFINE_string("workdir", "", "Directory of the sweep; default: runs/NAME of the config.")
   flags.DEFINE_integer("jobs", 0, "Processes that train at a time; 0: what suits the device.")
-  flags.DEFINE_string("pack", "auto", "Runs that train together under vmap: auto, off or a number.")
   flags.DEFINE_bool("retry", False, "Train the runs that have failed before, too.")
   flags.DEFINE_bool("dry_run", False, "Say what it would cost, and do nothing.")
   cli.run(main)

@@ -9,7 +9,7 @@ import functools
 import numpy as np
 
 
-@functools.lru_cache(maxsize=32)  # of a pack of runs, each has its own
+@functools.lru_cache(maxsize=32)
 def epoch_order(num_examples: int, seed: int, epoch: int) -> np.ndarray:
   """Permutes the examples for one epoch.
 

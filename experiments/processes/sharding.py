@@ -24,22 +24,21 @@ def replicate(tree: Any) -> Any:
   return jax.device_put(tree, _sharding(PartitionSpec()))
 
 
-def shard_batches(batches: Sequence[Sequence[Batch]], max_steps: int) -> dict[str, jax.Array]:
-  """Puts each local device's part of some batches on it.
+def shard_batches(batches: Sequence[Batch], max_steps: int) -> dict[str, jax.Array]:
+  """Puts each local device's part of the batches of some steps on it.
 
   Args:
-    batches: this process's parts of the batches, arrays `[B, ...]` by name: for each of `R` runs
-      those of the same number of steps, at most `max_steps`.
+    batches: this process's parts of at most `max_steps` batches, arrays `[B, ...]` by name.
     max_steps: steps that there is room for; what is not used is 0.
 
   Returns:
-    `[D, max_steps, R, B / D, ...]` by name, with `D` local devices: what `jax.pmap` takes without
+    `[D, max_steps, B / D, ...]` by name, with `D` local devices: what `jax.pmap` takes without
     moving it.
 
   Raises:
     ValueError: if `B` cannot be divided.
   """
-  count, num_steps = jax.local_device_count(), len(batches[0])
+  count, num_steps = jax.local_device_count(), len(batches)
 
   def join(*parts):
     size, *shape = parts[0].shape
@@ -50,15 +49,13 @@ def shard_batches(batches: Sequence[Sequence[Batch]], max_steps: int) -> dict[st
       )
     # A single batch is only looked at differently, which costs nothing.
     whole = parts[0][None] if len(parts) == 1 else np.stack(parts)
-    whole = whole.reshape(len(batches), num_steps, count, size // count, *shape)
-    whole = np.moveaxis(whole, (2, 1), (0, 1))
+    whole = np.moveaxis(whole.reshape(num_steps, count, size // count, *shape), 1, 0)
     if num_steps < max_steps:
       room = np.zeros((count, max_steps - num_steps, *whole.shape[2:]), whole.dtype)
       whole = np.concatenate([whole, room], axis=1)
     return whole
 
-  joined = jax.tree.map(join, *[batch for run in batches for batch in run])
-  return jax.device_put(joined, _sharding(PartitionSpec(AXIS)))
+  return jax.device_put(jax.tree.map(join, *batches), _sharding(PartitionSpec(AXIS)))
 
 
 def _sharding(spec: PartitionSpec) -> NamedSharding:

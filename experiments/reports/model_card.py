@@ -82,7 +82,7 @@ def _provenance(sessions: list[dict[str, Any]], results: dict[str, Any]) -> dict
 
 
 def _use(config: dict[str, Any], workdir: Path) -> str:
-  load = f'trained = load_trained(Path("{workdir}"))  # from experiments.training.load_run'
+  load = f'trained = load_run(Path("{workdir}"))  # from experiments.training.load_run'
   lines = ["```python", load, "trained.model(images)  # [B, H, W, C] as the data set has them"]
   text = "\n".join([*lines, "```"])
   if config["method"]["name"] == "srigl":

@@ -1,14 +1,12 @@
 """What a sweep will cost, said before it starts."""
 
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 from ml_collections import ConfigDict
 
-from experiments import packs
 from experiments.common.files import read_json
 from experiments.data import load
 from experiments.processes.sharding import replicate, shard_batches
@@ -17,7 +15,7 @@ from experiments.sweeps.spec import expand
 from experiments.training.setup import prepare
 from experiments.training.steps import make_train_fn
 
-_CALIBRATION_SECONDS = 2.0
+_CALIBRATION_SECONDS, _CALIBRATION_STEPS = 2.0, 20
 
 
 class Rate(NamedTuple):
@@ -34,7 +32,7 @@ class Rate(NamedTuple):
   is_of_a_worker: bool
 
 
-def of_sweep(sweep: ConfigDict, workdir: Path, *, jobs: int, pack: str, calibrate: bool) -> str:
+def sweep_cost(sweep: ConfigDict, workdir: Path, *, jobs: int, calibrate: bool) -> str:
   """The number of runs, steps and images of a sweep that are not finished, and their time.
 
   The rate is that of its finished runs; else what the sweep's config says, `images_per_s` with its
@@ -44,7 +42,6 @@ def of_sweep(sweep: ConfigDict, workdir: Path, *, jobs: int, pack: str, calibrat
     sweep: see `sweeps.variants_of`.
     workdir: of the sweep.
     jobs: see `sweep.run_sweep`.
-    pack: see `sweep.run_sweep`.
     calibrate: whether to train for a few seconds if there is no other figure; else no time is
       given then.
 
@@ -76,8 +73,7 @@ def of_sweep(sweep: ConfigDict, workdir: Path, *, jobs: int, pack: str, calibrat
       return said
     measured = _calibrate(next(iter(left.values())))
     rate = Rate(measured, "measured just now", False)
-  num_packs = len(packs.group(left, packs.choose_size(pack, next(iter(left.values())))))
-  num_workers = workers.choose_jobs(jobs, num_packs) if rate.is_of_a_worker else 1
+  num_workers = workers.choose_jobs(jobs, len(left)) if rate.is_of_a_worker else 1
   seconds = images / rate.images_per_s
   time_left = _duration(seconds / num_workers)
   sharing = "" if num_workers == 1 else f" with {num_workers} workers, if none slows the others"
@@ -104,54 +100,33 @@ def _calibrate(config: ConfigDict) -> float:
 
   Processes that share the machine are faster together; so the time is an upper limit.
   """
-  steps = 20
-  train = trainer(config, 1, steps)
-  done, since, seconds = 0, time.perf_counter(), 0.0
-  while seconds < _CALIBRATION_SECONDS:
-    train()
-    done += steps
-    seconds = time.perf_counter() - since
-  return done * config.data.batch_size / seconds
-
-
-def trainer(config: ConfigDict, num_runs: int, num_steps: int) -> Callable[[], Any]:
-  """Something that trains for a while whenever it is called, for timing; compiled already.
-
-  Args:
-    config: of the runs, which differ in their seed.
-    num_runs: how many train together.
-    num_steps: of one call, rounded up to whole calls of the device.
-  """
-  configs = [ConfigDict(config.to_dict()) for _ in range(num_runs)]
-  for seed, each in enumerate(configs):
-    each.seed = config.seed + seed
-  first = prepare(configs[0])
-  runs = [first, *(prepare(each, first.data) for each in configs[1:])]
-  step = make_train_fn(
-    first.apply,
-    first.tx,
-    first.pipeline,
+  run = prepare(config)
+  train_fn = make_train_fn(
+    run.model.apply,
+    run.tx,
+    run.pipeline,
     label_smoothing=config.train.label_smoothing,
-    seeds=[each.seed for each in configs],
-    max_steps=first.max_steps,
+    seed=config.seed,
+    max_steps=run.max_steps,
   )
-  device_data = replicate(first.pipeline.device_data)
-  state = replicate(packs.stack([run.init_state for run in runs]))
-  done = 0
+  state, device_data = replicate((run.init_state, run.pipeline.device_data))
+  step = 0
 
-  def train() -> Any:
-    nonlocal state, done
-    metrics = None
-    for _ in range(-(-num_steps // first.max_steps)):
-      end = done + first.max_steps
-      batches = [run.batches(done, end) for run in runs]
-      batch = shard_batches(batches, first.max_steps)
-      state, metrics, _ = step(state, device_data, batch, first.max_steps)
-      done = end
-    return jax.block_until_ready(metrics)
+  def train() -> None:
+    nonlocal state, step
+    for _ in range(-(-_CALIBRATION_STEPS // run.max_steps)):
+      end = step + run.max_steps
+      batches = shard_batches(list(run.pipeline.train_batches(step, end)), run.max_steps)
+      state, metrics, _ = train_fn(state, device_data, batches, run.max_steps, with_norms=False)
+      step = end
+    jax.block_until_ready(metrics)
 
-  train()
-  return train
+  train()  # compiles
+  first, since, seconds = step, time.perf_counter(), 0.0
+  while step == first or seconds < _CALIBRATION_SECONDS:
+    train()
+    seconds = time.perf_counter() - since
+  return (step - first) * config.data.batch_size / seconds
 
 
 def _duration(seconds: float) -> str:

@@ -27,13 +27,11 @@ class Failure(NamedTuple):
   killed: bool = False
 
 
-def failure_of(outcome: dict[str, Any] | Exception) -> dict[str, Any] | Failure:
-  """The failure that an exception is; results as they are."""
-  if not isinstance(outcome, Exception):
-    return outcome
-  error = f"{type(outcome).__name__}: {outcome}"
-  trace = "".join(traceback.format_exception(outcome))
-  return Failure(error, trace, killed=isinstance(outcome, InUseError))
+def failure_of(error: Exception) -> Failure:
+  """The failure that an exception is."""
+  trace = "".join(traceback.format_exception(error))
+  killed = isinstance(error, InUseError)
+  return Failure(f"{type(error).__name__}: {error}", trace, killed=killed)
 
 
 def write_failure(workdir: Path, failure: Failure, config: ConfigDict) -> None:

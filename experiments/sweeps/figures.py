@@ -5,51 +5,51 @@ from pathlib import Path
 
 from experiments.sweeps import plots
 from experiments.sweeps.plots import Interval, active_by_layer
-from experiments.sweeps.results import Study, StudyVariant
+from experiments.sweeps.results import SweepResults, VariantResults
 
 
-def study_figure(study: Study, path: Path) -> bool:
+def sweep_figure(sweep: SweepResults, path: Path) -> bool:
   """Draws the figure of a study in the paper's form.
 
   Args:
-    study: see `study.collect`.
+    sweep: see `results.collect`.
     path: of the image to write.
 
   Returns:
     Whether there is one: a mere comparison of methods has none besides that of all sweeps.
   """
-  draw = _FIGURES.get(study.kind)
+  draw = _FIGURES.get(sweep.kind)
   if draw is None:
     return False
-  draw(study, path)
+  draw(sweep, path)
   return True
 
 
-def _sparsity(study: Study, path: Path) -> None:
+def _sparsity(sweep: SweepResults, path: Path) -> None:
   methods: dict[str, dict[float, Interval]] = {}
   dense = None
-  for variant in _finished(study):
+  for variant in _finished(sweep):
     if "sparsity" in variant.axes:
       by_sparsity = methods.setdefault(variant.axes["method"], {})
       by_sparsity[variant.axes["sparsity"]] = variant.interval("test_accuracy")
     elif variant.config["method"]["name"] == "dense":
       dense = variant.interval("test_accuracy")
-  plots.accuracy(methods, path, dense=dense, published=study.published, title=study.name)
+  plots.accuracy(methods, path, dense=dense, published=sweep.published, title=sweep.name)
 
 
-def _neurons(study: Study, path: Path) -> None:
+def _neurons(sweep: SweepResults, path: Path) -> None:
   methods: dict[str, dict[float, dict[str, float]]] = {}
-  for variant in _finished(study):
+  for variant in _finished(sweep):
     if "sparsity" in variant.axes:
       shares = active_by_layer([run.results for run in variant.runs])
       methods.setdefault(variant.axes["method"], {})[variant.axes["sparsity"]] = shares
-  plots.active_neurons(methods, path, title=study.name)
+  plots.active_neurons(methods, path, title=sweep.name)
 
 
-def _gamma(study: Study, path: Path) -> None:
+def _gamma(sweep: SweepResults, path: Path) -> None:
   sparsities: dict[float, dict[float, dict[str, Interval]]] = {}
   layers: dict[float, dict[float, dict[str, float]]] = {}
-  for variant in _finished(study):
+  for variant in _finished(sweep):
     if "gamma_sal" in variant.axes:
       sparsity = variant.axes.get("sparsity", variant.config["method"]["sparsity"])
       gamma = variant.axes["gamma_sal"]
@@ -59,25 +59,25 @@ def _gamma(study: Study, path: Path) -> None:
       }
       shares = active_by_layer([run.results for run in variant.runs])
       layers.setdefault(sparsity, {})[gamma] = shares
-  plots.gamma_sal(sparsities, layers, path, title=study.name)
+  plots.gamma_sal(sparsities, layers, path, title=sweep.name)
 
 
-def _length(study: Study, path: Path) -> None:
+def _length(sweep: SweepResults, path: Path) -> None:
   panels: dict[str, dict[str, dict[float, Interval]]] = {}
-  for variant in _finished(study):
+  for variant in _finished(sweep):
     if "length" in variant.axes:
       sparsity = variant.axes.get("sparsity", variant.config["method"]["sparsity"])
       panel = panels.setdefault(f"{100 * sparsity:.6g} % sparse", {})
       by_length = panel.setdefault(variant.axes["method"], {})
       by_length[variant.axes["length"]] = variant.interval("test_accuracy")
-  plots.training_length(panels, path, title=study.name)
+  plots.training_length(panels, path, title=sweep.name)
 
 
-def _finished(study: Study) -> list[StudyVariant]:
-  return [variant for variant in study.variants if variant.runs]
+def _finished(sweep: SweepResults) -> list[VariantResults]:
+  return [variant for variant in sweep.variants if variant.runs]
 
 
-_FIGURES: dict[str, Callable[[Study, Path], None]] = {
+_FIGURES: dict[str, Callable[[SweepResults, Path], None]] = {
   "sparsity": _sparsity,
   "neurons": _neurons,
   "gamma": _gamma,

@@ -20,7 +20,7 @@ class SweepProgress:
   def __init__(self, total_runs: int, done: int, failed: int):
     """Starts with the runs that were finished or had failed before."""
     self.total, self.done, self.failed = total_runs, done, failed
-    self._running: dict[int, tuple[str, int]] = {}
+    self._running: dict[int, str] = {}
     self._last_line: dict[int, float] = {}
     console = Console(stderr=True)
     self._bar = (
@@ -55,11 +55,9 @@ class SweepProgress:
     left = self.total - self.done - self.failed
     return f"{self.done} done, {self.failed} failed, {left} left"
 
-  def started(self, worker: int, pack: Mapping[Path, ConfigDict]) -> None:
-    """A worker begins with a pack."""
-    first = next(iter(pack.values())).name
-    name = first if len(pack) == 1 else f"{first} and {len(pack) - 1} more"
-    self._running[worker] = (name, len(pack))
+  def started(self, worker: int, config: ConfigDict) -> None:
+    """A worker begins with a run."""
+    self._running[worker] = name = config.name
     self._last_line[worker] = -SECONDS_BETWEEN_LINES
     if self._bar:
       if worker in self._rows:
@@ -68,7 +66,7 @@ class SweepProgress:
 
   def at(self, worker: int, step: int, total_steps: int, values: Mapping[str, Any]) -> None:
     """A worker has come to a step."""
-    name, _ = self._running[worker]
+    name = self._running[worker]
     if self._bar:
       where = f"{step}/{total_steps}"
       self._bar.update(
@@ -89,17 +87,16 @@ class SweepProgress:
     """A worker has a warning."""
     self._print(f"warning: {text}", file=sys.stderr)
 
-  def ended(self, worker: int, outcomes: Mapping[Path, dict[str, Any] | Failure]) -> None:
-    """A worker is done with a pack."""
-    for workdir, outcome in outcomes.items():
-      name = "/".join(workdir.parts[-2:])
-      if isinstance(outcome, Failure):
-        self.failed += 1
-        self._print(f"{name}: FAILED: {outcome.error}  [{self.counts}]")
-      else:
-        self.done += 1
-        said = f"{name}: test accuracy {outcome['test_accuracy']:.2%}"
-        self._print(f"{said}  [{self.counts}]")
+  def ended(self, worker: int, workdir: Path, outcome: dict[str, Any] | Failure) -> None:
+    """A worker is done with a run."""
+    name = "/".join(workdir.parts[-2:])
+    if isinstance(outcome, Failure):
+      self.failed += 1
+      self._print(f"{name}: FAILED: {outcome.error}  [{self.counts}]")
+    else:
+      self.done += 1
+      said = f"{name}: test accuracy {outcome['test_accuracy']:.2%}"
+      self._print(f"{said}  [{self.counts}]")
     if self._bar and worker in self._rows:
       self._bar.remove_task(self._rows.pop(worker))
     self._count()

@@ -4,9 +4,9 @@ from pathlib import Path
 
 from experiments.common.files import write_text
 from experiments.reports import figures
-from experiments.sweeps import figures as study_figures
-from experiments.sweeps import results as study_module
-from experiments.sweeps import tables as study_tables
+from experiments.sweeps import tables
+from experiments.sweeps.figures import sweep_figure
+from experiments.sweeps.results import collect
 
 
 def write_sweep_report(workdir: Path) -> tuple[Path, str]:
@@ -18,23 +18,21 @@ def write_sweep_report(workdir: Path) -> tuple[Path, str]:
   Raises:
     ValueError: if no run of the sweep is finished.
   """
-  study = study_module.collect(workdir)
-  table = study_tables.comparison(study)
-  finished = {v.name: v for v in study.variants if v.runs}
+  sweep = collect(workdir)
+  table, pivot = tables.comparison(sweep), tables.pivot(sweep)
+  finished = {v.name: v for v in sweep.variants if v.runs}
   figures.comparison(
     {name: [run.tests for run in v.runs] for name, v in finished.items()},
     {name: v.interval("test_accuracy") for name, v in finished.items()},
     workdir / "figures" / "comparison.png",
   )
-  pivot = study_tables.pivot(study)
-  parts = [f"# {study.name}", "", table, ""]
+  parts = [f"# {sweep.name}", "", table, ""]
   parts += [pivot, ""] if pivot else []
-  parts += [f"{study.missing} runs are not finished.", ""] if study.missing else []
-  for name, error in study.failed.items():
-    parts += [f"- {name} failed: {error}"]
-  parts += [""] if study.failed else []
-  if study_figures.study_figure(study, workdir / "figures" / "study.png"):
-    parts += [f"![{study.name}](figures/study.png)", ""]
+  parts += [f"{sweep.missing} runs are not finished.", ""] if sweep.missing else []
+  parts += [f"- {name} failed: {error}" for name, error in sweep.failed.items()]
+  parts += [""] if sweep.failed else []
+  if sweep_figure(sweep, workdir / "figures" / "study.png"):
+    parts += [f"![{sweep.name}](figures/study.png)", ""]
   parts += ["![Test accuracy by variant](figures/comparison.png)", ""]
   path = workdir / "report.md"
   write_text(path, "\n".join(parts))

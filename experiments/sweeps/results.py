@@ -29,7 +29,7 @@ class FinishedRun(NamedTuple):
   tests: list[dict[str, Any]]
 
 
-class StudyVariant(NamedTuple):
+class VariantResults(NamedTuple):
   """The runs of a variant that are finished.
 
   Attributes:
@@ -49,7 +49,7 @@ class StudyVariant(NamedTuple):
     return mean_and_interval([run.results[field] for run in self.runs])
 
 
-class Study(NamedTuple):
+class SweepResults(NamedTuple):
   """The finished runs of a sweep.
 
   Attributes:
@@ -65,7 +65,7 @@ class Study(NamedTuple):
   name: str
   kind: str
   command: str
-  variants: list[StudyVariant]
+  variants: list[VariantResults]
   missing: int
   failed: dict[str, str]
   published: dict[str, dict[float, tuple[float, float]]]
@@ -80,7 +80,7 @@ def mean_and_interval(values: Sequence[float]) -> tuple[float, float]:
   return mean, float(half_width)
 
 
-def collect(workdir: Path) -> Study:
+def collect(workdir: Path) -> SweepResults:
   """Reads the runs of a sweep that are finished.
 
   A directory whose run has another config than the sweep's is passed over: it is what an earlier
@@ -103,7 +103,7 @@ def collect(workdir: Path) -> Study:
       missing += 1
       if failure := read_failure(directory):
         failed[f"{name}/seed{seed}"] = failure.error
-    variants.append(StudyVariant(name, variant["axes"], variant["config"], runs))
+    variants.append(VariantResults(name, variant["axes"], variant["config"], runs))
   if not any(v.runs for v in variants):
     reasons = "".join(f" {name}: {error}" for name, error in failed.items())
     raise ValueError(f"No run in {workdir} is finished: run the sweep again, it goes on.{reasons}")
@@ -111,24 +111,24 @@ def collect(workdir: Path) -> Study:
   for method, place, accuracy, half_width in record.get("published", ()):
     published.setdefault(method, {})[place] = accuracy, half_width
   said = record["name"], record["study"], record["command"]
-  return Study(*said, variants, missing, failed, published)
+  return SweepResults(*said, variants, missing, failed, published)
 
 
-def results_file(study: Study, table: str) -> dict[str, Any]:
+def results_file(sweep: SweepResults, table: str) -> dict[str, Any]:
   """What `experiments/results/NAME.json` holds of a study: all that its tables come from.
 
   Args:
-    study: see `collect`.
+    sweep: see `collect`.
     table: as printed.
   """
-  finished = [v for v in study.variants if v.runs]
+  finished = [v for v in sweep.variants if v.runs]
   return {
-    "command": study.command,
+    "command": sweep.command,
     "environment": finished[0].runs[0].results["environment"],
     "table": table,
-    "name": study.name,
-    "study": study.kind,
-    "missing_runs": study.missing,
+    "name": sweep.name,
+    "study": sweep.kind,
+    "missing_runs": sweep.missing,
     "variants": {
       v.name: {
         "axes": v.axes,
@@ -150,7 +150,6 @@ _NUMBERS = (
   "training_flops",
   "steps",
   "train_seconds",
-  "packed_runs",
 )
 
 

@@ -5,11 +5,11 @@ import math
 import numpy as np
 
 from experiments.common.markdown import markdown_table
-from experiments.sweeps.results import Study, StudyVariant, mean_and_interval
+from experiments.sweeps.results import SweepResults, VariantResults, mean_and_interval
 from experiments.sweeps.spec import STUDIES
 
 
-def comparison(study: Study) -> str:
+def comparison(sweep: SweepResults) -> str:
   """A row for each variant that has finished runs: means over seeds, 95 % intervals.
 
   Accuracy is that of the last step; "best" is the best test of a run, which the paper's tables
@@ -28,7 +28,7 @@ def comparison(study: Study) -> str:
     "steps",
   ]
 
-  def mean(variant: StudyVariant, name: str, factor: float = 1.0, digits: int = 3) -> str:
+  def mean(variant: VariantResults, name: str, factor: float = 1.0, digits: int = 3) -> str:
     values = [run.results[name] for run in variant.runs]
     return f"{factor * float(np.mean(values)):.{digits}f}"
 
@@ -45,24 +45,24 @@ def comparison(study: Study) -> str:
       mean(variant, "training_flops"),
       mean(variant, "steps", digits=0),
     ]
-    for variant in study.variants
+    for variant in sweep.variants
     if variant.runs
   ]
   return markdown_table(header, rows)
 
 
-def pivot(study: Study) -> str:
+def pivot(sweep: SweepResults) -> str:
   """Accuracy by method (rows) and the axis of the study (columns), mean ± interval.
 
   Variants that differ in another axis have rows of their own. A variant without a number on the
   axis (a dense network among sparsities) has its accuracy in the first column. Empty for a study
   without axis.
   """
-  axis = STUDIES[study.kind]
+  axis = STUDIES[sweep.kind]
   if not axis:
     return ""
-  places: dict[str, dict[float | None, StudyVariant]] = {}
-  for variant in study.variants:
+  places: dict[str, dict[float | None, VariantResults]] = {}
+  for variant in sweep.variants:
     if variant.runs:
       others = {k: v for k, v in variant.axes.items() if k not in ("method", axis)}
       name = ", ".join([str(variant.axes["method"]), *(f"{k} {v:g}" for k, v in others.items())])
@@ -70,7 +70,7 @@ def pivot(study: Study) -> str:
       place = variant.axes.get(axis)
       if place in row:
         raise ValueError(
-          f"Variants {row[place].name!r} and {variant.name!r} of {study.name!r} are in one place "
+          f"Variants {row[place].name!r} and {variant.name!r} of {sweep.name!r} are in one place "
           f"of its table ({name}, {axis} {place}): give them axes in which they differ."
         )
       row[place] = variant
@@ -84,7 +84,7 @@ def pivot(study: Study) -> str:
   return markdown_table(header, rows)
 
 
-def _accuracy(variant: StudyVariant) -> str:
+def _accuracy(variant: VariantResults) -> str:
   """Accuracy in per cent with its interval."""
   values = [100 * run.results["test_accuracy"] for run in variant.runs]
   mean, half_width = mean_and_interval(values)

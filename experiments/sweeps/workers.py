@@ -1,7 +1,7 @@
-"""Several packs of runs at a time, each worker process with its share of the machine.
+"""Runs trained one after another, here or in worker processes with a share of the machine each.
 
-A worker takes one pack after the other and tells how far it is. If it dies, its runs count as
-killed and another takes its place.
+A worker takes one run after the other and tells how far it is. If it dies, its run counts as
+killed and another worker takes its place.
 """
 
 import contextlib
@@ -12,7 +12,7 @@ import os
 import signal
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -25,16 +25,16 @@ from experiments.common import cli
 from experiments.common.progress import Show
 from experiments.processes.signals import Interrupted, stop_with_parent, watch_signals
 from experiments.sweeps.failures import Failure, failure_of
-from experiments.train import train_pack
+from experiments.training.loop import train
 
-Pack = Mapping[Path, ConfigDict]
+Outcome = dict[str, Any] | Failure
 
 
 class Watcher(Protocol):
   """Is told what the workers do."""
 
-  def started(self, worker: int, pack: Pack) -> None:
-    """A worker begins with a pack."""
+  def started(self, worker: int, config: ConfigDict) -> None:
+    """A worker begins with a run."""
 
   def at(self, worker: int, step: int, total_steps: int, values: Mapping[str, Any]) -> None:
     """A worker has come to a step."""
@@ -42,37 +42,55 @@ class Watcher(Protocol):
   def warned(self, text: str) -> None:
     """A worker has a warning."""
 
-  def ended(self, worker: int, outcomes: Mapping[Path, dict[str, Any] | Failure]) -> None:
-    """A worker is done with a pack: results or failures."""
+  def ended(self, worker: int, workdir: Path, outcome: Outcome) -> None:
+    """A worker is done with a run: results or a failure."""
 
 
-def train_here(packs: Sequence[Pack], watcher: Watcher) -> None:
-  """Trains one pack after the other in this process.
+def train_here(runs: Mapping[Path, ConfigDict], watcher: Watcher) -> None:
+  """Trains one run after the other in this process.
 
   Raises:
-    Interrupted: if a pack was asked to stop.
+    Interrupted: if a run was asked to stop.
   """
-  for pack in packs:
-    watcher.started(0, pack)
+  for workdir, config in runs.items():
+    watcher.started(0, config)
     show = lambda step, total, values: watcher.at(0, step, total, values)
-    outcomes = train_pack(pack, show_progress=_reports(show))
-    watcher.ended(0, {workdir: failure_of(outcome) for workdir, outcome in outcomes.items()})
-    _forget()
+    watcher.ended(0, workdir, _outcome(workdir, config, show))
 
 
-def _forget() -> None:
-  """Gives the memory of a pack back: jax keeps compiled programs, and they their constants."""
-  gc.collect()
-  jax.clear_caches()
+def _outcome(
+  workdir: Path, config: ConfigDict, show: Callable[[int, int, dict[str, Any]], None]
+) -> Outcome:
+  """Trains a run; returns its results, or what went wrong.
+
+  Raises:
+    Interrupted: if it was asked to stop.
+  """
+
+  @contextlib.contextmanager
+  def show_progress(name: str, *, step: int, total_steps: int) -> Iterator[Show]:
+    del name
+    show(step, total_steps, {})
+    yield lambda step, **values: show(step, total_steps, values)
+
+  try:
+    return train(config, workdir, show_progress=show_progress)
+  except Interrupted:
+    raise
+  except Exception as error:
+    return failure_of(error)
+  finally:  # jax keeps compiled programs, and they their constants
+    gc.collect()
+    jax.clear_caches()
 
 
 def train_in_processes(
-  packs: Sequence[Pack], watcher: Watcher, *, jobs: int, cache_dir: Path
+  runs: Mapping[Path, ConfigDict], watcher: Watcher, *, jobs: int, cache_dir: Path
 ) -> None:
-  """Trains packs in `jobs` processes, on CPU each with its share of the cores.
+  """Trains runs in `jobs` processes, on CPU each with its share of the cores.
 
   Args:
-    packs: in order.
+    runs: configs by work directory, in order.
     watcher: is called in this process.
     jobs: how many at a time.
     cache_dir: of compiled programs, a folder in it for each process (jax does not write the
@@ -81,7 +99,7 @@ def train_in_processes(
   Raises:
     Interrupted: after SIGINT or SIGTERM, once all workers have saved; `args[1]` is -1.
   """
-  waiting = deque(packs)
+  waiting = deque(runs.items())
   shares = shares_of_cores(jobs)
   workers: dict[int, _Worker] = {}
   received = 0
@@ -91,7 +109,7 @@ def train_in_processes(
         for index in range(jobs):
           if waiting and index not in workers and not received:
             workers[index] = _start(index, jobs, shares[index], cache_dir / str(index))
-            _give(workers[index], waiting.popleft(), watcher)
+            _give(workers[index], *waiting.popleft(), watcher)
         wait([worker.connection for worker in workers.values()], timeout=0.2)
         if interrupted() and not received:
           received = interrupted()
@@ -101,9 +119,9 @@ def train_in_processes(
           if not _listen(worker, watcher, stopping=bool(received)):
             worker.process.join()
             del workers[index]
-          elif worker.pack is None and waiting and not received:
-            _give(worker, waiting.popleft(), watcher)
-          elif worker.pack is None:
+          elif worker.workdir is None and waiting and not received:
+            _give(worker, *waiting.popleft(), watcher)
+          elif worker.workdir is None:
             worker.connection.close()  # it ends when there is nothing to read
             worker.process.join()
             del workers[index]
@@ -127,11 +145,11 @@ def shares_of_cores(jobs: int) -> list[list[int]]:
 
 
 class _Worker:
-  """A process, and the pack that it has."""
+  """A process, and the directory of the run that it has."""
 
   def __init__(self, index: int, process: Any, connection: Connection):
     self.index, self.process, self.connection = index, process, connection
-    self.pack: Pack | None = None
+    self.workdir: Path | None = None
 
 
 def _start(index: int, jobs: int, cores: list[int], cache_dir: Path) -> _Worker:
@@ -144,11 +162,11 @@ def _start(index: int, jobs: int, cores: list[int], cache_dir: Path) -> _Worker:
   return _Worker(index, process, ours)
 
 
-def _give(worker: _Worker, pack: Pack, watcher: Watcher) -> None:
-  worker.pack = pack
+def _give(worker: _Worker, workdir: Path, config: ConfigDict, watcher: Watcher) -> None:
+  worker.workdir = workdir
   with contextlib.suppress(OSError):  # it has died: _listen will see
-    worker.connection.send({workdir: config.to_dict() for workdir, config in pack.items()})
-  watcher.started(worker.index, pack)
+    worker.connection.send((workdir, config.to_dict()))
+  watcher.started(worker.index, config)
 
 
 def _listen(worker: _Worker, watcher: Watcher, *, stopping: bool) -> bool:
@@ -160,18 +178,18 @@ def _listen(worker: _Worker, watcher: Watcher, *, stopping: bool) -> bool:
         watcher.at(worker.index, *message)
       elif isinstance(message, str):
         watcher.warned(message)
-      else:
-        worker.pack = None
-        watcher.ended(worker.index, message)
+      elif worker.workdir:
+        workdir, worker.workdir = worker.workdir, None
+        watcher.ended(worker.index, workdir, message)
   except (EOFError, OSError):
     worker.process.join()
-    if worker.pack and not stopping:
+    if worker.workdir and not stopping:
       error = Failure(
         f"The worker process ended with exit code {worker.process.exitcode}: killed from outside, "
         "or out of memory (fewer --jobs need less).",
         killed=True,
       )
-      watcher.ended(worker.index, dict.fromkeys(worker.pack, error))
+      watcher.ended(worker.index, worker.workdir, error)
     return False
   return True
 
@@ -206,39 +224,25 @@ def _work(connection: Connection, jobs: int, cores: list[int], cache_dir: Path) 
     while not interrupted():
       if not connection.poll(0.2):
         continue
-      pack = {workdir: ConfigDict(values).lock() for workdir, values in connection.recv().items()}
+      workdir, values = connection.recv()
       with warnings.catch_warnings(record=True) as caught:  # they would tear the parent's display
-        outcomes = train_pack(pack, show_progress=_reports(show))
+        outcome = _outcome(workdir, ConfigDict(values).lock(), show)
       for warning in caught:
         if issubclass(warning.category, UserWarning):
           connection.send(str(warning.message))
-      connection.send({workdir: failure_of(outcome) for workdir, outcome in outcomes.items()})
-      del outcomes
-      _forget()
+      connection.send(outcome)
   connection.close()
 
 
-def _reports(show: Callable[[int, int, dict[str, Any]], None]) -> Callable[..., Any]:
-  """What `train_pack` shows its progress with."""
+def choose_jobs(jobs: int, num_runs: int) -> int:
+  """How many processes: as asked, or what suits the device; never more than runs.
 
-  @contextlib.contextmanager
-  def progress(name: str, *, step: int, total_steps: int) -> Iterator[Show]:
-    del name
-    show(step, total_steps, {})
-    yield lambda step, **values: show(step, total_steps, values)
-
-  return progress
-
-
-def choose_jobs(jobs: int, num_packs: int) -> int:
-  """How many processes: as asked, or what suits the device; never more than packs.
-
-  On CPU as many as there are cores: one thread each, none of which waits for another
-  (`experiments.benchmark_packing` measures it). An accelerator is one process's.
+  On CPU as many as there are cores: one thread each, none of which waits for another. An
+  accelerator is one process's.
   """
   if jobs < 0:
     raise ValueError(f"--jobs is {jobs}; it must be 0 (what suits the device) or more.")
   if not jobs:
     jobs = len(shares_of_cores(1)[0]) or os.cpu_count() or 1
     jobs = jobs if jax.default_backend() == "cpu" else 1
-  return max(1, min(jobs, num_packs))
+  return max(1, min(jobs, num_runs))

@@ -15,8 +15,8 @@ from experiments.training.setup import Run, prepare
 from experiments.workdir.checkpoints import Checkpoints
 
 
-class Trained(NamedTuple):
-  """A trained network.
+class LoadedRun(NamedTuple):
+  """A run read back: its trained network.
 
   Attributes:
     run: what trained it.
@@ -31,7 +31,7 @@ class Trained(NamedTuple):
   step: int
 
 
-def load_trained(workdir: Path, *, which: str = "last", data_dir: str = "") -> Trained:
+def load_run(workdir: Path, *, which: str = "last", data_dir: str = "") -> LoadedRun:
   """Reads a checkpoint of a run, finished or not; changes nothing in its directory.
 
   Args:
@@ -65,8 +65,8 @@ def load_trained(workdir: Path, *, which: str = "last", data_dir: str = "") -> T
     image_shape=run.data.image_shape,
     dtype=config.model.dtype,
     rngs=nnx.Rngs(0),
-    **run.model_kwargs,
+    **run.model.kwargs,
   )
   model = models.with_arrays(model, state.params | state.model_state)
   masks = sx.get_masks(state.opt_state) if run.is_sparse else {}
-  return Trained(run, model, masks, int(state.step))
+  return LoadedRun(run, model, masks, int(state.step))

@@ -6,28 +6,30 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 
 from experiments.common.files import write_json
-from experiments.training.memory import Memory
+from experiments.training.steps import TrainState
+from srigl_jax import get_state
 
 
-class Watch(NamedTuple):
+class Profiling(NamedTuple):
   """What to look at.
 
   Attributes:
-    profile: first step and the step after the last one of which a trace is written to
+    trace_steps: first step and the step after the last one of which a trace is written to
       `profile/` in the work directory, for TensorBoard or Perfetto; None: of none.
-    memory: whether to compile the step once more to learn what it takes besides its arrays.
+    step_memory: whether to compile the step once more to learn what it takes besides its arrays.
   """
 
-  profile: tuple[int, int] | None = None
-  memory: bool = False
+  trace_steps: tuple[int, int] | None = None
+  step_memory: bool = False
 
 
-NO_WATCH = Watch()
+NO_PROFILING = Profiling()
 
 
-def read_window(text: str | None) -> tuple[int, int] | None:
+def parse_steps(text: str | None) -> tuple[int, int] | None:
   """The steps of `--profile=START:STOP`.
 
   Raises:
@@ -41,32 +43,68 @@ def read_window(text: str | None) -> tuple[int, int] | None:
   return int(match[1]), int(match[2])
 
 
-def report_memory(workdir: Path, memory: Memory) -> None:
-  """Prints where the memory goes and writes it to `memory.json`."""
-  print(memory, file=sys.stderr, flush=True)
-  total = sum(memory.parts.values())
-  write_json(
-    workdir / "memory.json", {"arrays": memory.parts, "arrays_total": total, "step": memory.step}
-  )
+def memory_by_part(state: TrainState, device_data: Any, *, is_sparse: bool) -> dict[str, int]:
+  """Bytes that the arrays of a run take on each device, masks and moments by themselves.
+
+  Args:
+    state: as it lies on the devices, a copy on each.
+    device_data: the data there.
+    is_sparse: whether the optimizer's state has masks.
+  """
+  parts = {"parameters": _bytes(state.params), "statistics": _bytes(state.model_state)}
+  own: dict[str, Any] = {}
+  if is_sparse:
+    sparse = get_state(state.opt_state)
+    own = {
+      "masks": sparse.masks,
+      "explored": sparse.explored,
+      "mean gradients": sparse.grad_mean,
+      "method": sparse.extra,
+    }
+  parts |= {name: _bytes(tree) for name, tree in own.items()}
+  parts["optimizer"] = _bytes(state.opt_state) - sum(_bytes(tree) for tree in own.values())
+  parts["data"] = _bytes(device_data)
+  return {name: size for name, size in parts.items() if size}
+
+
+def _bytes(tree: Any) -> int:
+  return sum(int(np.prod(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree))
+
+
+def report_memory(workdir: Path, parts: dict[str, int], step: int | None) -> None:
+  """Prints where the memory of a device goes and writes it to `memory.json`.
+
+  Args:
+    workdir: of the run.
+    parts: see `memory_by_part`.
+    step: bytes that one call of the training function takes besides: activations, gradients and
+      other temporaries, as the compiler has planned them; None if not known.
+  """
+  known = parts if step is None else parts | {"step": step}
+  listed = ", ".join(f"{name} {size / 1e6:.1f} MB" for name, size in known.items())
+  total = f"{sum(known.values()) / 1e6:.1f} MB in all"
+  print(f"memory of a device: {listed}; {total}", file=sys.stderr, flush=True)
+  found = {"arrays": parts, "arrays_total": sum(parts.values()), "step": step}
+  write_json(workdir / "memory.json", found)
 
 
 class Trace:
   """A trace of the calls that do some steps; of none if the run begins after them."""
 
-  def __init__(self, window: tuple[int, int] | None, workdir: Path):
-    """See `Watch.profile`; nothing is written for a window of None."""
-    self._window, self._folder = window, workdir / "profile"
+  def __init__(self, steps: tuple[int, int] | None, workdir: Path):
+    """See `Profiling.trace_steps`."""
+    self._steps, self._folder = steps, workdir / "profile"
     self._is_on = False
 
   def before(self, start: int, end: int) -> None:
     """Is called before a call that does the steps from `start` to `end`."""
-    if self._window and start < self._window[1] and end > self._window[0] and not self._is_on:
+    if self._steps and start < self._steps[1] and end > self._steps[0] and not self._is_on:
       jax.profiler.start_trace(str(self._folder))
       self._is_on = True
 
   def after(self, end: int, results: Any) -> None:
     """Is called after it; waits for its results if the trace ends with it."""
-    if self._window and self._is_on and end >= self._window[1]:
+    if self._steps and self._is_on and end >= self._steps[1]:
       jax.block_until_ready(results)
       self.close()
 

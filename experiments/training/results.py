@@ -1,4 +1,4 @@
-"""What a finished run has come to."""
+"""The results of a finished run."""
 
 from pathlib import Path
 from typing import Any
@@ -10,14 +10,13 @@ from experiments.training.steps import TrainState
 from experiments.workdir.metrics import read_metrics
 
 
-def results_of(run: Run, state: TrainState, workdir: Path, *, num_runs: int) -> dict[str, Any]:
+def results_of(run: Run, state: TrainState, workdir: Path) -> dict[str, Any]:
   """What `results.json` holds of a finished run.
 
   Args:
     run: the run.
     state: its last.
     workdir: that holds its records.
-    num_runs: runs that trained together with it, itself included; its time is its share.
 
   Returns:
     Plain values, as they come back from the file.
@@ -27,7 +26,7 @@ def results_of(run: Run, state: TrainState, workdir: Path, *, num_runs: int) -> 
   tests = [r["accuracy"] for r in metrics["test"] if r["step"] >= run.sparse_from]
   inference = summary.inference_flops
   if inference is not None:
-    inference *= run.share_of_macs
+    inference *= run.model.share_of_macs
   method = run.config.method
   training = None
   if inference is not None:
@@ -44,12 +43,11 @@ def results_of(run: Run, state: TrainState, workdir: Path, *, num_runs: int) -> 
     "steps": run.total_steps,
     "test_accuracy": tests[-1],
     "best_test_accuracy": max(tests),
-    "sparsity": 1 - (1 - summary.sparsity) * run.share_of_weights,
+    "sparsity": 1 - (1 - summary.sparsity) * run.model.share_of_weights,
     "active_neurons": summary.active_neurons,
     "itop_rate": summary.itop_rate,
     "inference_flops": inference,
     "training_flops": training,
-    "packed_runs": num_runs,
     "train_seconds": sum(record["seconds"] for record in metrics["train"]),
     "layers": [layer._asdict() for layer in summary.layers],
     "table": str(summary),

@@ -1,35 +1,36 @@
-"""What one run keeps as it goes: its records and checkpoints, in its work directory.
+"""What a run writes as it goes, in its work directory: records and checkpoints.
 
-With several processes all go through the same motions, but process 0 alone writes.
+With several processes all make the same calls, but process 0 alone writes.
 """
 
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
 from experiments.common.environment import versions
 from experiments.common.files import as_json, write_json
 from experiments.processes.cluster import is_process_0
-from experiments.processes.consistency import check_same
+from experiments.processes.consistency import check_same, check_same_masks
 from experiments.training.setup import Run
 from experiments.training.steps import Metrics, TrainState
 from experiments.workdir.checkpoints import Checkpoints
-from experiments.workdir.metrics import Recorder
+from experiments.workdir.metrics import MetricsWriter
 from experiments.workdir.provenance import code, write_session
 from experiments.workdir.wandb_tracker import open_tracker
+from srigl_jax import get_masks
 
 
-class Logbook:
+class RunLog:
   """The records and checkpoints of a run.
 
   Attributes:
     run: the run, its `init_state` in shapes only.
     workdir: its directory.
     step: batches done when it was opened.
-    state: where it goes on from: the last checkpoint, or step 0; None once it was taken.
-    error: why it can go on no more; None while it can.
   """
 
   def __init__(self, run: Run, workdir: Path):
@@ -39,70 +40,76 @@ class Logbook:
       ValueError: if the run is not the same in all processes, or no checkpoint can be read.
     """
     check_same(lambda: _facts(run))
-    # What is not let go of here stays in memory as long as training lasts.
+    # Whatever is referred to from here stays in memory as long as training lasts.
     self.run = run._replace(init_state=jax.eval_shape(lambda: run.init_state))
     self.workdir = workdir
-    self.error: Exception | None = None
     if is_process_0():
       write_json(workdir / "config.json", run.config.to_dict())
     self._checkpoints = Checkpoints(workdir / "checkpoints", keep=run.config.train.keep_checkpoints)
-    self._recorder: Recorder | None = None
+    self._metrics: MetricsWriter | None = None
     try:
       restored = self._checkpoints.restore(run.init_state)
     except BaseException:
       self._checkpoints.close()
       raise
-    state = run.init_state if restored is None else restored
-    self.state: TrainState | None = state
-    self.step = int(state.step)
-    self._summary, self._summary_step = run.summarize(state), self.step
+    self._state: TrainState | None = run.init_state if restored is None else restored
+    self.step = int(self._state.step)
+    self._summary, self._summary_step = run.summarize(self._state), self.step
+    self._window: list[Metrics] = []
 
   def take_state(self) -> TrainState:
-    """Where the run goes on from, which is not kept here any longer; to be called once."""
-    state, self.state = self.state, None
+    """The state to train from: the last checkpoint, or step 0. Once; it is not kept here."""
+    state, self._state = self._state, None
     assert state is not None, "the state has been taken"
     return state
 
   def start(self) -> None:
-    """Opens the records, to go on from `state`."""
-    if not is_process_0():
-      return
-    write_session(self.workdir, step=self.step)
-    tracker = open_tracker(self.run.config, self.workdir)
-    self._recorder = Recorder(self.workdir, step=self.step, tracker=tracker)
-    if self.step == 0:
-      self._recorder.write_topology(0, self._summary, last_update=0)
+    """Opens the records, and starts the clock."""
+    if is_process_0():
+      write_session(self.workdir, step=self.step)
+      tracker = open_tracker(self.run.config, self.workdir)
+      self._metrics = MetricsWriter(self.workdir, step=self.step, tracker=tracker)
+      if self.step == 0:
+        self._metrics.write_topology(0, self._summary, last_update=0)
+    self._waited = 0.0
+    self.restart_clock()
 
-  def needs_summary(self, step: int) -> bool:
-    """Whether the topology has been updated since it was last recorded."""
-    return self.run.last_update(step) > self._summary_step
+  def restart_clock(self) -> None:
+    """Does not count what was done since the last record as training."""
+    self._since = time.perf_counter()
 
-  def topology(self, step: int, state: TrainState) -> None:
-    """Records the topology as it is at `step`."""
-    self._summary, self._summary_step = self.run.summarize(state), step
-    if self._recorder:
-      self._recorder.write_topology(step, self._summary, last_update=self.run.last_update(step))
-      self.run.warn_early(self._summary, step)
+  def add(self, metrics: Metrics) -> None:
+    """Keeps the metrics of some steps for the next record; waits for nothing."""
+    self._window.append(metrics)
 
-  def train(
-    self, step: int, values: dict[str, float], seconds: float, waited_share: float
-  ) -> dict[str, float | str]:
-    """Records training since the last record; returns what is worth showing.
+  def train(self, step: int, state: TrainState, *, waited: float) -> dict[str, float | str]:
+    """Records training since the last record, and the topology if it was updated since.
 
     Args:
       step: batches done.
-      values: see `averages`.
-      seconds: that it took.
-      waited_share: part of it in which the next batch was waited for.
+      state: after them.
+      waited: seconds in all that the loop has waited for batches.
+
+    Returns:
+      What is worth showing.
+
+    Raises:
+      FloatingPointError: if a loss was not finite.
     """
-    values = dict(values)
+    values = averages(self._window)
+    seconds = time.perf_counter() - self._since
     values |= {
       "images_per_s": values.pop("examples") / seconds,
       "seconds": seconds,
-      "waited_share": waited_share,
+      "waited_share": (waited - self._waited) / seconds,
     }
-    if self._recorder:
-      self._recorder.write("train", step, **values, learning_rate=self.run.learning_rate(step))
+    norms, self._window, self._waited = _norms(self._window[-1]), [], waited
+    self.restart_clock()
+    if self.run.last_update(step) > self._summary_step:
+      self._topology(step, state)
+    if self._metrics:
+      rate = self.run.learning_rate(step)
+      self._metrics.write("train", step, **values, **norms, learning_rate=rate)
     return {
       "loss": values["loss"],
       "accuracy": values["accuracy"],
@@ -111,21 +118,43 @@ class Logbook:
       "neurons": f"{self._summary.active_neurons:.1%}",
     }
 
-  def test(self, step: int, values: dict[str, float]) -> None:
-    """Records a test; see `averages`."""
-    if self._recorder:
-      self._recorder.write("test", step, **values)
+  def _topology(self, step: int, state: TrainState) -> None:
+    """Records the topology as it is at `step`."""
+    self._summary, self._summary_step = self.run.summarize(state), step
+    if self._metrics:
+      self._metrics.write_topology(step, self._summary, last_update=self.run.last_update(step))
+      self.run.warn_early(self._summary, step)
+
+  def test(self, step: int, metrics: Sequence[Metrics]) -> float:
+    """Records a test; returns its accuracy.
+
+    Raises:
+      FloatingPointError: if its loss is not finite.
+    """
+    values = averages(metrics)
+    if self._metrics:
+      self._metrics.write("test", step, **values)
+    return values["accuracy"]
 
   def save(self, step: int, state: TrainState, *, test_accuracy: float | None) -> None:
     """Starts saving a checkpoint.
 
+    Args:
+      step: of the state.
+      state: on every device.
+      test_accuracy: of this very state; None if unknown.
+
     Raises:
-      OSError: if it cannot be written, or if the records until now cannot: a run that goes on from
+      OSError: if it cannot be written, or if the records until now cannot: a run that resumes from
         the checkpoint would not write them again.
+      RuntimeError: if the devices have different masks.
     """
-    if self._recorder:
-      self._recorder.settle()
-    self._checkpoints.save(step, state, test_accuracy=test_accuracy)
+    check_same_masks(get_masks(state.opt_state) if self.run.is_sparse else {})
+    if self._metrics:
+      self._metrics.settle()
+    # An accuracy from before the network is sparse is no candidate for the best one.
+    counts = step >= self.run.sparse_from
+    self._checkpoints.save(step, state, test_accuracy=test_accuracy if counts else None)
 
   def wait(self) -> None:
     """Waits until what was saved is on disk."""
@@ -133,8 +162,8 @@ class Logbook:
 
   def close(self) -> None:
     """Waits for saves under way and closes the files."""
-    if self._recorder:
-      self._recorder.close()
+    if self._metrics:
+      self._metrics.close()
     self._checkpoints.close()
 
 
@@ -147,17 +176,13 @@ def _facts(run: Run) -> dict[str, Any]:
   return {"config": config, "number of images": images, "code": code(), "versions": versions()}
 
 
-def averages(window: Sequence[Metrics], index: int) -> dict[str, float]:
-  """Loss and accuracy of a run over some calls of the device, and the examples in them.
-
-  Args:
-    window: the metrics of each call.
-    index: of the run in its pack.
+def averages(window: Sequence[Metrics]) -> dict[str, float]:
+  """Loss and accuracy over some calls of the device, and the number of examples in them.
 
   Raises:
     FloatingPointError: if a loss in the window is not finite.
   """
-  calls: list[Any] = [jax.tree.map(lambda x: x[index], m) for m in jax.device_get(list(window))]
+  calls: list[Any] = jax.device_get(list(window))
   if bad := [int(m.bad_step) for m in calls if m.bad_step >= 0]:
     raise FloatingPointError(
       f"The loss of step {bad[0]} is not finite: the run has diverged. The checkpoints from before "
@@ -170,3 +195,9 @@ def averages(window: Sequence[Metrics], index: int) -> dict[str, float]:
     "accuracy": float(sum(m.correct for m in calls)) / count,
     "examples": count,
   }
+
+
+def _norms(metrics: Metrics) -> dict[str, float | None]:
+  """The norms of a call's last step; None where they are not finite, or were not asked for."""
+  norms: dict[str, Any] = jax.device_get(metrics.norms)
+  return {name: float(x) if np.isfinite(x) else None for name, x in norms.items()}

@@ -5,16 +5,35 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax import Array
 from ml_collections import ConfigDict
 
 import srigl_jax as sx
 from experiments import models
 from experiments.data import Dataset, ImageStream, InputPipeline, load, make_input_pipeline
 from experiments.models.small_dense import small_dense_kwargs
-from experiments.processes.sharding import AXIS, Batch, num_devices
+from experiments.processes.sharding import AXIS, num_devices
 from experiments.training.method_plan import Plan, make_method, plan_method, with_sparsity
 from experiments.training.optimizer import learning_rate, make_optimizer
 from experiments.training.steps import TrainState, steps_per_dispatch
+
+
+class Model(NamedTuple):
+  """The network of a run.
+
+  Attributes:
+    kwargs: its arguments; those of the config, unless the method has narrowed it.
+    apply: see `models.functional`.
+    macs: multiply-accumulates for one example of each dense layer.
+    share_of_weights: its weights relative to those of the config's; less than 1 if narrowed.
+    share_of_macs: the same of multiply-accumulates.
+  """
+
+  kwargs: dict[str, Any]
+  apply: models.Apply
+  macs: dict[str, int]
+  share_of_weights: float = 1.0
+  share_of_macs: float = 1.0
 
 
 class Run(NamedTuple):
@@ -25,16 +44,11 @@ class Run(NamedTuple):
     data: the data set.
     pipeline: its batches, see `data.InputPipeline`.
     plan: of its method.
-    model_kwargs: arguments of the model, which a narrow one's differ in from the config's.
-    apply: the model, see `models.functional`.
-    tx: the optimizer, the method round it.
+    model: the network.
+    tx: the optimizer, wrapped in the method.
     schedule: learning rate by optimizer step.
     init_state: the state at step 0, weights masked, in the host's memory; its shapes once training
-      has begun (`Logbook`).
-    macs: multiply-accumulates for one example of each dense layer.
-    share_of_weights: weights of the model relative to those of the config's; less than 1 if it has
-      been narrowed.
-    share_of_macs: the same of multiply-accumulates.
+      has begun (`RunLog`).
     steps_per_epoch: batches in an epoch.
     total_steps: batches of the run.
     max_steps: batches in one call of the device.
@@ -44,14 +58,10 @@ class Run(NamedTuple):
   data: Dataset | ImageStream
   pipeline: InputPipeline
   plan: Plan
-  model_kwargs: dict[str, Any]
-  apply: models.Apply
+  model: Model
   tx: optax.GradientTransformationExtraArgs
   schedule: optax.Schedule
   init_state: TrainState
-  macs: dict[str, int]
-  share_of_weights: float
-  share_of_macs: float
   steps_per_epoch: int
   total_steps: int
   max_steps: int
@@ -61,21 +71,36 @@ class Run(NamedTuple):
     """Whether the method masks anything."""
     return self.plan.method.has_masks
 
-  def steps(self, epochs: float) -> int:
+  @property
+  def eval_every(self) -> int:
+    """Steps from one test to the next."""
+    return self._steps(self.config.train.eval_every_epochs)
+
+  @property
+  def save_every(self) -> int:
+    """Steps from one checkpoint to the next."""
+    return self._steps(self.config.train.checkpoint_every_epochs)
+
+  def _steps(self, epochs: float) -> int:
     """Epochs as a number of steps, at least 1."""
     return max(1, round(epochs * self.steps_per_epoch))
 
-  def batches(self, start: int, end: int) -> list[Batch]:
-    """This process's parts of the batches of steps `start` to `end - 1`."""
-    return list(self.pipeline.train_batches(start, end))
+  def next_pause(self, step: int) -> int:
+    """The first step after `step` at which something is recorded, tested or saved."""
+    every = self.config.train.log_every_steps, self.eval_every, self.save_every
+    return min(self._next_update(step), *(step - step % n + n for n in every))
 
-  def next_update(self, step: int) -> int:
+  def _next_update(self, step: int) -> int:
     """The step of the next topology update that FLOPs depend on; the last step if there is none."""
     batches = self.config.optimizer.accumulation_steps
     if self.plan.method.flops != "mean":
       return self.total_steps
     coming = (update * batches for update in self.plan.updates if update * batches > step)
     return next(coming, self.total_steps)
+
+  def tests_left(self, step: int) -> int:
+    """How many tests there will be from `step` on, that of `step` included."""
+    return -(-self.total_steps // self.eval_every) - (step - 1) // self.eval_every
 
   def learning_rate(self, step: int) -> float:
     """Learning rate after `step` batches."""
@@ -106,119 +131,137 @@ class Run(NamedTuple):
     if self.is_sparse:
       sparse = sx.get_state(state.opt_state)
       masks, explored = sparse.masks, sparse.explored
-    return sx.summarize(state.params, masks, explored=explored, macs=self.macs)
+    return sx.summarize(state.params, masks, explored=explored, macs=self.model.macs)
 
 
-def prepare(config: ConfigDict, data: Dataset | ImageStream | None = None) -> Run:
+def prepare(config: ConfigDict) -> Run:
   """Loads the data, builds model and optimizer, and initialises the state.
 
   Args:
     config: see `configs/base.py`.
-    data: its data set, if that is loaded already.
 
   Raises:
     ValueError: if a setting is unknown, out of range, or does not fit the others.
     FileNotFoundError: if the data set is not there.
   """
-  _check_kind_and_numbers(config)
-  data = data or load(
+  _check(config)
+  data = load(
     config.data.name, data_dir=config.data.data_dir or None, **config.data.kwargs.to_dict()
   )
+  pipeline = _make_pipeline(config, data)
+  steps_per_epoch = data.num_train // config.data.batch_size
+  total_steps = max(1, round(config.train.total_epochs * steps_per_epoch))
+  every = config.optimizer.accumulation_steps
+  plan = plan_method(config.method, total_steps=total_steps // every)
+
+  weights_key, sparse_key = jax.random.split(jax.random.key(config.seed))
+  model, params, model_state = _make_model(config, data, weights_key)
+  schedule = learning_rate(
+    config.optimizer, steps_per_epoch=steps_per_epoch / every, total_steps=plan.schedule_steps
+  )
+  tx = _make_tx(config, plan, schedule, params, model.macs)
+  params, opt_state = _start_sparse(config, plan, tx, params, sparse_key)
+  init_state = TrainState(jnp.zeros((), jnp.int32), params, model_state, opt_state)
+  # Images of many steps would not fit beside the network.
+  asked = 1 if pipeline.is_stream else config.train.steps_per_dispatch
+  return Run(
+    config=config,
+    data=data,
+    pipeline=pipeline,
+    plan=plan,
+    model=model,
+    tx=tx,
+    schedule=schedule,
+    init_state=jax.device_get(init_state),
+    steps_per_epoch=steps_per_epoch,
+    total_steps=total_steps,
+    max_steps=steps_per_dispatch(asked, params),
+  )
+
+
+def _make_pipeline(config: ConfigDict, data: Dataset | ImageStream) -> InputPipeline:
+  """The batches of a data set, which all devices can share."""
   batch_size, total = config.data.batch_size, num_devices()
   if batch_size % total or not 0 < batch_size <= data.num_train:
     raise ValueError(
       f"config.data.batch_size is {batch_size}; it must be a multiple of the number of devices "
       f"({total}) and at most the number of training examples ({data.num_train})."
     )
-  steps_per_epoch = data.num_train // batch_size
-  total_steps = max(1, round(config.train.total_epochs * steps_per_epoch))
-  every = config.optimizer.accumulation_steps
-  plan = plan_method(config.method, total_steps=total_steps // every)
+  return make_input_pipeline(
+    data,
+    batch_size=batch_size,
+    eval_batch_size=-(-config.train.eval_batch_size // total) * total,
+    seed=config.seed,
+  )
 
-  kwargs = config.model.kwargs.to_dict()
-  if config.method.name == "small_dense":
-    kwargs = small_dense_kwargs(
+
+def _make_model(
+  config: ConfigDict, data: Dataset | ImageStream, key: Array
+) -> tuple[Model, dict[str, Array], dict[str, Array]]:
+  """The network, narrowed if the method says so, with its first weights and statistics."""
+  shapes: dict[str, Any] = {"num_classes": data.num_classes, "image_shape": data.image_shape}
+
+  def init(kwargs: dict[str, Any]) -> tuple[Model, Any, Any]:
+    apply, params, model_state = models.init(
       config.model.name,
-      1 - config.method.sparsity,
-      num_classes=data.num_classes,
-      image_shape=data.image_shape,
+      key=key,
+      dtype=config.model.dtype,
+      batch_axis=AXIS if config.train.sync_batch_norm else None,
+      **shapes,
       **kwargs,
     )
-  weights_key, sparse_key = jax.random.split(jax.random.key(config.seed))
-  apply, params, model_state = models.init(
-    config.model.name,
-    num_classes=data.num_classes,
-    image_shape=data.image_shape,
-    key=weights_key,
-    dtype=config.model.dtype,
-    batch_axis=AXIS if config.train.sync_batch_norm else None,
-    **kwargs,
+    image = jax.ShapeDtypeStruct((1, *data.image_shape), jnp.float32)
+    infer = lambda params, x: apply(params, model_state, x, train=False)[0]
+    return Model(kwargs, apply, sx.layer_macs(infer, params, image)), params, model_state
+
+  kwargs = config.model.kwargs.to_dict()
+  if config.method.name != "small_dense":
+    return init(kwargs)
+  wide, wide_params, _ = init(kwargs)
+  model, params, model_state = init(
+    small_dense_kwargs(config.model.name, 1 - config.method.sparsity, **shapes, **kwargs)
   )
-  image = jax.ShapeDtypeStruct((1, *data.image_shape), jnp.float32)
-  macs = _macs(apply, params, model_state, image)
-  share_of_weights = share_of_macs = 1.0
-  if config.method.name == "small_dense":
-    wide = models.init(
-      config.model.name,
-      num_classes=data.num_classes,
-      image_shape=data.image_shape,
-      key=weights_key,
-      **config.model.kwargs.to_dict(),
-    )
-    size = lambda params: sum(layer.size for layer in sx.allocate(params, 0.0).layers.values())
-    share_of_weights = size(params) / size(wide.params)
-    share_of_macs = sum(macs.values()) / sum(_macs(*wide, image).values())
-  schedule = learning_rate(
-    config.optimizer, steps_per_epoch=steps_per_epoch / every, total_steps=plan.schedule_steps
+  size = lambda params: sum(layer.size for layer in sx.allocate(params, 0.0).layers.values())
+  model = model._replace(
+    share_of_weights=size(params) / size(wide_params),
+    share_of_macs=sum(model.macs.values()) / sum(wide.macs.values()),
   )
+  return model, params, model_state
+
+
+def _make_tx(
+  config: ConfigDict, plan: Plan, schedule: optax.Schedule, params: Any, macs: dict[str, int]
+) -> optax.GradientTransformationExtraArgs:
+  """The optimizer, wrapped in the sparse training method; over several batches if asked for."""
   tx = make_method(
     with_sparsity(config.method, params, macs),
     make_optimizer(config.optimizer, schedule),
     total_steps=plan.total_steps,
     seed=config.seed,
   )
-  if every > 1:
-    tx = optax.with_extra_args_support(optax.MultiSteps(tx, every).gradient_transformation())
+  if (every := config.optimizer.accumulation_steps) > 1:
+    return optax.with_extra_args_support(optax.MultiSteps(tx, every).gradient_transformation())
+  return tx
+
+
+def _start_sparse(
+  config: ConfigDict,
+  plan: Plan,
+  tx: optax.GradientTransformationExtraArgs,
+  params: dict[str, Array],
+  key: Array,
+) -> tuple[dict[str, Array], Any]:
+  """The optimizer's first state with the first masks, and the weights masked or drawn for them."""
   opt_state = tx.init(params)
   if plan.method.has_masks:
     masks = sx.get_masks(opt_state)
     if config.method.sparse_init and plan.method.draws_weights:
-      params = sx.init_sparse_weights(sparse_key, params, masks, config.method.sparse_init)
+      params = sx.init_sparse_weights(key, params, masks, config.method.sparse_init)
     params = sx.apply_masks(params, masks)
-
-  pipeline = make_input_pipeline(
-    data,
-    batch_size=batch_size,
-    eval_batch_size=-(-config.train.eval_batch_size // total) * total,
-    seed=config.seed,
-  )
-  return Run(
-    config=config,
-    data=data,
-    pipeline=pipeline,
-    plan=plan,
-    model_kwargs=kwargs,
-    apply=apply,
-    tx=tx,
-    schedule=schedule,
-    init_state=jax.device_get(TrainState(jnp.zeros((), jnp.int32), params, model_state, opt_state)),
-    macs=macs,
-    share_of_weights=share_of_weights,
-    share_of_macs=share_of_macs,
-    steps_per_epoch=steps_per_epoch,
-    total_steps=total_steps,
-    # Images of many steps would not fit beside the network.
-    max_steps=1
-    if pipeline.is_stream
-    else steps_per_dispatch(config.train.steps_per_dispatch, params),
-  )
+  return params, opt_state
 
 
-def _macs(apply: models.Apply, params: Any, model_state: Any, image: Any) -> dict[str, int]:
-  return sx.layer_macs(lambda p, x: apply(p, model_state, x, train=False)[0], params, image)
-
-
-def _check_kind_and_numbers(config: ConfigDict) -> None:
+def _check(config: ConfigDict) -> None:
   """Refuses the config of a sweep, and numbers that cannot be meant."""
   if "variants" in config:
     raise ValueError("This config is a sweep's: use python -m experiments.sweep.")

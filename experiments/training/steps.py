@@ -1,18 +1,15 @@
 """Training and evaluation steps: pure functions of the state, run on all devices.
 
 Data-parallel through `jax.pmap` from the start, one device being a case of many: each device of
-each process takes its share of the batch, gradients and batch statistics are averaged, and
+each process takes its part of the batch, gradients and batch statistics are averaged, and
 everything in the state is the same on all devices (so it has no device axis and is checkpointed as
 it is).
 
 Randomness in the inputs depends on an example's place in the whole batch and not on the device that
-happens to get it: any number of devices sees the same. Dropout alone is drawn for each device.
-
-A pack of `R` runs trains together under `jax.vmap` (`experiments.packs`). A pack of one is not
-batched at all, since XLA has slower convolutions for that.
+happens to get it: any number of devices sees the same. Only dropout is drawn for each device.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -23,7 +20,6 @@ from jax import Array, lax
 
 from experiments.data import InputPipeline, Prefetch
 from experiments.models import Apply
-from experiments.packs import run_axes
 from experiments.processes.sharding import AXIS, num_devices, replicate, shard_batches
 
 
@@ -35,7 +31,7 @@ class TrainState(NamedTuple):
       and the step, so this is the position in the data too.
     params: `{path: array}`, zero off the masks.
     model_state: `{path: array}`, batch statistics.
-    opt_state: the optimizer's state, the masks within.
+    opt_state: the optimizer's state, including the masks.
   """
 
   step: Array
@@ -45,20 +41,24 @@ class TrainState(NamedTuple):
 
 
 class Metrics(NamedTuple):
-  """Sums over examples for each run of a pack, to be divided by `examples`.
+  """Sums over examples, to be divided by `examples`.
 
   Attributes:
-    loss: `[R]` float32.
-    correct: `[R]` float32, correct predictions.
-    examples: `[R]` float32, their number.
-    bad_step: `[R]` int32, the first step whose loss was not finite; -1 if none. In evaluation, the
+    loss: `[]` float32.
+    correct: `[]` float32, correct predictions.
+    examples: `[]` float32, their number.
+    bad_step: `[]` int32, the first step whose loss was not finite; -1 if none. In evaluation, the
       step of the state if its loss is not.
+    norms: `[]` float32 by name, of the last step: L2 norms of the whole gradient (also of masked
+      weights), of the parameters after the step, and of its update; NaN if they were not asked
+      for. Empty in evaluation.
   """
 
   loss: Array
   correct: Array
   examples: Array
   bad_step: Array
+  norms: dict[str, Array]
 
 
 def steps_per_dispatch(asked: int, params: dict[str, Array]) -> int:
@@ -79,11 +79,11 @@ class TrainFn(NamedTuple):
 
   Attributes:
     program: what `jax.pmap` has made.
-    keys: of the runs, on every device.
+    key: the run's random key as data, on every device.
   """
 
   program: Any
-  keys: Array
+  key: Array
 
   def __call__(
     self,
@@ -92,10 +92,11 @@ class TrainFn(NamedTuple):
     batches: dict[str, Array],
     num_steps: int,
     signal: int = 0,
+    with_norms: bool = True,
   ) -> tuple[TrainState, Metrics, Array]:
     """Does some steps."""
-    numbers = replicate((np.int32(num_steps), np.int32(signal)))
-    return self.program(state, self.keys, device_data, batches, *numbers)
+    numbers = replicate((np.int32(num_steps), np.int32(signal), np.bool_(with_norms)))
+    return self.program(state, self.key, device_data, batches, *numbers)
 
   def temporary_bytes(
     self, state: TrainState, device_data: Any, batches: dict[str, Array]
@@ -105,8 +106,8 @@ class TrainFn(NamedTuple):
     Activations, gradients and other temporaries as the compiler has planned them, which compiles
     the program once more; None if the backend does not say.
     """
-    numbers = replicate((np.int32(1), np.int32(0)))
-    lowered = self.program.lower(state, self.keys, device_data, batches, *numbers)
+    numbers = replicate((np.int32(1), np.int32(0), np.bool_(False)))
+    lowered = self.program.lower(state, self.key, device_data, batches, *numbers)
     found = lowered.compile().memory_analysis()
     return None if found is None else int(found.temp_size_in_bytes)
 
@@ -117,130 +118,137 @@ def make_train_fn(
   pipeline: InputPipeline,
   *,
   label_smoothing: float,
-  seeds: Sequence[int],
+  seed: int,
   max_steps: int,
 ) -> TrainFn:
-  """Builds `train(state, device_data, batches, num_steps, signal=0) -> (state, metrics, signal)`.
+  """Builds the function that trains, see `TrainFn.__call__`.
 
   Args:
     apply: the model, see `experiments.models.functional`.
-    tx: the optimizer, sparse training included. It gets gradients averaged over devices.
+    tx: the optimizer, including sparse training. It gets gradients averaged over devices.
     pipeline: for its `train_inputs`.
     label_smoothing: share of the target spread over all classes.
-    seeds: of augmentation and dropout, one for each of the `R` runs of the pack.
+    seed: of augmentation and dropout.
     max_steps: the most steps that one call will do.
 
   Returns:
-    A function that does `num_steps <= max_steps` steps and waits for nothing. It donates `state`,
-    which is stacked (`packs`); `device_data` is the pipeline's on every device (`replicate`) and
-    `batches` are from `shard_batches`. All numbers of steps share one compiled program. The signal
-    that comes out is the largest that went in, in any process: they learn of each other's with no
-    further message.
+    `train(state, device_data, batches, num_steps, signal, with_norms) -> (state, metrics, signal)`,
+    which does `num_steps <= max_steps` steps and waits for nothing. It donates `state`;
+    `device_data` is the pipeline's on every device (`replicate`) and `batches` are from
+    `shard_batches`. All numbers of steps share one compiled program. The returned signal is the
+    largest that was passed in by any process: they learn of each other's without a further message.
   """
-  total = num_devices()
-
-  def loss_fn(params, model_state, x, targets, key):
-    logits, model_state = apply(params, model_state, x, train=True, rngs=key)
-    smooth = optax.smooth_labels(targets, label_smoothing)
-    loss = optax.safe_softmax_cross_entropy(logits, smooth).mean()
-    is_correct = logits.argmax(-1) == targets.argmax(-1)
-    return loss, (model_state, is_correct.sum(dtype=jnp.float32))
 
   def step_fn(state: TrainState, key, device_data, batch):
-    share, device = jax.tree.leaves(batch)[0].shape[0], lax.axis_index(AXIS)
-    key = jax.random.fold_in(jax.random.wrap_key_data(key), state.step)
-    augment_key, dropout_key = jax.random.split(key)
-    x, targets = pipeline.train_inputs(
-      augment_key, device * share + jnp.arange(share), device_data, batch
-    )
-    (loss, (model_state, correct)), grads = jax.value_and_grad(loss_fn, has_aux=True)(
-      state.params, state.model_state, x, targets, jax.random.fold_in(dropout_key, device)
-    )
+    augment_key, dropout_key = _step_keys(key, state.step)
+    x, targets = pipeline.train_inputs(augment_key, _places(batch), device_data, batch)
+
+    def loss_fn(params):
+      logits, model_state = apply(params, state.model_state, x, train=True, rngs=dropout_key)
+      smooth = optax.smooth_labels(targets, label_smoothing)
+      loss = optax.safe_softmax_cross_entropy(logits, smooth).mean()
+      is_correct = logits.argmax(-1) == targets.argmax(-1)
+      return loss, (model_state, is_correct.sum(dtype=jnp.float32))
+
+    (loss, (model_state, correct)), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
     loss, grads, model_state = lax.pmean((loss, grads, model_state), AXIS)
     updates, opt_state = tx.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
-    count = jnp.asarray(share * total, jnp.float32)
+
+    count = jnp.asarray(len(x) * num_devices(), jnp.float32)
     bad_step = jnp.where(jnp.isfinite(loss), -1, state.step + 1)
-    metrics = Metrics(loss * count, lax.psum(correct, AXIS), count, bad_step)
-    return TrainState(state.step + 1, params, model_state, opt_state), metrics
+    metrics = Metrics(loss * count, lax.psum(correct, AXIS), count, bad_step, norms={})
+    return TrainState(state.step + 1, params, model_state, opt_state), metrics, grads, updates
 
-  def pack_step(state, keys, device_data, batches, i):
-    batch = jax.tree.map(lambda x: x[i], batches)
-    if len(seeds) == 1:
-      state, metrics = step_fn(state, keys[0], device_data, jax.tree.map(lambda x: x[0], batch))
-      return state, jax.tree.map(lambda x: x[None], metrics)
-    axes = run_axes(state)
-    step = jax.vmap(step_fn, in_axes=(axes, 0, None, 0), out_axes=(axes, 0))
-    return step(state, keys, device_data, batch)
-
-  def one_step(state, keys, device_data, batches, num_steps, signal):
+  def one_step(state, key, device_data, batches, num_steps, signal, with_norms):
     del num_steps
-    return *pack_step(state, keys, device_data, batches, 0), lax.pmax(signal, AXIS)
+    done = step_fn(state, key, device_data, jax.tree.map(lambda x: x[0], batches))
+    return *_with_norms(with_norms, *done), lax.pmax(signal, AXIS)
 
-  def many_steps(state, keys, device_data, batches, num_steps, signal):
+  def many_steps(state, key, device_data, batches, num_steps, signal, with_norms):
     def body(i, carry):
-      state, total = carry
-      state, new = pack_step(state, keys, device_data, batches, i)
-      return state, Metrics(
-        total.loss + new.loss,
-        total.correct + new.correct,
-        total.examples + new.examples,
-        jnp.where(total.bad_step >= 0, total.bad_step, new.bad_step),
-      )
+      state, metrics, *_ = carry
+      batch = jax.tree.map(lambda x: x[i], batches)
+      state, new, grads, updates = step_fn(state, key, device_data, batch)
+      return state, _add(metrics, new), grads, updates
 
-    zero, none = jnp.zeros(len(seeds)), jnp.full(len(seeds), -1, jnp.int32)
-    start = state, Metrics(zero, zero, zero, none)
-    return *lax.fori_loop(0, num_steps, body, start), lax.pmax(signal, AXIS)
+    zero, zeros = jnp.zeros(()), jax.tree.map(jnp.zeros_like, state.params)
+    metrics = Metrics(zero, zero, zero, jnp.asarray(-1, jnp.int32), norms={})
+    done = lax.fori_loop(0, num_steps, body, (state, metrics, zeros, zeros))
+    return *_with_norms(with_norms, *done), lax.pmax(signal, AXIS)
 
-  run = jax.pmap(
+  program = jax.pmap(
     one_step if max_steps == 1 else many_steps,
     axis_name=AXIS,
-    in_axes=(None, None, None, 0, None, None),
+    in_axes=(None, None, None, 0, None, None, None),
     out_axes=None,
     donate_argnums=0,
   )
-  keys = replicate(np.stack([jax.random.key_data(jax.random.key(seed)) for seed in seeds]))
-  return TrainFn(run, keys)
+  return TrainFn(program, replicate(np.asarray(jax.random.key_data(jax.random.key(seed)))))
 
 
-def make_eval_fn(
-  apply: Apply, pipeline: InputPipeline, *, num_runs: int = 1
-) -> Callable[..., list[Metrics]]:
+def _with_norms(
+  wanted: Array, state: TrainState, metrics: Metrics, grads: Any, updates: Any
+) -> tuple[TrainState, Metrics]:
+  """Adds the norms after a step if wanted; in each they would take 8 % of a ResNet-18's time."""
+  trees = {"grad_norm": grads, "param_norm": state.params, "update_norm": updates}
+  measure = lambda trees: {name: optax.tree.norm(tree) for name, tree in trees.items()}
+  skip = lambda trees: dict.fromkeys(trees, jnp.full((), jnp.nan, jnp.float32))
+  return state, metrics._replace(norms=lax.cond(wanted, measure, skip, trees))
+
+
+def _step_keys(key: Array, step: Array) -> tuple[Array, Array]:
+  """The keys of augmentation, the same on all devices, and of dropout, each device's own."""
+  key = jax.random.fold_in(jax.random.wrap_key_data(key), step)
+  augment_key, dropout_key = jax.random.split(key)
+  return augment_key, jax.random.fold_in(dropout_key, lax.axis_index(AXIS))
+
+
+def _places(batch: dict[str, Array]) -> Array:
+  """Where this device's examples stand in the batch of all devices, `[B]` int32."""
+  size = jax.tree.leaves(batch)[0].shape[0]
+  return lax.axis_index(AXIS) * size + jnp.arange(size)
+
+
+def _add(total: Metrics, new: Metrics) -> Metrics:
+  """The metrics of some steps and of the one after them."""
+  return Metrics(
+    total.loss + new.loss,
+    total.correct + new.correct,
+    total.examples + new.examples,
+    jnp.where(total.bad_step >= 0, total.bad_step, new.bad_step),
+    norms={},
+  )
+
+
+def make_eval_fn(apply: Apply, pipeline: InputPipeline) -> Callable[..., list[Metrics]]:
   """Builds `evaluate(state, device_data, passes=1) -> [metrics of a batch]`, each example once.
 
   Args:
     apply: the model.
-    pipeline: for its `test_batches`, whose size all devices must be able to share, and
-      `test_inputs`.
-    num_runs: `R`, runs in the pack.
+    pipeline: for its `test_inputs`, and `test_batches` of a size that all devices can share.
 
   Returns:
-    A function of the stacked state, of what every device holds (`replicate`), and of how
-    many evaluations there will be, this one included.
+    A function of the state, of what lies on every device (`replicate`), and of how many evaluations
+    there will be, this one included.
   """
 
-  def run_fn(params, model_state, step, x, y, valid):
+  def batch_fn(params, model_state, step, device_data, batches):
+    batch = jax.tree.map(lambda x: x[0], batches)
+    x, y, valid = pipeline.test_inputs(device_data, batch)
     logits, _ = apply(params, model_state, x, train=False)
     loss = optax.softmax_cross_entropy_with_integer_labels(logits, y)
     loss = jnp.where(valid, loss, 0).sum()
     correct = ((logits.argmax(-1) == y) & valid).sum(dtype=jnp.float32)
     loss, correct, count = lax.psum((loss, correct, valid.sum(dtype=jnp.float32)), AXIS)
-    return Metrics(loss, correct, count, jnp.where(jnp.isfinite(loss), -1, step))
-
-  def batch_fn(params, model_state, step, device_data, batch):
-    x, y, valid = pipeline.test_inputs(device_data, jax.tree.map(lambda x: x[0, 0], batch))
-    if num_runs == 1:
-      metrics = run_fn(params, model_state, step, x, y, valid)
-      return jax.tree.map(lambda m: m[None], metrics)
-    pack = jax.vmap(run_fn, in_axes=(0, 0, None, None, None, None))
-    return pack(params, model_state, step, x, y, valid)
+    return Metrics(loss, correct, count, jnp.where(jnp.isfinite(loss), -1, step), {})
 
   in_axes = (None, None, None, None, 0)
   run = jax.pmap(batch_fn, axis_name=AXIS, in_axes=in_axes, out_axes=None)
 
   def evaluate(state, device_data, passes=1):
     with Prefetch(
-      pipeline.test_batches(passes), lambda batch: shard_batches([[batch]], 1)
+      pipeline.test_batches(passes), lambda batch: shard_batches([batch], 1)
     ) as batches:
       of = lambda batch: run(state.params, state.model_state, state.step, device_data, batch)
       return [jax.device_get(of(batch)) for batch in batches]

@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from experiments.common.files import Appender
-from experiments.workdir.tensorboard import Board
+from experiments.workdir.tensorboard import TensorBoardWriter
 from experiments.workdir.wandb_tracker import Tracker
 from srigl_jax import Summary
 
 
-class Recorder:
+class MetricsWriter:
   """Appends records to `metrics.jsonl` and TensorBoard event files in a run's directory.
 
   A file system that fails does not stop it: what cannot be written waits for the next record.
@@ -21,15 +21,15 @@ class Recorder:
     """Opens the files for a run that goes on from `step`; a tracker is told the same."""
     self._tracker = tracker
     self._lines = Appender(workdir / "metrics.jsonl", lines=True)
-    self._board = Board(workdir / "tensorboard", step=step)
+    self._tensorboard = TensorBoardWriter(workdir / "tensorboard", step=step)
 
-  def write(self, kind: str, step: int, **values: float) -> None:
+  def write(self, kind: str, step: int, **values: float | None) -> None:
     """Records numbers.
 
     Args:
       kind: `"train"`, `"test"` or `"topology"`.
       step: batches done.
-      **values: numbers by name.
+      **values: numbers by name; None where there is none.
     """
     self._write_line({"kind": kind, "step": step, **values})
     self._show({f"{kind}/{name}": value for name, value in values.items()}, step)
@@ -67,7 +67,7 @@ class Recorder:
 
   def _show(self, values: Mapping[str, float | None], step: int) -> None:
     """Shows numbers where people look at them."""
-    self._board.show(values, step)
+    self._tensorboard.show(values, step)
     if self._tracker:
       self._tracker.log(values, step=step)
 
@@ -85,7 +85,7 @@ class Recorder:
   def close(self) -> None:
     """Closes the files."""
     self._lines.close()
-    self._board.close()
+    self._tensorboard.close()
     if self._tracker:
       self._tracker.finish()
 

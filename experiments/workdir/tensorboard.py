@@ -19,7 +19,7 @@ from tensorboardX.summary import scalar
 from experiments.common.files import Appender
 
 
-class Board:
+class TensorBoardWriter:
   """An event file of its own for each session of a run."""
 
   def __init__(self, directory: Path, *, step: int):

@@ -12,10 +12,10 @@ from ml_collections import ConfigDict
 
 import srigl_jax as sx
 from configs import base
-from experiments import train as train_module
 from experiments.common.files import read_json
 from experiments.sweeps.spec import expand
-from experiments.train import train
+from experiments.training import loop
+from experiments.training.loop import train
 from experiments.training.method_plan import make_method, own_arguments
 from experiments.training.methods import PRESETS
 from experiments.training.optimizer import make_optimizer
@@ -112,7 +112,7 @@ def test_an_unknown_method_is_refused(name):
   "name", [pytest.param(n, marks=pytest.mark.slow) if n in LONG else n for n in RUNS]
 )
 def test_a_config_trains_two_steps(name, tmp_path, monkeypatch):
-  monkeypatch.setattr(train_module.report, "write_run_report", lambda workdir: None)
+  monkeypatch.setattr(loop, "write_run_report", lambda workdir: None)
   with devices(1), quick_compiler():
     results = train(shrink(run_config(name)), tmp_path)
   assert results["steps"] == 2

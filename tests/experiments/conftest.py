@@ -2,7 +2,7 @@
 
 import pytest
 
-from experiments.train import train
+from experiments.training.loop import train
 from tests.experiments.tiny import devices, tiny_config
 
 

@@ -102,7 +102,7 @@ def interrupted_at(poll: int) -> Iterator[None]:
     yield look
 
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr("experiments.train.watch_signals", watch)
+    patch.setattr("experiments.training.loop.watch_signals", watch)
     yield
 
 

@@ -10,7 +10,6 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from experiments import models
-from experiments import train as train_module
 from experiments.analysis.layer_features import Measured, layers_with_kernel, measure
 from experiments.common.files import read_json, write_json
 from experiments.diversity import (
@@ -22,6 +21,7 @@ from experiments.diversity import (
 )
 from experiments.sweep import run_sweep
 from experiments.sweeps.plots import diversity as diversity_figure
+from experiments.training import loop
 from tests.experiments.tiny import devices, quick_compiler, tiny_config
 from tests.helpers import table_cells
 
@@ -40,8 +40,8 @@ def sweep(tmp_path_factory):
   variants = (("dense", {"method": {"name": "dense"}}), ("srigl", {"method": {"name": "srigl"}}))
   config = ConfigDict({"name": "S", "base": base, "variants": variants, "seeds": (0, 1)}).lock()
   with devices(1), quick_compiler(), pytest.MonkeyPatch.context() as patch:
-    patch.setattr(train_module.report, "write_run_report", lambda workdir: None)
-    run_sweep(config, workdir, pack="2")
+    patch.setattr(loop, "write_run_report", lambda workdir: None)
+    run_sweep(config, workdir)
   return workdir
 
 
@@ -207,6 +207,8 @@ def test_the_command(sweep, tmp_path, monkeypatch, capsys):
 def test_what_cannot_be_read(tmp_path):
   with pytest.raises(ValueError, match=r"holds no sweep: it has no sweep\.json"):
     load_sweep(tmp_path)
-  write_json(tmp_path / "sweep.json", {"variants": {"a": {"seeds": [0]}}})
+  write_json(
+    tmp_path / "sweep.json", {"variants": {"a": {"seeds": [0], "config": tiny_config().to_dict()}}}
+  )
   with pytest.raises(ValueError, match=r"No run in .* is finished"):
     load_sweep(tmp_path)

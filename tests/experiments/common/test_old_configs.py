@@ -9,8 +9,8 @@ from configs import base
 from experiments.common.files import as_json, read_json, write_json
 from experiments.common.old_configs import converted, new_field, refuse_old_fields
 from experiments.sweeps.spec import expand
-from experiments.train import train
-from experiments.training.load_run import load_trained
+from experiments.training.load_run import load_run
+from experiments.training.loop import train
 from experiments.training.method_plan import preset_names
 from experiments.training.setup import prepare
 from experiments.workdir.owner import differences
@@ -101,7 +101,7 @@ def test_a_directory_of_then_is_read_and_resumed(one_device, finished_run, tmp_p
   (workdir / "results.json").unlink()
   last = max(int(path.name) for path in (workdir / "checkpoints").iterdir())
   shutil.rmtree(workdir / "checkpoints" / str(last))
-  assert load_trained(workdir).step < last
+  assert load_run(workdir).step < last
   assert train(tiny_config(), workdir)["layers"] == results["layers"]
   assert read_json(workdir / "config.json")["method"]["kwargs"]["gamma_sal"] == 0.9
   other = tiny_config({"method.kwargs.gamma_sal": 0.5})

@@ -11,8 +11,8 @@ import srigl_jax as sx
 from experiments import data, models
 from experiments.common.registry import check_arguments, choose
 from experiments.data import synthetic
-from experiments.train import train
 from experiments.training import methods
+from experiments.training.loop import train
 from experiments.training.methods import Method
 from tests.experiments.tiny import tiny_config
 

@@ -11,8 +11,8 @@ from experiments.deploy.exported import load_exported
 from experiments.deploy.inference import accuracy, largest_difference, predict
 from experiments.export import export
 from experiments.infer import infer, write_report
-from experiments.train import train
-from experiments.training.load_run import load_trained
+from experiments.training.load_run import load_run
+from experiments.training.loop import train
 from tests.experiments.tiny import quick_compiler, tiny_config
 
 pytestmark = pytest.mark.usefixtures("one_device")
@@ -22,14 +22,14 @@ pytestmark = pytest.mark.usefixtures("one_device")
 def exported_run(finished_run, tmp_path_factory):
   """A finished run's directory, its network and what was exported of it."""
   workdir, _ = finished_run
-  trained = load_trained(workdir)
+  trained = load_run(workdir)
   path = tmp_path_factory.mktemp("exported") / "folder" / "model.safetensors"
   return workdir, trained, export(trained, path)
 
 
 def test_a_trained_network_is_the_one_that_was_evaluated(finished_run):
   workdir, results = finished_run
-  trained = load_trained(workdir)
+  trained = load_run(workdir)
   data = trained.run.data
   logits, labels = predict({"last": trained.model}, data)
   assert accuracy(logits["last"], labels) == pytest.approx(results["test_accuracy"])
@@ -37,7 +37,7 @@ def test_a_trained_network_is_the_one_that_was_evaluated(finished_run):
   assert trained.masks.keys() == {
     layer["path"] for layer in results["layers"] if layer["density"] < 1
   }
-  best = load_trained(workdir, which="best")
+  best = load_run(workdir, which="best")
   logits, labels = predict({"best": best.model}, data)
   assert accuracy(logits["best"], labels) == pytest.approx(results["best_test_accuracy"])
 
@@ -46,7 +46,7 @@ def test_reading_changes_nothing(finished_run, tmp_path):
   files = lambda folder: {p.relative_to(folder): p.stat().st_mtime_ns for p in folder.rglob("*")}
   shutil.copytree(finished_run[0], tmp_path / "run")
   before = files(tmp_path / "run")
-  load_trained(tmp_path / "run")
+  load_run(tmp_path / "run")
   assert files(tmp_path / "run") == before
 
 
@@ -104,11 +104,11 @@ def test_another_runs_directory_is_refused(exported_run, tmp_path):
 
 def test_bad_workdirs(tmp_path):
   with pytest.raises(ValueError, match=r"holds no run: it has no config\.json"):
-    load_trained(tmp_path)
+    load_run(tmp_path)
   (tmp_path / "srigl" / "seed0").mkdir(parents=True)
   (tmp_path / "srigl" / "seed0" / "config.json").write_text("{}")
   with pytest.raises(ValueError, match=r"It is a sweep's: its runs are .*seed0"):
-    load_trained(tmp_path)
+    load_run(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -122,7 +122,7 @@ def test_what_cannot_be_condensed(tmp_path, changes, message):
   with quick_compiler():
     train(tiny_config(changes), tmp_path)
   with pytest.raises(ValueError, match=message):
-    export(load_trained(tmp_path), tmp_path / "model.safetensors")
+    export(load_run(tmp_path), tmp_path / "model.safetensors")
   assert not (tmp_path / "model.safetensors").exists()
 
 

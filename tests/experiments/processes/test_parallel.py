@@ -16,11 +16,11 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 from experiments import report
-from experiments import train as train_module
 from experiments.processes.consistency import check_same_masks, mask_checksum
 from experiments.processes.sharding import AXIS, replicate, shard_batches
 from experiments.processes.signals import Interrupted
-from experiments.train import train
+from experiments.training import loop
+from experiments.training.loop import train
 from experiments.workdir.metrics import read_metrics
 from tests.experiments.tiny import (
   STEPS_PER_EPOCH,
@@ -123,8 +123,8 @@ def test_the_loop_moves_nothing_between_host_and_devices(tmp_path, monkeypatch):
 
     return guarded
 
-  real = train_module.make_train_fn
-  monkeypatch.setattr(train_module, "make_train_fn", make_train_fn)
+  real = loop.make_train_fn
+  monkeypatch.setattr(loop, "make_train_fn", make_train_fn)
   with devices(2):
     train(tiny_config(), tmp_path)
   assert len(calls) > 4
@@ -251,15 +251,14 @@ def test_what_two_processes_agree_on(tmp_path):
 
 
 def test_batches_are_divided_in_order():
-  batches = [[{"x": np.arange(12) + 100 * run + 1000 * step} for step in (0, 1)] for run in (0, 1)]
+  batches = [{"x": np.arange(12) + 100 * step} for step in (0, 1)]
   with devices(4):
     divided = shard_batches(batches, 3)["x"]
-  assert divided.shape == (4, 3, 2, 3)  # devices, steps, runs, share
+  assert divided.shape == (4, 3, 3)  # devices, steps, share
   for device in range(4):
     for step in (0, 1):
-      for run in (0, 1):
-        expected = batches[run][step]["x"][3 * device : 3 * device + 3]
-        np.testing.assert_array_equal(divided[device, step, run], expected)
+      expected = batches[step]["x"][3 * device : 3 * device + 3]
+      np.testing.assert_array_equal(divided[device, step], expected)
     np.testing.assert_array_equal(divided[device, 2], 0)
   assert [shard.data.shape[0] for shard in divided.addressable_shards] == [1] * 4
   with devices(5), pytest.raises(ValueError, match="12 examples in this process, which 5 devices"):

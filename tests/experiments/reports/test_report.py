@@ -10,6 +10,7 @@ import pytest
 
 from configs.sweeps.sparsity import get_config as sparsity_sweep
 from experiments.common.files import read_json, write_json
+from experiments.common.old_configs import converted
 from experiments.reports import figures
 from experiments.reports.run_report import write_run_report
 from experiments.sweeps import plots
@@ -310,7 +311,7 @@ def test_results_file_of_a_study(tmp_path):
   assert values["environment"] == {"python": "3.11"} and values["missing_runs"] == 2
   assert values["variants"].keys() == {"a"}
   first, second = values["variants"]["a"]["runs"]
-  assert values["variants"]["a"]["config"] == CONFIG
+  assert values["variants"]["a"]["config"] == converted(CONFIG)
   assert (first["seed"], first["test_accuracy"], first["train_seconds"]) == (0, 0.5, 7.0)
   assert first["layers"] == {"x/kernel": {"density": 0.5, "active_neurons": 0.75}}
   assert "environment" not in first and second["environment"] == elsewhere

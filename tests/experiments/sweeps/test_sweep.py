@@ -25,29 +25,21 @@ def tiny_sweep(variants=None, seeds=(0, 1), **changes):
 
 
 class FakeTraining:
-  """In place of `train_pack`: writes results down and keeps account; may be told to fail."""
+  """In place of `loop.train`: writes results down and keeps account; may be told to fail."""
 
   def __init__(self, failures=None):
     self.trained = []
     self.failures = dict(failures or {})
 
-  def __call__(self, pack, *, show_progress):
-    outcomes = {}
-    for workdir, config in pack.items():
-      with show_progress(config.name, step=0, total_steps=1) as show:
-        show(1, loss=0.5)
-      outcomes[workdir] = self.train(workdir, config)
-    return outcomes
-
-  def train(self, workdir, config):
+  def __call__(self, config, workdir, *, show_progress):
+    with show_progress(config.name, step=0, total_steps=1) as show:
+      show(1, loss=0.5)
     name = "/".join(workdir.parts[-2:])
     self.trained.append(name)
     write_json(workdir / "config.json", config.to_dict())
     error = self.failures.get(name)
-    if isinstance(error, Interrupted):
-      raise error
     if error:
-      return error
+      raise error
     numbers = (
       "test_accuracy",
       "best_test_accuracy",
@@ -70,7 +62,7 @@ def training(monkeypatch):
 
   def put(failures=None):
     fake = FakeTraining(failures)
-    monkeypatch.setattr(workers, "train_pack", fake)
+    monkeypatch.setattr(workers, "train", fake)
     return fake
 
   return put
@@ -93,7 +85,7 @@ def test_expand_gives_each_run_its_differences():
     same = run.copy_and_resolve_references()
     with same.unlocked():
       same.update({"name": "tiny", "seed": 0})
-      same.method.update({"name": "srigl", "sparsity": 0.5})
+      same.method.update({"name": "srigl", "sparsity": 0.5, "kwargs": base["method"]["kwargs"]})
     assert same.to_dict() == base
 
 
@@ -219,21 +211,7 @@ def test_a_failure_has_its_traceback(tmp_path):
   with pytest.raises(ValueError, match=r"No run in .* hopeless/seed0: ValueError: .*batch_size"):
     run_sweep(sweep, tmp_path)
   written = read_json(tmp_path / "hopeless" / "seed0" / "failed.json")
-  assert "run.py" in written["traceback"] and "batch_size" in written["traceback"]
-
-
-def test_packs_are_of_runs_that_differ_in_seed_and_sparsity(tmp_path, training, monkeypatch):
-  fake, packs = training(), []
-  spy = lambda pack, **kwargs: packs.append(len(pack)) or fake(pack, **kwargs)
-  monkeypatch.setattr(workers, "train_pack", spy)
-  run_sweep(tiny_sweep(), tmp_path, pack="8")
-  assert packs == [2, 2]
-
-
-@pytest.mark.parametrize("pack", ["on", "0", "-1"])
-def test_a_pack_must_be_a_number_of_runs(tmp_path, pack):
-  with pytest.raises(ValueError, match=f"--pack is '{pack}'; it must be auto, off, or a number"):
-    run_sweep(tiny_sweep(), tmp_path, pack=pack)
+  assert "setup.py" in written["traceback"] and "batch_size" in written["traceback"]
 
 
 def test_a_directory_of_another_sweep_is_refused(tmp_path, training):

@@ -35,7 +35,7 @@ class Watcher:
   def __init__(self, at_step):
     self.outcomes, self.warnings, self.at_step = {}, [], at_step
 
-  def started(self, worker, pack):
+  def started(self, worker, config):
     pass
 
   def at(self, worker, step, total_steps, values):
@@ -44,8 +44,8 @@ class Watcher:
   def warned(self, text):
     self.warnings.append(text)
 
-  def ended(self, worker, outcomes):
-    self.outcomes |= {path.name: outcome for path, outcome in outcomes.items()}
+  def ended(self, worker, workdir, outcome):
+    self.outcomes[workdir.name] = outcome
 
 
 def test_a_killed_worker_is_a_failed_run_and_the_others_go_on(tmp_path):
@@ -58,16 +58,16 @@ def test_a_killed_worker_is_a_failed_run_and_the_others_go_on(tmp_path):
           os.kill(process.pid, signal.SIGKILL)
 
   watcher = Watcher(kill_the_first)
-  packs = [
-    {tmp_path / "killed": tiny_config(LONG)},
-    {tmp_path / "hopeless": tiny_config({"data.batch_size": 1000})},
-    {tmp_path / "fine": tiny_config({"seed": 1, "method.sparsity": 0.7})},
-  ]
-  train_in_processes(packs, watcher, jobs=2, cache_dir=tmp_path / "cache")
+  runs = {
+    tmp_path / "killed": tiny_config(LONG),
+    tmp_path / "hopeless": tiny_config({"data.batch_size": 1000}),
+    tmp_path / "fine": tiny_config({"seed": 1, "method.sparsity": 0.7}),
+  }
+  train_in_processes(runs, watcher, jobs=2, cache_dir=tmp_path / "cache")
   killed, hopeless = watcher.outcomes["killed"], watcher.outcomes["hopeless"]
   assert isinstance(killed, Failure) and killed.killed and "exit code -9" in killed.error
   assert not hopeless.killed and hopeless.error.startswith("ValueError: config.data.batch_size")
-  assert "run.py" in hopeless.traceback
+  assert "setup.py" in hopeless.traceback
   assert watcher.outcomes["fine"]["steps"] == 12
   assert any("has lost" in text for text in watcher.warnings)  # of neurons, too many
   assert not multiprocessing.active_children()
@@ -85,9 +85,9 @@ def test_workers_save_when_the_sweep_is_asked_to_stop(tmp_path):
         os.kill(os.getpid(), signal.SIGTERM)
 
   watcher = Watcher(stop_when_all_train)
-  packs = [{tmp_path / name: tiny_config(LONG)} for name in "abc"]
+  runs = {tmp_path / name: tiny_config(LONG) for name in "abc"}
   with pytest.raises(Interrupted) as stop:
-    train_in_processes(packs, watcher, jobs=2, cache_dir=tmp_path / "cache")
+    train_in_processes(runs, watcher, jobs=2, cache_dir=tmp_path / "cache")
   assert stop.value.args[0] == signal.SIGTERM
   assert watcher.outcomes == {}
   for name in "ab":

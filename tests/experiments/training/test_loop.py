@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from experiments import train as train_module
 from experiments.common.files import read_json
 from experiments.processes.signals import Interrupted
-from experiments.train import train
-from experiments.training.run_log import Logbook
+from experiments.training import loop
+from experiments.training.loop import train
+from experiments.training.run_log import RunLog
 from experiments.training.setup import prepare
-from experiments.workdir.metrics import Recorder, read_metrics
+from experiments.workdir.metrics import MetricsWriter, read_metrics
 from tests.experiments.tiny import (
   STEPS_PER_EPOCH,
   TOTAL_STEPS,
@@ -41,7 +41,7 @@ EVERY_TWO = EVERY_STEP | {"train.checkpoint_every_epochs": 2 / STEPS_PER_EPOCH}
 @pytest.fixture(autouse=True)
 def no_report(monkeypatch):
   """Drawing figures takes longer than these runs; test_report looks at them."""
-  monkeypatch.setattr(train_module.report, "write_run_report", lambda workdir: None)
+  monkeypatch.setattr(loop, "write_run_report", lambda workdir: None)
 
 
 def losses(workdir, kind="train"):
@@ -137,7 +137,7 @@ def test_the_first_state_takes_no_room_while_training_lasts(tmp_path):
   run = prepare(tiny_config())
   assert {type(leaf) for leaf in jax.tree.leaves(run.init_state)} == {np.ndarray}
   kernel = weakref.ref(run.init_state.params["hidden/0/kernel"])
-  with contextlib.closing(Logbook(run, tmp_path)) as log:
+  with contextlib.closing(RunLog(run, tmp_path)) as log:
     del run
     log.take_state()
     gc.collect()
@@ -216,6 +216,14 @@ def test_learning_rate_of_the_record(finished_run):
   rates = {r["step"]: r["learning_rate"] for r in read_metrics(finished_run[0])["train"]}
   assert rates[6] == pytest.approx(0.05)  # half-way down the cosine
   assert rates[12] == pytest.approx(0, abs=1e-9)
+
+
+def test_norms_are_recorded(finished_run):
+  records = read_metrics(finished_run[0])["train"]
+  assert all(r["grad_norm"] > 0 and r["param_norm"] > r["update_norm"] for r in records)
+  params = part(read_checkpoint(finished_run[0]), "params")
+  norm = math.sqrt(sum((x.astype(float) ** 2).sum() for x in params.values()))
+  assert records[-1]["param_norm"] == pytest.approx(norm, rel=1e-6)
 
 
 def test_every_record_is_json_and_has_a_kind_and_a_step(finished_run):
@@ -326,9 +334,7 @@ def test_asked_to_stop_in_the_last_step_it_finishes(tmp_path):
 
 def test_killed_between_the_last_checkpoint_and_the_results(tmp_path, monkeypatch):
   with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-    patch.setattr(
-      train_module, "results_of", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt)
-    )
+    patch.setattr(loop, "results_of", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
     train(tiny_config(), tmp_path)
   before = losses(tmp_path)
   results = train(tiny_config(), tmp_path)
@@ -338,21 +344,19 @@ def test_killed_between_the_last_checkpoint_and_the_results(tmp_path, monkeypatc
 
 def test_killed_between_the_results_and_the_report(tmp_path, monkeypatch):
   with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-    patch.setattr(
-      train_module.report, "write_run_report", lambda _: (_ for _ in ()).throw(KeyboardInterrupt)
-    )
+    patch.setattr(loop, "write_run_report", lambda _: (_ for _ in ()).throw(KeyboardInterrupt))
     train(tiny_config(), tmp_path)
   assert (tmp_path / "results.json").exists()
   reported = []
-  monkeypatch.setattr(train_module.report, "write_run_report", reported.append)
-  monkeypatch.setattr(train_module, "prepare", lambda config: pytest.fail("it prepares"))
+  monkeypatch.setattr(loop, "write_run_report", reported.append)
+  monkeypatch.setattr(loop, "prepare", lambda config: pytest.fail("it prepares"))
   train(tiny_config(), tmp_path)
   assert reported == [tmp_path]
 
 
 def test_a_finished_run_is_not_trained_again(finished_run, monkeypatch):
   workdir, results = finished_run
-  monkeypatch.setattr(train_module, "prepare", lambda config: pytest.fail("it prepares"))
+  monkeypatch.setattr(loop, "prepare", lambda config: pytest.fail("it prepares"))
   assert train(tiny_config(), workdir) == results
 
 
@@ -406,7 +410,7 @@ def test_a_config_that_cannot_be_used_leaves_the_directory_free(tmp_path):
 def test_the_best_checkpoint_stays_beside_the_latest(tmp_path, monkeypatch):
   """Also if the run is resumed after it."""
   accuracies = {4: 0.5, 8: 0.9, 12: 0.7, 16: 0.6, 20: 0.8}
-  evaluate = train_module.make_eval_fn
+  evaluate = loop.make_eval_fn
 
   def make_eval_fn(*arguments, **kwargs):
     real = evaluate(*arguments, **kwargs)
@@ -418,7 +422,7 @@ def test_the_best_checkpoint_stays_beside_the_latest(tmp_path, monkeypatch):
 
     return scripted
 
-  monkeypatch.setattr(train_module, "make_eval_fn", make_eval_fn)
+  monkeypatch.setattr(loop, "make_eval_fn", make_eval_fn)
   config = tiny_config({"train.total_epochs": 5.0, "train.keep_checkpoints": 1})
   with interrupted_at(6), pytest.raises(Interrupted):
     train(config, tmp_path)
@@ -453,12 +457,12 @@ def test_no_checkpoint_without_its_records(tmp_path, monkeypatch):
   """A run that goes on from it would not write them again."""
   settled = []
 
-  def fail_the_second_time(recorder):
-    settled.append(recorder)
+  def fail_the_second_time(writer):
+    settled.append(writer)
     if len(settled) == 2:
       raise OSError("there is no room for records")
 
-  monkeypatch.setattr(Recorder, "settle", fail_the_second_time)
+  monkeypatch.setattr(MetricsWriter, "settle", fail_the_second_time)
   with pytest.raises(OSError, match="no room for records"):
     train(tiny_config(EVERY_TWO), tmp_path)
   assert checkpoint_steps(tmp_path) == [2]

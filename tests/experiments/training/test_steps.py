@@ -54,10 +54,20 @@ def pipeline_of(dataset, eval_batch_size=8):
 
 
 def divided(batches, max_steps):
-  return shard_batches([[{"index": batch} for batch in batches]], max_steps)
+  return shard_batches([{"index": batch} for batch in batches], max_steps)
 
 
-def train(num_devices, batches, *, max_steps, state=None, dataset=DATA, seed=0, smoothing=0.0):
+def train(
+  num_devices,
+  batches,
+  *,
+  max_steps,
+  state=None,
+  dataset=DATA,
+  seed=0,
+  smoothing=0.0,
+  with_norms=True,
+):
   """Trains over the batches, `max_steps` per call; the state and the metrics of each call."""
   with devices(num_devices):
     pipeline = pipeline_of(dataset)
@@ -66,15 +76,16 @@ def train(num_devices, batches, *, max_steps, state=None, dataset=DATA, seed=0, 
       optax.with_extra_args_support(optax.sgd(RATE)),
       pipeline,
       label_smoothing=smoothing,
-      seeds=[seed],
+      seed=seed,
       max_steps=max_steps,
     )
     state = replicate(init_state() if state is None else state)
-    device_data = replicate(pipeline.device_data)
+    resident = replicate(pipeline.device_data)
     metrics = []
     for start in range(0, len(batches), max_steps):
       some = batches[start : start + max_steps]
-      state, new, _ = train_fn(state, device_data, divided(some, max_steps), len(some))
+      parts, num_steps = divided(some, max_steps), len(some)
+      state, new, _ = train_fn(state, resident, parts, num_steps, with_norms=with_norms)
       metrics.append(jax.device_get(new))
     return jax.device_get(state), metrics
 
@@ -106,6 +117,26 @@ def test_steps_equal_the_reference(num_devices, max_steps, smoothing):
     np.testing.assert_allclose(m.loss, 8 * sum(expected), rtol=1e-5)
 
 
+@pytest.mark.parametrize("max_steps", [1, 3])
+def test_norms_are_those_of_the_last_step_if_asked_for(max_steps):
+  batches = data.batch_indices(0, 3, 8, 24, seed=3)
+  kernel = np.asarray(init_state().params["kernel"], np.float64)
+  for batch in batches:
+    before = kernel
+    kernel, _, _ = reference_step(kernel, DATA.train_images[batch], DATA.train_labels[batch], 0)
+  update = np.linalg.norm(kernel - before)
+  expected = {
+    "grad_norm": update / RATE,
+    "param_norm": np.linalg.norm(kernel),
+    "update_norm": update,
+  }
+  for num_devices in (1, 2):
+    _, metrics = train(num_devices, batches, max_steps=max_steps)
+    assert metrics[-1].norms == pytest.approx(expected, rel=1e-5)
+  _, metrics = train(1, batches, max_steps=max_steps, with_norms=False)
+  assert np.isnan(list(metrics[-1].norms.values())).all()
+
+
 def test_a_shorter_last_call_uses_the_same_program():
   with devices(2):
     calls = []
@@ -116,14 +147,14 @@ def test_a_shorter_last_call_uses_the_same_program():
 
     tx = optax.with_extra_args_support(optax.sgd(RATE))
     pipeline = pipeline_of(DATA)
-    train_fn = make_train_fn(counted, tx, pipeline, label_smoothing=0.0, seeds=[0], max_steps=4)
-    state, device_data = replicate((init_state(), pipeline.device_data))
+    train_fn = make_train_fn(counted, tx, pipeline, label_smoothing=0.0, seed=0, max_steps=4)
+    state, resident = replicate((init_state(), pipeline.device_data))
     batches = data.batch_indices(0, 7, 8, 24, seed=0)
-    state, _, _ = train_fn(state, device_data, divided(batches[:4], 4), 4)
+    state, _, _ = train_fn(state, resident, divided(batches[:4], 4), 4)
     traced = len(calls)
-    state, metrics, _ = train_fn(state, device_data, divided(batches[4:], 4), 3)
+    state, metrics, _ = train_fn(state, resident, divided(batches[4:], 4), 3)
     assert len(calls) == traced
-    assert (int(state.step), float(metrics.examples[0])) == (7, 24.0)
+    assert (int(state.step), float(metrics.examples)) == (7, 24.0)
 
 
 @pytest.mark.parametrize("max_steps", [1, 4])
@@ -139,9 +170,9 @@ def test_the_first_step_without_a_finite_loss_is_named(max_steps):
   )
   order = np.array([[0, 1], [2, 3], [4, 5], [6, 7]], np.int32)
   _, metrics = train(1, order, max_steps=max_steps, dataset=broken)
-  assert [int(m.bad_step[0]) for m in metrics] == ([-1, -1, 3, 4] if max_steps == 1 else [3])
+  assert [int(m.bad_step) for m in metrics] == ([-1, -1, 3, 4] if max_steps == 1 else [3])
   _, metrics = train(1, order[[0, 1, 3]], max_steps=max_steps, dataset=broken)
-  assert {int(m.bad_step[0]) for m in metrics} == {-1}
+  assert {int(m.bad_step) for m in metrics} == {-1}
 
 
 NOISY = dataclasses.replace(
@@ -189,10 +220,8 @@ def test_steps_move_nothing_between_host_and_devices(max_steps):
   with devices(2):
     pipeline = pipeline_of(DATA)
     tx = optax.with_extra_args_support(optax.sgd(RATE))
-    train_fn = make_train_fn(
-      linear, tx, pipeline, label_smoothing=0.1, seeds=[0], max_steps=max_steps
-    )
-    state, device_data = replicate((init_state(), pipeline.device_data))
+    train_fn = make_train_fn(linear, tx, pipeline, label_smoothing=0.1, seed=0, max_steps=max_steps)
+    state, resident = replicate((init_state(), pipeline.device_data))
     batches = data.batch_indices(0, 3 * max_steps, 8, 24, seed=0).reshape(3, max_steps, 8)
     divided_batches = [divided(some, max_steps) for some in batches]
     with jax.transfer_guard("disallow"):
@@ -200,7 +229,7 @@ def test_steps_move_nothing_between_host_and_devices(max_steps):
         jnp.sin(np.ones(3))
       for some in divided_batches:
         before = state
-        state, metrics, _ = train_fn(state, device_data, some, max_steps)
+        state, metrics, _ = train_fn(state, resident, some, max_steps)
         assert before.params["kernel"].is_deleted()  # its memory is used again
         jax.block_until_ready(metrics)
     assert int(state.step) == 3 * max_steps
@@ -210,11 +239,11 @@ def test_signals_of_processes_become_one():
   pipeline = pipeline_of(DATA)
   with devices(2):
     tx = optax.with_extra_args_support(optax.sgd(RATE))
-    train_fn = make_train_fn(linear, tx, pipeline, label_smoothing=0.0, seeds=[0], max_steps=1)
-    state, device_data = replicate((init_state(), pipeline.device_data))
+    train_fn = make_train_fn(linear, tx, pipeline, label_smoothing=0.0, seed=0, max_steps=1)
+    state, resident = replicate((init_state(), pipeline.device_data))
     batches = divided(data.batch_indices(0, 1, 8, 24, seed=0), 1)
     for signal in (0, 15):
-      state, _, found = train_fn(state, device_data, batches, 1, signal)
+      state, _, found = train_fn(state, resident, batches, 1, signal)
       assert int(found) == signal
 
 

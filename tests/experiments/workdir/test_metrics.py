@@ -11,16 +11,16 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 import srigl_jax as sx
 from experiments.common.environment import environment
-from experiments.workdir.metrics import Recorder, read_metrics
+from experiments.workdir.metrics import MetricsWriter, read_metrics
 from tests import helpers
 from tests.experiments.tiny import full_disk
 
 
 def record(workdir, steps, *, start=0, loss=1.0):
-  recorder = Recorder(workdir, step=start)
+  writer = MetricsWriter(workdir, step=start)
   for step in steps:
-    recorder.write("train", step, loss=loss + step, accuracy=0.5)
-  recorder.close()
+    writer.write("train", step, loss=loss + step, accuracy=0.5)
+  writer.close()
 
 
 def events(workdir):
@@ -47,11 +47,11 @@ def scalars_on_the_board(workdir):
 
 
 def test_records_come_back_by_kind_and_in_order(tmp_path):
-  recorder = Recorder(tmp_path / "new", step=0)
-  recorder.write("train", 2, loss=0.5, accuracy=0.25)
-  recorder.write("test", 2, loss=0.75)
-  recorder.write("train", 4, loss=0.25, accuracy=0.5)
-  recorder.close()
+  writer = MetricsWriter(tmp_path / "new", step=0)
+  writer.write("train", 2, loss=0.5, accuracy=0.25)
+  writer.write("test", 2, loss=0.75)
+  writer.write("train", 4, loss=0.25, accuracy=0.5)
+  writer.close()
   assert read_metrics(tmp_path / "new") == {
     "train": [
       {"kind": "train", "step": 2, "loss": 0.5, "accuracy": 0.25},
@@ -63,10 +63,10 @@ def test_records_come_back_by_kind_and_in_order(tmp_path):
 
 
 def test_a_record_is_on_disk_at_once(tmp_path):
-  recorder = Recorder(tmp_path, step=0)
-  recorder.write("train", 1, loss=0.5)
+  writer = MetricsWriter(tmp_path, step=0)
+  writer.write("train", 1, loss=0.5)
   assert len(read_metrics(tmp_path)["train"]) == 1
-  recorder.close()
+  writer.close()
 
 
 def test_nothing_recorded(tmp_path):
@@ -109,34 +109,34 @@ def test_tensorboard_shows_every_step_once(tmp_path):
 
 def test_a_full_disk_neither_stops_nor_costs_records(tmp_path):
   """They wait in memory, TensorBoard's too, and all are there once there is room."""
-  recorder = Recorder(tmp_path, step=0)
-  recorder.write("train", 1, loss=1.0)
+  writer = MetricsWriter(tmp_path, step=0)
+  writer.write("train", 1, loss=1.0)
   with full_disk(200), pytest.warns(UserWarning) as warned:
     writing = threading.Thread(
-      target=lambda: [recorder.write("train", step, loss=float(step)) for step in range(2, 99)],
+      target=lambda: [writer.write("train", step, loss=float(step)) for step in range(2, 99)],
       daemon=True,
     )
     writing.start()
     writing.join(20)
     assert not writing.is_alive()
     with pytest.raises(OSError, match=r"jsonl cannot be written \(File too large\); .* MB"):
-      recorder.settle()
+      writer.settle()
   # One for each file, not one for each record.
   assert sum("cannot be written" in str(warning.message) for warning in warned) == 2
   assert len(read_metrics(tmp_path)["train"]) < 10
-  recorder.write("train", 99, loss=99.0)
-  recorder.settle()
+  writer.write("train", 99, loss=99.0)
+  writer.settle()
   assert [r["loss"] for r in read_metrics(tmp_path)["train"]] == list(range(1, 100))
-  recorder.close()
+  writer.close()
   board = scalars_on_the_board(tmp_path)
   assert [board["train/loss", step] for step in range(1, 100)] == list(range(1, 100))
 
 
 def test_records_that_a_full_disk_has_cost_are_spoken_of(tmp_path):
-  recorder = Recorder(tmp_path, step=0)
+  writer = MetricsWriter(tmp_path, step=0)
   with full_disk(10), pytest.warns(UserWarning) as warned:
-    recorder.write("train", 1, loss=1.0)
-    recorder.close()
+    writer.write("train", 1, loss=1.0)
+    writer.close()
   assert "metrics.jsonl cannot be written" in str(warned[-2].message)
   assert "bytes are lost" in str(warned[-2].message)
 
@@ -147,9 +147,9 @@ def test_topology_by_layer(tmp_path):
   state = tx.init(params)
   masks = state.masks
   summary = sx.summarize(sx.apply_masks(params, masks), masks, explored=state.explored)
-  recorder = Recorder(tmp_path, step=0)
-  recorder.write_topology(3, summary, last_update=2)
-  recorder.close()
+  writer = MetricsWriter(tmp_path, step=0)
+  writer.write_topology(3, summary, last_update=2)
+  writer.close()
   (found,) = read_metrics(tmp_path)["topology"]
   assert found["step"] == 3
   assert found["density"] == pytest.approx(summary.density)

@@ -1,0 +1,166 @@
+"""The training loop of one run, from its first step or its last checkpoint to its results."""
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, closing
+from pathlib import Path
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from experiments.common.files import held, read_json, write_json
+from experiments.common.progress import Show, progress
+from experiments.data import Prefetch
+from experiments.processes.cluster import is_process_0
+from experiments.processes.consistency import StopSignal, decide_on_process_0
+from experiments.processes.sharding import Batch, replicate, shard_batches
+from experiments.processes.signals import Interrupted, watch_signals
+from experiments.reports.model_card import write_model_card
+from experiments.reports.run_report import write_run_report
+from experiments.training.profiling import (
+  NO_PROFILING,
+  Profiling,
+  Trace,
+  memory_by_part,
+  report_memory,
+)
+from experiments.training.results import results_of
+from experiments.training.run_log import RunLog
+from experiments.training.setup import Run, prepare
+from experiments.training.steps import TrainFn, TrainState, make_eval_fn, make_train_fn
+from experiments.workdir.owner import check_owner
+
+ShowProgress = Callable[..., AbstractContextManager[Show]]
+
+
+def train(
+  config: ConfigDict,
+  workdir: Path,
+  *,
+  show_progress: ShowProgress = progress,
+  profiling: Profiling = NO_PROFILING,
+) -> dict[str, Any]:
+  """Trains to the end, from the last checkpoint if there is one; leaves a finished run alone.
+
+  Args:
+    config: see `configs/base.py`.
+    workdir: directory of this run and no other.
+    show_progress: see `progress.progress`.
+    profiling: see `profiling.Profiling`.
+
+  Returns:
+    The results, as `results.json` holds them; with several processes, only in process 0.
+
+  Raises:
+    ValueError: if the config is not usable, or `workdir` belongs to another config or is in use.
+    FloatingPointError: if the loss is not finite; the last checkpoint stays.
+    Interrupted: after SIGINT or SIGTERM, once the state is saved.
+  """
+  with ExitStack() as stack:
+    if not decide_on_process_0(lambda: _is_finished(workdir, config, stack)):
+      log = stack.enter_context(closing(RunLog(prepare(config), workdir)))
+      state = _train(log, show_progress, profiling)
+      log.wait()  # there are no results without the network that they are of
+      if is_process_0():
+        (workdir / "report.md").unlink(missing_ok=True)  # of the run as it was before its end
+        write_json(workdir / "results.json", results_of(log.run, state, workdir))
+    # With several processes only process 0 has results, on a disk of its own.
+    return _report(workdir) if is_process_0() else {}
+
+
+def _train(log: RunLog, show_progress: ShowProgress, profiling: Profiling) -> TrainState:
+  """Trains from the state of the log to the last step, recording, testing and saving on the way."""
+  run, step = log.run, log.step
+  train_fn = make_train_fn(
+    run.model.apply,
+    run.tx,
+    run.pipeline,
+    label_smoothing=run.config.train.label_smoothing,
+    seed=run.config.seed,
+    max_steps=run.max_steps,
+  )
+  eval_fn = make_eval_fn(run.model.apply, run.pipeline)
+  state, device_data = replicate((log.take_state(), run.pipeline.device_data))
+  stop_signal = StopSignal()
+  to_devices = lambda call: (*call[:2], shard_batches(call[2], run.max_steps))
+  with (
+    watch_signals() as interrupted,
+    show_progress(run.config.name, step=step, total_steps=run.total_steps) as show,
+    closing(run.pipeline),
+    Prefetch(_calls(run, step), to_devices) as calls,
+    closing(Trace(profiling.trace_steps if is_process_0() else None, log.workdir)) as trace,
+  ):
+    if is_process_0():
+      _report_memory(log, train_fn, state, device_data, profiling)
+    log.start()
+    for start, step, batches in calls:
+      trace.before(start, step)
+      pausing, asked = step == run.next_pause(start), interrupted()
+      # Nothing in here waits for the devices, nor they for what is not on them by now.
+      with jax.transfer_guard("disallow"):
+        state, metrics, signal = train_fn(state, device_data, batches, step - start, asked, pausing)
+      trace.after(step, metrics)
+      log.add(metrics)
+      finished, stopping = step == run.total_steps, stop_signal.agreed(asked, signal)
+      if not (pausing or finished or stopping):
+        continue
+
+      shown = log.train(step, state, waited=calls.waited_seconds)
+      if is_process_0():
+        show(step, **shown)
+      accuracy = None
+      if finished or step % run.eval_every == 0:
+        accuracy = log.test(step, eval_fn(state, device_data, run.tests_left(step)))
+      if finished or stopping or step % run.save_every == 0:
+        log.save(step, state, test_accuracy=accuracy)
+      if accuracy is not None:
+        log.restart_clock()
+      if stopping and not finished:
+        log.wait()
+        raise Interrupted(stopping, step)
+  return state
+
+
+def _calls(run: Run, step: int) -> Iterator[tuple[int, int, list[Batch]]]:
+  """First step, last step and batches of each call of `train_fn`, none across a pause."""
+  stream = run.pipeline.train_batches(step, run.total_steps)
+  with ExitStack() as stack:
+    stack.callback(getattr(stream, "close", lambda: None))
+    while step < run.total_steps:
+      end = min(step + run.max_steps, run.next_pause(step))
+      yield step, end, [next(stream) for _ in range(step, end)]
+      step = end
+
+
+def _report_memory(
+  log: RunLog, train_fn: TrainFn, state: TrainState, device_data: Any, profiling: Profiling
+) -> None:
+  """Says where the memory goes; what a step takes only if that is asked for."""
+  run, step = log.run, None
+  if profiling.step_memory:
+    batch = shard_batches(list(run.pipeline.train_batches(log.step, log.step + 1)), run.max_steps)
+    step = train_fn.temporary_bytes(state, device_data, batch)
+  report_memory(log.workdir, memory_by_part(state, device_data, is_sparse=run.is_sparse), step)
+
+
+def _is_finished(workdir: Path, config: ConfigDict, stack: ExitStack) -> bool:
+  """Whether a run has its results; if not, keeps its directory for this process.
+
+  Raises:
+    ValueError: if the directory is another run's, or in use.
+  """
+  results = workdir / "results.json"
+  check_owner(workdir, config)
+  if not results.exists():
+    stack.enter_context(held(workdir))
+    check_owner(workdir, config)  # as whoever held it has left it
+  return results.exists()
+
+
+def _report(workdir: Path) -> dict[str, Any]:
+  """Writes what is missing of the report, which is written last; returns the results."""
+  if not (workdir / "report.md").exists():
+    write_run_report(workdir)
+  if not (workdir / "model_card.md").exists():
+    write_model_card(workdir)
+  return read_json(workdir / "results.json")
