@@ -63,14 +63,14 @@ def publish(back: Path, results: Path) -> None:
   """Turns what came back into results files, and keeps what was compiled for the next lease."""
   LUGGAGE.mkdir(exist_ok=True)
   for path in back.glob("compiled-*.tar.gz"):
-    shutil.copy(path, LUGGAGE)
+    shutil.copyfile(path, LUGGAGE / path.name)
   if (back / "gpu_kernels.json").exists():
     from experiments.benchmarks.kernels import gpu_report
     from experiments.common.files import read_json, write_json
 
     found = read_json(back / "gpu_kernels.json")
     found["command"] = "python kernels/benchmark/gpu_check.py"
-    found["table"] = gpu_report.tables(found)
+    found["table"] = f"```text\n{gpu_report.tables(found)}\n```"
     write_json(results / "gpu_kernels.json", found)
     print(f"wrote {results / 'gpu_kernels.json'}")
   if not (back / "training.tar.gz").exists():
