@@ -35,7 +35,7 @@ def export(trained: LoadedRun, path: Path, *, overwrite: bool = False) -> Export
   if not trained.masks:
     raise ValueError(
       f"The run {config.name!r} is dense: there is nothing to condense. Export one of srigl, or of "
-      "static with config.method.structure=constant_fan_in."
+      "static with config.method.kwargs.structure=constant_fan_in."
     )
   image = jax.ShapeDtypeStruct((1, *trained.run.data.image_shape), jnp.float32)
   model = sx.condense_model(trained.model, trained.masks, image)
