@@ -153,7 +153,10 @@ def test_accelerators_choose_by_their_own_constants(monkeypatch, device):
   layer = prepare(layer_of(num_active=40), batch=(1, 1000))
   assert list(layer.layouts) == ["pallas", "structured"]
   assert [choose_backend(layer, n)[0] for n in (1, 1000)] == ["pallas", "structured"]
-  assert choose_backend(layer.condensed)[0] == ("pallas" if device == "gpu" else "xla")
+  assert [choose_backend(layer.condensed, n)[0] for n in (1, 1000)] == ["pallas", "structured"]
+  chosen = []
+  jax.eval_shape(lambda c: chosen.append(choose_backend(c)[0]), layer.condensed)
+  assert chosen == ["pallas" if device == "gpu" else "xla"]
   traced = jax.eval_shape(lambda c: prepare(c, batch=1), layer.condensed)
   assert traced.preference == (("pallas",) if device == "gpu" else ("xla",))
 
