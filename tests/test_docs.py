@@ -241,6 +241,14 @@ def test_links_lead_somewhere(page):
     assert not anchor or anchor in anchors(path.read_text("utf-8")), target
 
 
+@pytest.mark.parametrize("page", PAGES)
+def test_files_that_are_named_are_there(page):
+  text = PAGES[page].partition("## 0.1.0")[0]
+  folders = "srigl_jax|experiments|kernels|configs|docs|tests"
+  for named in re.findall(rf"`((?:{folders})/[\w/.-]+?)(?::[^`]*)?`", text):
+    assert "NAME" in named or (ROOT / named).exists(), named
+
+
 def test_results_are_what_their_files_say():
   for page in tables.pages():
     text = page.read_text("utf-8")
