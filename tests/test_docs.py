@@ -183,9 +183,9 @@ def run_command(monkeypatch, capsys):
 def test_commands_parse(run_command, words):
   page = COMMANDS[words]
   if words[0] != "-m" or words[1] == "experiments.lease":  # of argparse, which has no other way
-    name, options = (words[:2], words[2:]) if words[0] == "-m" else (words[:1], words[1:])
-    code, output, _ = run_command((*name, "--help"))
-    assert code == 0 and all(option.partition("=")[0] in output for option in options), page
+    options = [word.partition("=")[0] for word in words[1:] if word.startswith("--")]
+    code, output, _ = run_command((*(w for w in words if not w.startswith("--")), "--help"))
+    assert code == 0 and all(option in output for option in options), page
     return
   if words[:2] == ("-m", "tests.prove_resume"):  # it hands its flags on, and adds the directory
     words = ("-m", "experiments.train", "--workdir=DIR", *words[2:])
