@@ -209,6 +209,11 @@ def test_the_commands_of_a_run(run_command, tmp_path):
   assert len(outputs) == 4 and "condensed" in outputs[-1]
 
 
+def test_the_citation_is_of_this_version():
+  cited = re.search(r"(?m)^version: (.*)$", (ROOT / "CITATION.cff").read_text("utf-8"))
+  assert cited[1] == sx.__version__
+
+
 def test_make_targets_and_extras_are_there():
   targets = set(re.findall(r"(?m)^([\w-]+):", (ROOT / "Makefile").read_text("utf-8")))
   extras = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
