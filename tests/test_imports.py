@@ -43,7 +43,9 @@ def imports(path: Path) -> set[str]:
     elif isinstance(node, ast.ImportFrom):
       assert node.level == 0, f"{path}: relative imports hide what is imported"
       names |= {f"{node.module}.{alias.name}" for alias in node.names}
-    elif isinstance(node, ast.Constant) and str(node.value).startswith(("srigl_jax.", "srigl_k")):
+    elif isinstance(node, ast.Constant) and str(node.value).startswith(
+      ("srigl_jax.", "srigl_kernels.")
+    ):
       names |= {node.value} & modules().keys()  # for `importlib`
   return names
 
