@@ -48,10 +48,8 @@ def init_sparse_weights(
 
   Source: Evci et al., Gradient Flow in Sparse Neural Networks (arXiv:2010.03533), section 3.1.
   """
-  if scheme not in _SCHEMES:
-    raise ValueError(f"scheme is {scheme!r}; it must be one of {SCHEMES}.")
+  scale, is_uniform = scheme_scale(scheme)
   check_masks(masks, params)
-  scale, is_uniform = _SCHEMES[scheme]
   keys = dict(zip(masks, jax.random.split(key, max(1, len(masks))), strict=False))
 
   def draw(leaf, mask, path):
@@ -66,3 +64,10 @@ def init_sparse_weights(
     return jnp.where(mask, (noise * width).astype(leaf.dtype), 0)
 
   return map_leaves(draw, params, masks, {path: path for path in masks})
+
+
+def scheme_scale(scheme: str) -> tuple[Callable[[Array], Array], bool]:
+  """A scheme's standard deviation or half width as a function of the fan-in; if it is uniform."""
+  if scheme not in _SCHEMES:
+    raise ValueError(f"scheme is {scheme!r}; it must be one of {SCHEMES}.")
+  return _SCHEMES[scheme]

@@ -64,6 +64,21 @@ def topk_mask_per_column(keys: Array, k: Array) -> Array:
   return chosen.reshape(-1, num_columns)[:num_rows]
 
 
+def topk_threshold(keys: Array, k: Array) -> tuple[Array, Array]:
+  """The largest number that k keys or more reach, 0 if there are fewer; and how many reach it.
+
+  Args:
+    keys: `[C]` uint32, at most `2**31 - 1`.
+    k: `[]` int32, not negative.
+
+  Returns:
+    `[]` uint32 and `[]` int32.
+  """
+  threshold, reaching = _threshold(_tiles(keys), k.reshape(1, 1, 1), _WHOLE)
+  padding = jnp.where(threshold == 0, -keys.size % 32, 0)
+  return threshold.reshape(()), reaching.reshape(()) - padding.reshape(())
+
+
 def count(chosen: Array) -> Array:
   """The number of True entries of `[I, N]` bool, as `[]` int32."""
   return _count(_tiles(chosen), _WHOLE).reshape(())

@@ -66,12 +66,12 @@ def test_an_ablated_neuron_is_zero_and_harms_no_other():
 )
 def test_layouts(path, shape, axes):
   """Neurons of fan-in 180 and 20 side by side, wherever the neuron axes are."""
-  layer = sx.leaves.make_layer(path, shape, axes)
+  layer = sx.layers.make_layer(path, shape, axes)
   matrix = mask_of_fan_ins(180, [180, 20] * 20)
-  mask = sx.leaves.from_matrix(matrix, layer)
+  mask = sx.layers.from_matrix(matrix, layer)
   params = {path: jnp.ones(shape)}
   drawn = sx.init_sparse_weights(jax.random.key(1), params, {path: mask}, axes=axes)[path]
-  drawn = np.asarray(sx.leaves.to_matrix(drawn, layer))
+  drawn = np.asarray(sx.layers.to_matrix(drawn, layer))
   np.testing.assert_array_equal(drawn != 0, matrix)
   assert drawn[:, ::2].std() == pytest.approx(np.sqrt(2 / 180), rel=0.1)
   assert drawn[:20, 1::2].std() == pytest.approx(np.sqrt(2 / 20), rel=0.15)

@@ -1,0 +1,1 @@
+"""Training in condensed form: values and indices from initialisation to export, never a mask."""

@@ -1,0 +1,130 @@
+"""First patterns and weights: those that masks of the same key would start with, never dense."""
+
+import jax
+import jax.extend
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+
+from srigl_jax.initializers import scheme_scale
+from srigl_jax.topk import topk_mask_per_column
+from srigl_kernels.backends.xla import tiles
+from srigl_kernels.format import index_dtype
+from srigl_kernels.pattern import Pattern, entry_neurons
+
+_BLOCK_BYTES = 8 * 2**20  # of the random bits of a block of neurons
+
+
+def init_pattern(key: Array, num_inputs: int, num_neurons: int, budget: int) -> Pattern:
+  """A random pattern: each neuron draws `budget // N` inputs without replacement.
+
+  Args:
+    key: jax random key.
+    num_inputs: `I`.
+    num_neurons: `N`.
+    budget: `C`, from N to `I * N`.
+
+  Returns:
+    The pattern of the mask that `init_masks` draws with the same key of the layer.
+  """
+  fan_in = budget // num_neurons
+  block = max(1, min(num_neurons, _BLOCK_BYTES // (4 * num_inputs)))
+
+  @jax.jit
+  def draw(key: Array) -> Array:
+    def step(first: Array | int, size: int, indices: Array) -> Array:
+      scores = random_bits(key, _positions(num_inputs, num_neurons, first, size)) >> 1
+      chosen = topk_mask_per_column(scores, jnp.int32(fan_in))
+      # Stable, so that the inputs stay ascending.
+      rows = jnp.argsort(~chosen.T, axis=1, stable=True)[:, :fan_in]
+      return lax.dynamic_update_slice_in_dim(indices, rows.astype(indices.dtype), first, axis=0)
+
+    indices = jnp.zeros((num_neurons, fan_in), index_dtype(num_inputs))
+    return tiles(step, num_neurons, block, indices).reshape(-1)
+
+  return Pattern(
+    jnp.pad(draw(key), (0, budget - num_neurons * fan_in)),
+    jnp.arange(num_neurons, dtype=jnp.int32),
+    jnp.asarray([num_neurons, fan_in], jnp.int32),
+    num_inputs,
+  )
+
+
+def init_values(key: Array, pattern: Pattern, scheme: str = "he_normal") -> Array:
+  """Random weights scaled by the fan-in, `[C]` float32; 0 for entries not in use.
+
+  Args:
+    key: jax random key.
+    pattern: of the layer.
+    scheme: as for `init_sparse_weights`, whose weights these are if the layer's key is the same.
+  """
+  scale, is_uniform = scheme_scale(scheme)
+
+  @jax.jit
+  def draw(key: Array, pattern: Pattern) -> Array:
+    entries = lax.iota(jnp.int32, pattern.capacity)
+    neurons = entry_neurons(pattern, entries)
+    inputs = pattern.indices.astype(jnp.uint32)
+    positions = _flat(inputs, neurons.astype(jnp.uint32), pattern.out_features)
+    low = -1.0 if is_uniform else np.nextafter(np.float32(-1), np.float32(0))
+    noise = _uniform(random_bits(key, positions), low)
+    noise = noise if is_uniform else np.float32(np.sqrt(2)) * lax.erf_inv(noise)
+    width = scale(jnp.maximum(pattern.fan_in, 1).astype(jnp.float32))
+    # The barrier keeps the products apart, that they round as those of dense weights do.
+    return jnp.where(entries < pattern.num_entries, lax.optimization_barrier(noise) * width, 0)
+
+  return draw(key, pattern)
+
+
+def random_bits(key: Array, positions: tuple[Array, Array]) -> Array:
+  """`jax.random.bits(key, ...)` at some flat positions, given by their high and low 32 bits.
+
+  Raises:
+    ValueError: if random numbers are not of the kind that depends on key and position alone.
+  """
+  by_position = jax.config.jax_threefry_partitionable  # type: ignore[attr-defined]
+  if jax.random.key_impl(key) != "threefry2x32" or not by_position:
+    raise ValueError(
+      "Condensed training draws single random numbers of a matrix that is never made, for which "
+      "keys must be of type threefry2x32 and the option jax_threefry_partitionable be on, as by "
+      f"default; the key is of type {jax.random.key_impl(key)}."
+    )
+  high, low = (jnp.ravel(x) for x in jnp.broadcast_arrays(*positions))
+  counters = jnp.concatenate([high, low])
+  bits = jax.extend.random.threefry_2x32(tuple(jax.random.key_data(key)), counters)
+  return (bits[: high.size] ^ bits[high.size :]).reshape(positions[1].shape)
+
+
+def random_scores(key: Array, pattern: Pattern, first: Array | int, size: int) -> Array:
+  """A block of neurons of `jax.random.uniform(key, (I, N))`, `[I, size]` float32."""
+  positions = _positions(pattern.in_features, pattern.out_features, first, size)
+  return _uniform(random_bits(key, positions), 0.0)
+
+
+def _positions(
+  num_inputs: int, num_neurons: int, first: Array | int, size: int
+) -> tuple[Array, Array]:
+  inputs = lax.iota(jnp.uint32, num_inputs)[:, None]
+  neurons = (lax.iota(jnp.int32, size) + first).astype(jnp.uint32)[None]
+  return _flat(inputs, neurons, num_neurons)
+
+
+def _flat(inputs: Array, neurons: Array, num_neurons: int) -> tuple[Array, Array]:
+  """High and low 32 bits of the flat index `input * N + neuron` into an `[I, N]` matrix."""
+  low_half, high_half = inputs & 0xFFFF, inputs >> 16
+  n = jnp.uint32(num_neurons)
+  # Four products of 16 by 16 bits, carried by hand: there are no 64-bit integers.
+  a, b = low_half * (n & 0xFFFF), low_half * (n >> 16)
+  c, d = high_half * (n & 0xFFFF), high_half * (n >> 16)
+  middle = (a >> 16) + (b & 0xFFFF) + (c & 0xFFFF)
+  low = (a & 0xFFFF) | (middle << 16)
+  high = d + (b >> 16) + (c >> 16) + (middle >> 16)
+  total = low + neurons
+  return high + (total < low), total
+
+
+def _uniform(bits: Array, low: float) -> Array:
+  """Floats in `[low, 1)` from random bits, as `jax.random.uniform` makes them."""
+  floats = lax.bitcast_convert_type((bits >> 9) | 0x3F800000, jnp.float32) - 1
+  least = np.float32(low)
+  return jnp.maximum(least, floats * (np.float32(1) - least) + least)

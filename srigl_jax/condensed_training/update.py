@@ -1,0 +1,214 @@
+"""One SRigL topology update of a condensed layer, without a dense matrix.
+
+It makes the pattern that `srigl_update` makes of the dense weights, gradients and mask. Dense
+gradients exist in blocks of neurons only, formed anew in each pass over them: some passes to find
+the largest gradients of the layer (if neurons may be ablated), one to count them, one to grow.
+"""
+
+import math
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jax import Array, lax
+
+from srigl_jax.condensed_training.ranking import Gradients, largest_gradients, topk_entries
+from srigl_jax.exact_counts import Fraction, truncated_count
+from srigl_jax.methods.srigl import salient_threshold
+from srigl_jax.topk import ALWAYS, ranking_key, topk_mask_per_column
+from srigl_kernels.backends.xla import tiles
+from srigl_kernels.pattern import Pattern, entry_neurons, for_entries
+
+BLOCK_BYTES = 16 * 2**20
+"""Default limit on the bytes of a block of a layer's dense gradient."""
+
+
+class Moves(NamedTuple):
+  """What a topology update did.
+
+  Attributes:
+    pattern: the new one.
+    source: `[C]` int32, for each of its entries the entry of the old pattern that was the same
+      connection, -1 for a new connection and for entries not in use.
+  """
+
+  pattern: Pattern
+  source: Array
+
+  def apply(self, stored: Array) -> Array:
+    """Values, or moments, `[C]` moved along with their connections; new ones are 0."""
+    moved = stored.at[self.source].get(mode="clip")
+    return jnp.where(self.source >= 0, moved, jnp.zeros_like(moved))
+
+  @property
+  def stays(self) -> Array:
+    """Which entries of the old pattern are in the new one, `[C]` bool."""
+    places = jnp.where(self.source >= 0, self.source, self.source.size)
+    return jnp.zeros(self.source.shape, bool).at[places].set(True, mode="drop")
+
+
+def streamed_update(
+  values: Array,
+  pattern: Pattern,
+  gradients: Gradients,
+  *,
+  budget: int,
+  drop_fraction: Fraction,
+  gamma_sal: float = 0.3,
+  salient_base: str = "constant_fan_in",
+  block_bytes: int = BLOCK_BYTES,
+) -> Moves:
+  """One SRigL update of a layer in condensed form; see `srigl_update`, which it equals.
+
+  Args:
+    values: `[C]` float32, the weights after the optimizer's step.
+    pattern: where they are.
+    gradients: the dense gradient `[I, N]` (or another score for growth), in blocks of neurons.
+      Asked for the same block again, it must return the same bits.
+    budget: as for `srigl_update`, a Python int, at most C.
+    drop_fraction: as for `srigl_update`.
+    gamma_sal: as for `srigl_update`.
+    salient_base: as for `srigl_update`.
+    block_bytes: of a block of the gradient; several arrays of its size exist at a time.
+
+  Source: SRigL (arXiv:2305.02299), section 3, as `srigl_update`.
+  """
+  num_inputs, num_neurons = pattern.in_features, pattern.out_features
+  block = max(1, min(num_neurons, block_bytes // (4 * num_inputs)))
+  entries = lax.iota(jnp.int32, pattern.capacity)
+  inputs = pattern.indices.astype(jnp.int32)
+  neurons = entry_neurons(pattern, entries)
+  nonzero = (entries < pattern.num_entries) & (values != 0)
+  magnitudes = jnp.where(nonzero, ranking_key(values), 0)
+  per_neuron = lambda chosen: (
+    jnp.zeros(num_neurons, jnp.int32)
+    .at[neurons]
+    .add(chosen.astype(jnp.int32), mode="drop", indices_are_sorted=True)
+  )
+
+  num_pruned = truncated_count(pattern.num_entries, drop_fraction)
+  num_kept = jnp.minimum(pattern.num_entries - num_pruned, nonzero.sum(dtype=jnp.int32))
+  kept = topk_entries(magnitudes, inputs, neurons, num_kept)
+
+  if gamma_sal == 0:
+    stays = jnp.ones(num_neurons, bool)
+  else:
+    required = salient_threshold(
+      gamma_sal,
+      constant_fan_in=budget // num_neurons,
+      dense_fan_in=num_inputs,
+      salient_base=salient_base,
+    )
+    largest = largest_gradients(
+      gradients, num_inputs, num_neurons, pattern.num_entries - num_kept, block
+    )
+
+    def count(first: Array | int, size: int, carry: tuple[Array, Array]) -> tuple[Array, Array]:
+      num_salient, also_kept = carry
+      chosen = largest.chosen(ranking_key(gradients(first, size)), first)
+
+      def look_up(entries: Array, local: Array, also_kept: Array) -> Array:
+        found = chosen.at[inputs.at[entries].get(mode="clip"), local].get(mode="clip")
+        places = jnp.where(local < size, entries, pattern.capacity)
+        return also_kept.at[places].set(found, mode="drop", indices_are_sorted=True)
+
+      num_salient = lax.dynamic_update_slice_in_dim(
+        num_salient, chosen.sum(0, dtype=jnp.int32), first, axis=0
+      )
+      return num_salient, for_entries(pattern, first, size, look_up, also_kept)
+
+    carry = jnp.zeros(num_neurons, jnp.int32), jnp.zeros(pattern.capacity, bool)
+    by_gradient, by_both = tiles(count, num_neurons, block, carry)
+    num_salient = by_gradient + per_neuron(kept & ~by_both)
+    floor = jnp.sort(num_salient, descending=True)[budget // num_inputs]
+    stays = num_salient >= jnp.minimum(required, floor)
+    alive = stays.at[neurons].get(mode="fill", fill_value=False)
+    kept = topk_entries(
+      jnp.where(alive, magnitudes, 0),
+      inputs,
+      neurons,
+      jnp.minimum(num_kept, (alive & nonzero).sum(dtype=jnp.int32)),
+    )
+
+  num_active = stays.sum(dtype=jnp.int32)
+  fan_in = budget // num_active
+  active = jnp.nonzero(stays, size=num_neurons, fill_value=num_neurons)[0].astype(jnp.int32)
+  new = Pattern(
+    jnp.zeros_like(pattern.indices), active, jnp.stack([num_active, fan_in]), num_inputs
+  )
+  fan_ins = jnp.where(stays, fan_in, 0)
+  return _grow(pattern, new, fan_ins, kept, magnitudes, per_neuron(kept) > fan_in, gradients, block)
+
+
+def _grow(
+  old: Pattern,
+  new: Pattern,
+  fan_ins: Array,
+  kept: Array,
+  magnitudes: Array,
+  overfull: Array,
+  gradients: Gradients,
+  block: int,
+) -> Moves:
+  """Fills each neuron that stays: the kept first, then by gradient; trims the over-full ones.
+
+  Args:
+    old: the pattern before.
+    new: the pattern to be, but for its indices.
+    fan_ins: `[N]` int32, the connections that each neuron will have.
+    kept: `[C]` bool, entries of the old pattern that were not pruned.
+    magnitudes: `[C]` uint32, their ranking keys.
+    overfull: `[N]` bool, neurons that kept more than the new fan-in: they keep their largest.
+    gradients: see `streamed_update`.
+    block: neurons at once.
+  """
+
+  def grow(first: Array | int, size: int, carry: tuple[Array, Array]) -> tuple[Array, Array]:
+    over = lax.dynamic_slice_in_dim(overfull, first, size)
+    keys = jnp.where(over, 0, ranking_key(gradients(first, size)))
+    owners = jnp.full(keys.shape, -1, jnp.int32)
+
+    def place(entries: Array, local: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
+      keys, owners = carry
+      where = old.indices.at[entries].get(mode="clip").astype(jnp.int32), local
+      outranks = jnp.where(
+        over.at[local].get(mode="clip"),
+        magnitudes.at[entries].get(mode="clip"),
+        jnp.uint32(ALWAYS),
+      )
+      is_kept = kept.at[entries].get(mode="clip")
+      keys = keys.at[where[0], jnp.where(is_kept, local, size)].set(outranks, mode="drop")
+      return keys, owners.at[where].set(entries, mode="drop")
+
+    keys, owners = for_entries(old, first, size, place, (keys, owners))
+    chosen = topk_mask_per_column(keys, lax.dynamic_slice_in_dim(fan_ins, first, size))
+    upto = jnp.cumsum(chosen, axis=0, dtype=jnp.int32)
+
+    def take(entries: Array, local: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
+      indices, source = carry
+      inputs = _nth_in_column(upto, entries % jnp.maximum(new.fan_in, 1), local)
+      places = jnp.where(local < size, entries, new.capacity)
+      put = lambda x, y: x.at[places].set(y.astype(x.dtype), mode="drop", indices_are_sorted=True)
+      return put(indices, inputs), put(source, owners.at[inputs, local].get(mode="clip"))
+
+    return for_entries(new, first, size, take, carry)
+
+  carry = jnp.zeros_like(new.indices), jnp.full(new.capacity, -1, jnp.int32)
+  indices, source = tiles(grow, new.out_features, block, carry)
+  return Moves(Pattern(indices, new.active, new.sizes, new.in_features), source)
+
+
+def _nth_in_column(upto: Array, n: Array, column: Array) -> Array:
+  """The row of the chosen entry number n (from 0) of a column, by binary search.
+
+  Args:
+    upto: `[I, size]` int32, chosen entries of the column up to and including this row.
+    n: `[S]` int32.
+    column: `[S]` int32.
+  """
+  num_rows = upto.shape[0]
+  row = jnp.zeros_like(n)
+  for bit in reversed(range(math.ceil(math.log2(num_rows + 1)))):
+    further = row + 2**bit
+    before = upto.at[further - 1, column].get(mode="clip") <= n
+    row = jnp.where((further <= num_rows) & before, further, row)
+  return row
