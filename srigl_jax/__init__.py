@@ -23,6 +23,15 @@ from srigl_jax.condensed.serialize import (
   load_condensed_file,
   save_condensed,
 )
+from srigl_jax.condensed_training.init import init_condensed_weights, init_patterns
+from srigl_jax.condensed_training.transform import (
+  CondensedTraining,
+  CondensedTrainingState,
+  condensed_set,
+  condensed_srigl,
+  condensed_static,
+)
+from srigl_jax.condensed_training.tree import pattern_mask, to_condensed
 from srigl_jax.exact_counts import truncated_count
 from srigl_jax.initializers import init_sparse_weights
 from srigl_jax.layer_filters import all_but, only
@@ -47,11 +56,13 @@ from srigl_jax.topk import ranking_key, topk_mask, topk_mask_per_column
 from srigl_jax.transform import sparse_training
 from srigl_kernels import (
   Condensed,
+  Pattern,
   Prepared,
   choose_backend,
   condensed_conv,
   condensed_matmul,
   prepare,
+  sparse_linear,
 )
 
 __version__ = "0.2.0"  # as in pyproject.toml
@@ -61,6 +72,8 @@ __all__ = [
   "Axes",
   "Condensed",
   "CondensedFile",
+  "CondensedTraining",
+  "CondensedTrainingState",
   "ConstantFanIn",
   "FoldedLayer",
   "FoldingReport",
@@ -69,6 +82,7 @@ __all__ = [
   "LayerView",
   "MaskUpdater",
   "Masks",
+  "Pattern",
   "Prepared",
   "Rounds",
   "SparseState",
@@ -82,6 +96,9 @@ __all__ = [
   "condense_model",
   "condensed_conv",
   "condensed_matmul",
+  "condensed_set",
+  "condensed_srigl",
+  "condensed_static",
   "expand",
   "fixed_masks",
   "flax_axes",
@@ -91,7 +108,9 @@ __all__ = [
   "get_state",
   "global_magnitude_masks",
   "gradual_magnitude_pruning",
+  "init_condensed_weights",
   "init_masks",
+  "init_patterns",
   "init_sparse_weights",
   "layer_macs",
   "load_condensed",
@@ -102,6 +121,7 @@ __all__ = [
   "nm_srigl",
   "one_shot_pruning",
   "only",
+  "pattern_mask",
   "per_layer",
   "prepare",
   "ranking_key",
@@ -113,6 +133,7 @@ __all__ = [
   "set_update",
   "snfs",
   "snfs_update",
+  "sparse_linear",
   "sparse_training",
   "sparsity_for_flops",
   "split_condensed",
@@ -121,6 +142,7 @@ __all__ = [
   "srigl_update",
   "static_sparse",
   "summarize",
+  "to_condensed",
   "to_matrix",
   "topk_mask",
   "topk_mask_per_column",

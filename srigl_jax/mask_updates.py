@@ -126,7 +126,7 @@ def maybe_update_masks(
   def change():
     weights, scores = params_after_step(), grad_mean or grads
     key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
-    fraction = _drop_fraction(updater, state.step)
+    fraction = drop_fraction_at(updater, state.step)
     masks = updater.update(
       {
         path: LayerView(
@@ -176,7 +176,7 @@ def _mean_gradients(
   )
 
 
-def _drop_fraction(updater: MaskUpdater, step: Array) -> Fraction:
+def drop_fraction_at(updater: MaskUpdater, step: Array) -> Fraction:
   """Drop fraction of the update at a traced step; the cosine's are tabulated in double."""
   given, every, until = updater.drop_fraction, updater.update_every, updater.update_until
   if isinstance(given, Array):  # a traced hyperparameter

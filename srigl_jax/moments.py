@@ -6,7 +6,7 @@ by naming optimizer classes: that holds for any nesting, for `optax.multi_transf
 `optax.masked` too, whose trees have holes, and for optimizers not yet written.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Container, Mapping
 from typing import Any
 
 import jax
@@ -29,18 +29,26 @@ def mask_moments(inner_state: Any, params: Any, masks: Mapping[str, Array]) -> A
     average of weights or gradients, ...) exactly 0 off the mask. Leaves of other shapes, such as
     Adafactor's factored second moments, stay as they are.
   """
+  zero = lambda path, leaf: jnp.where(masks[path], leaf, jnp.zeros_like(leaf))
+  return map_moments(zero, inner_state, params, masks)
+
+
+def map_moments(
+  fn: Callable[[str, Array], Array], inner_state: Any, params: Any, paths: Container[str]
+) -> Any:
+  """Applies `fn(path, leaf)` to the leaves shaped like the parameters at the paths."""
   shapes = {path: jnp.shape(leaf) for path, leaf in leaf_dict(params).items()}
 
   def visit(key_path, leaf):
-    path = _parameter_of(leaf_path(key_path), shapes)
-    if path is None or path not in masks or jnp.shape(leaf) != shapes[path]:
+    path = parameter_of(leaf_path(key_path), shapes)
+    if path is None or path not in paths or jnp.shape(leaf) != shapes[path]:
       return leaf
-    return jnp.where(masks[path], leaf, jnp.zeros_like(leaf))
+    return fn(path, leaf)
 
   return jax.tree_util.tree_map_with_path(visit, inner_state)
 
 
-def _parameter_of(path: str, known: Mapping[str, Any]) -> str | None:
+def parameter_of(path: str, known: Mapping[str, Any]) -> str | None:
   """The longest ending of a state leaf's path that is a parameter's path."""
   parts = path.split("/")
   endings = ("/".join(parts[start:]) for start in range(len(parts) + 1))

@@ -4,10 +4,13 @@ from srigl_kernels.api import Prepared, choose_backend, condensed_matmul, prepar
 from srigl_kernels.backends.registry import BACKENDS
 from srigl_kernels.conv import condensed_conv
 from srigl_kernels.format import Condensed, check_condensed, make_condensed
+from srigl_kernels.pattern import Pattern
+from srigl_kernels.training import sparse_linear
 
 __all__ = [
   "BACKENDS",
   "Condensed",
+  "Pattern",
   "Prepared",
   "check_condensed",
   "choose_backend",
@@ -15,4 +18,5 @@ __all__ = [
   "condensed_matmul",
   "make_condensed",
   "prepare",
+  "sparse_linear",
 ]

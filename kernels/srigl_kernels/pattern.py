@@ -6,8 +6,9 @@ Shape letters: `C` connections that the layer may have (its budget), `I` inputs,
 """
 
 import dataclasses
+import math
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -25,13 +26,20 @@ class Pattern:
     indices: `[C]` of type `index_dtype(in_features)`; ascending in each neuron, 0 if unused.
     active: `[N]` int32, the active neurons, ascending, then N for each of the others.
     sizes: `[2]` int32, `(A, K)`, with `A * K <= C`.
-    in_features: `I`.
+    kernel_shape: shape of the dense kernel, `(I, N)` for a Dense layer.
+    neuron_axes: which of its axes index the neurons; the others are inputs.
   """
 
   indices: Array
   active: Array
   sizes: Array
-  in_features: int = dataclasses.field(metadata={"static": True})
+  kernel_shape: tuple[int, ...] = dataclasses.field(metadata={"static": True})
+  neuron_axes: tuple[int, ...] = dataclasses.field(default=(1,), metadata={"static": True})
+
+  @property
+  def in_features(self) -> int:
+    """Number of inputs `I` of a neuron when dense."""
+    return math.prod(n for a, n in enumerate(self.kernel_shape) if a not in self.neuron_axes)
 
   @property
   def capacity(self) -> int:
@@ -108,8 +116,3 @@ def dense_rows(values: Array, pattern: Pattern, first: Array | int, num_neurons:
 
   rows = jnp.zeros((num_neurons, pattern.in_features), values.dtype)
   return for_entries(pattern, first, num_neurons, place, rows)
-
-
-def replace(pattern: Pattern, **changes: Any) -> Pattern:
-  """A copy with other arrays."""
-  return dataclasses.replace(pattern, **changes)

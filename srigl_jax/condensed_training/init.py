@@ -1,12 +1,17 @@
 """First patterns and weights: those that masks of the same key would start with, never dense."""
 
+from collections.abc import Mapping
+
 import jax
 import jax.extend
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
+from srigl_jax.allocation import Allocation
 from srigl_jax.initializers import scheme_scale
+from srigl_jax.layers import Layer
+from srigl_jax.structures import ConstantFanIn
 from srigl_jax.topk import topk_mask_per_column
 from srigl_kernels.backends.xla import tiles
 from srigl_kernels.format import index_dtype
@@ -15,18 +20,31 @@ from srigl_kernels.pattern import Pattern, entry_neurons
 _BLOCK_BYTES = 8 * 2**20  # of the random bits of a block of neurons
 
 
-def init_pattern(key: Array, num_inputs: int, num_neurons: int, budget: int) -> Pattern:
-  """A random pattern: each neuron draws `budget // N` inputs without replacement.
+def init_patterns(key: Array, allocation: Allocation) -> dict[str, Pattern]:
+  """Random patterns at the allocation's budgets: those of the masks that `init_masks` draws.
 
   Args:
     key: jax random key.
-    num_inputs: `I`.
-    num_neurons: `N`.
-    budget: `C`, from N to `I * N`.
+    allocation: from `allocate`, with the structure `ConstantFanIn()`.
 
-  Returns:
-    The pattern of the mask that `init_masks` draws with the same key of the layer.
+  Raises:
+    ValueError: if the structure is another one, such as RigL's and SET's.
   """
+  if allocation.structure != ConstantFanIn():
+    raise ValueError(
+      f"structure is {allocation.structure}, but a layer trains in condensed form only with a "
+      "constant fan-in, without blocks or groups: use ConstantFanIn(). Methods that place weights "
+      "anywhere in a layer, such as RigL, train with masks."
+    )
+  return {
+    path: init_pattern(jax.random.fold_in(key, i), allocation.layers[path], budget)
+    for i, (path, budget) in enumerate(allocation.budgets.items())
+  }
+
+
+def init_pattern(key: Array, layer: Layer, budget: int) -> Pattern:
+  """A random pattern of one layer: each neuron draws `budget // N` inputs; see `init_patterns`."""
+  num_inputs, num_neurons = layer.dense_fan_in, layer.num_neurons
   fan_in = budget // num_neurons
   block = max(1, min(num_neurons, _BLOCK_BYTES // (4 * num_inputs)))
 
@@ -46,18 +64,33 @@ def init_pattern(key: Array, num_inputs: int, num_neurons: int, budget: int) -> 
     jnp.pad(draw(key), (0, budget - num_neurons * fan_in)),
     jnp.arange(num_neurons, dtype=jnp.int32),
     jnp.asarray([num_neurons, fan_in], jnp.int32),
-    num_inputs,
+    layer.shape,
+    layer.axes.neurons,
   )
 
 
-def init_values(key: Array, pattern: Pattern, scheme: str = "he_normal") -> Array:
-  """Random weights scaled by the fan-in, `[C]` float32; 0 for entries not in use.
+def init_condensed_weights(
+  key: Array, patterns: Mapping[str, Pattern], scheme: str = "he_normal"
+) -> dict[str, Array]:
+  """Random weights scaled by the fan-in: those that `init_sparse_weights` draws.
 
   Args:
     key: jax random key.
-    pattern: of the layer.
-    scheme: as for `init_sparse_weights`, whose weights these are if the layer's key is the same.
+    patterns: of the sparse layers, by path.
+    scheme: as for `init_sparse_weights`.
+
+  Returns:
+    `[C]` float32 by path; 0 for entries not in use.
   """
+  keys = jax.random.split(key, max(1, len(patterns)))
+  return {
+    path: init_values(keys[i], pattern, scheme)
+    for i, (path, pattern) in enumerate(patterns.items())
+  }
+
+
+def init_values(key: Array, pattern: Pattern, scheme: str = "he_normal") -> Array:
+  """Random weights of one layer, `[C]` float32; see `init_condensed_weights`."""
   scale, is_uniform = scheme_scale(scheme)
 
   @jax.jit

@@ -11,12 +11,32 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from srigl_jax.topk import ALWAYS, ranking_key, topk_threshold
-from srigl_kernels.backends.xla import tiles
+from srigl_kernels.backends.xla import dot, tiles
 
 _WAYS = 16  # intervals that one pass over the gradients divides what is left into
 
 Gradients = Callable[[Array | int, int], Array]
 """`(first, num_neurons) -> [I, num_neurons]` float32: a block of a layer's dense gradient."""
+
+
+def dense_gradient(x: Array, g: Array, *, axis_name: str | None = None) -> Gradients:
+  """A layer's dense gradient `xᵀ g` in blocks of neurons.
+
+  Args:
+    x: `[B, I]`, the layer's inputs.
+    g: `[B, N]`, gradient of the loss in its outputs.
+    axis_name: a mapped axis to average over, or None.
+  """
+
+  def block(first: Array | int, size: int) -> Array:
+    # The barriers keep the product from being fused with what reads it, in each pass another way:
+    # the same block must have the same bits every time.
+    a, b = lax.optimization_barrier((x, lax.dynamic_slice_in_dim(g, first, size, axis=1)))
+    product = dot(a.T, b)
+    product = product if axis_name is None else lax.pmean(product, axis_name)
+    return lax.optimization_barrier(product)
+
+  return block
 
 
 def topk_entries(keys: Array, inputs: Array, neurons: Array, k: Array) -> Array:

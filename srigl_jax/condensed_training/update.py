@@ -5,6 +5,7 @@ gradients exist in blocks of neurons only, formed anew in each pass over them: s
 the largest gradients of the layer (if neurons may be ablated), one to count them, one to grow.
 """
 
+import dataclasses
 import math
 from typing import NamedTuple
 
@@ -51,7 +52,6 @@ def streamed_update(
   pattern: Pattern,
   gradients: Gradients,
   *,
-  budget: int,
   drop_fraction: Fraction,
   gamma_sal: float = 0.3,
   salient_base: str = "constant_fan_in",
@@ -59,12 +59,13 @@ def streamed_update(
 ) -> Moves:
   """One SRigL update of a layer in condensed form; see `srigl_update`, which it equals.
 
+  The layer's budget is the capacity C of its pattern.
+
   Args:
     values: `[C]` float32, the weights after the optimizer's step.
     pattern: where they are.
     gradients: the dense gradient `[I, N]` (or another score for growth), in blocks of neurons.
       Asked for the same block again, it must return the same bits.
-    budget: as for `srigl_update`, a Python int, at most C.
     drop_fraction: as for `srigl_update`.
     gamma_sal: as for `srigl_update`.
     salient_base: as for `srigl_update`.
@@ -72,7 +73,7 @@ def streamed_update(
 
   Source: SRigL (arXiv:2305.02299), section 3, as `srigl_update`.
   """
-  num_inputs, num_neurons = pattern.in_features, pattern.out_features
+  num_inputs, num_neurons, budget = pattern.in_features, pattern.out_features, pattern.capacity
   block = max(1, min(num_neurons, block_bytes // (4 * num_inputs)))
   entries = lax.iota(jnp.int32, pattern.capacity)
   inputs = pattern.indices.astype(jnp.int32)
@@ -132,9 +133,7 @@ def streamed_update(
   num_active = stays.sum(dtype=jnp.int32)
   fan_in = budget // num_active
   active = jnp.nonzero(stays, size=num_neurons, fill_value=num_neurons)[0].astype(jnp.int32)
-  new = Pattern(
-    jnp.zeros_like(pattern.indices), active, jnp.stack([num_active, fan_in]), num_inputs
-  )
+  new = dataclasses.replace(pattern, active=active, sizes=jnp.stack([num_active, fan_in]))
   fan_ins = jnp.where(stays, fan_in, 0)
   return _grow(pattern, new, fan_ins, kept, magnitudes, per_neuron(kept) > fan_in, gradients, block)
 
@@ -194,7 +193,7 @@ def _grow(
 
   carry = jnp.zeros_like(new.indices), jnp.full(new.capacity, -1, jnp.int32)
   indices, source = tiles(grow, new.out_features, block, carry)
-  return Moves(Pattern(indices, new.active, new.sizes, new.in_features), source)
+  return Moves(dataclasses.replace(new, indices=indices), source)
 
 
 def _nth_in_column(upto: Array, n: Array, column: Array) -> Array:

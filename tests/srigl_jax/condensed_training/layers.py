@@ -19,7 +19,7 @@ def random_layer(rng, num_inputs, num_neurons, budget, num_active=None, draw=Non
   active = np.full(num_neurons, num_neurons, np.int32)
   active[:num_active] = neurons
   sizes = jnp.asarray([num_active, fan_in], jnp.int32)
-  pattern = Pattern(jnp.asarray(indices), jnp.asarray(active), sizes, num_inputs)
+  pattern = Pattern(jnp.asarray(indices), jnp.asarray(active), sizes, (num_inputs, num_neurons))
   weights, mask = dense(values, pattern)
   return jnp.asarray(values), pattern, weights, mask
 

@@ -19,8 +19,9 @@ SHAPE = (37, 53)
 def test_patterns_are_the_masks_of_the_same_key(monkeypatch, block_bytes):
   monkeypatch.setattr(init, "_BLOCK_BYTES", block_bytes)
   key = jax.random.key(3)
-  pattern = init.init_pattern(key, *SHAPE, budget=53 * 6 + 11)
-  mask = random_mask(key, make_layer("kernel", SHAPE), 53 * 6 + 11, ConstantFanIn())
+  layer, budget = make_layer("kernel", SHAPE), 53 * 6 + 11
+  pattern = init.init_pattern(key, layer, budget)
+  mask = random_mask(key, layer, budget, ConstantFanIn())
   np.testing.assert_array_equal(dense(np.zeros(pattern.capacity), pattern)[1], mask)
 
 
@@ -31,13 +32,15 @@ def test_weights_are_those_of_init_sparse_weights(scheme):
   allocation = sx.allocate(params, fan_in=6)
   masks = sx.init_masks(key, allocation)
   expected = sx.init_sparse_weights(key, params, masks, scheme)["kernel"]
-  pattern = init.init_pattern(jax.random.fold_in(key, 0), *SHAPE, budget=53 * 6)
-  values = init.init_values(jax.random.split(key, 1)[0], pattern, scheme)
-  np.testing.assert_array_equal(dense(values, pattern)[0], expected)
+  patterns = init.init_patterns(key, allocation)
+  values = init.init_condensed_weights(key, patterns, scheme)
+  weights, mask = dense(values["kernel"], patterns["kernel"])
+  np.testing.assert_array_equal(mask, masks["kernel"])
+  np.testing.assert_array_equal(weights, expected)
 
 
 def test_random_scores_are_blocks_of_uniform_numbers():
-  pattern = init.init_pattern(jax.random.key(0), *SHAPE, budget=53)
+  pattern = init.init_pattern(jax.random.key(0), make_layer("kernel", SHAPE), 53)
   scores = init.random_scores(jax.random.key(7), pattern, 20, 30)
   np.testing.assert_array_equal(scores, jax.random.uniform(jax.random.key(7), SHAPE)[:, 20:50])
 
@@ -51,4 +54,10 @@ def test_positions_beyond_32_bits():
 
 def test_other_random_numbers_are_refused():
   with pytest.raises(ValueError, match="threefry2x32"):
-    init.init_pattern(jax.random.key(0, impl="rbg"), *SHAPE, budget=53)
+    init.init_pattern(jax.random.key(0, impl="rbg"), make_layer("kernel", SHAPE), 53)
+
+
+def test_rigls_patterns_are_refused():
+  allocation = sx.allocate({"kernel": jnp.zeros(SHAPE)}, 0.9, structure="unstructured")
+  with pytest.raises(ValueError, match="RigL"):
+    init.init_patterns(jax.random.key(0), allocation)

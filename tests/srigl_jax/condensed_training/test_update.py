@@ -17,7 +17,7 @@ NUM_INPUTS, NUM_NEURONS, BUDGET = 24, 14, 85
 @functools.cache
 def updates(gamma_sal, salient_base, block_bytes):
   """Both updates, jitted: of (values, pattern, gradient) and of (weights, gradient, mask)."""
-  options = {"budget": BUDGET, "gamma_sal": gamma_sal, "salient_base": salient_base}
+  options = {"gamma_sal": gamma_sal, "salient_base": salient_base}
 
   def streamed(values, pattern, grads, fraction):
     block = lambda first, size: jax.lax.dynamic_slice_in_dim(grads, first, size, axis=1)
@@ -27,7 +27,7 @@ def updates(gamma_sal, salient_base, block_bytes):
     return moves.apply(values), moves.pattern, moves.source, moves.stays
 
   def masked(weights, grads, mask, fraction):
-    return sx.srigl_update(weights, grads, mask, drop_fraction=fraction, **options)
+    return sx.srigl_update(weights, grads, mask, budget=BUDGET, drop_fraction=fraction, **options)
 
   return jax.jit(streamed), jax.jit(masked)
 
