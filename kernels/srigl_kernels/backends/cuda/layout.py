@@ -1,0 +1,185 @@
+"""What the CUDA kernels read: the rows of a layer, and its weights in tiles.
+
+Rows are for small batches: `[A, K]` filled up to whole 16-byte loads. Tiles are for larger ones: the
+weights of 64 rows and 128 inputs after those of the next 128, each in a list with 16-bit positions
+in its tile. Shapes follow from those of the layer, so that another pattern needs no compilation.
+"""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from srigl_kernels.format import Condensed
+
+TILE_ROWS, TILE_COLUMNS = 64, 128  # as in kernels.h
+_BANKS = 32
+_VECTOR = 8
+_MAX_WEIGHTS = 2**31 - 1
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, eq=False)
+class Tiles:
+  """The places of the weights of a matrix `[R, C]` in tiles, `V` vectors of eight in all.
+
+  Attributes:
+    positions: `[8 V]` uint16, in the tile, row by row; what fills up lies behind it.
+    starts: `[tiles + 1]` int32, the first vector of each tile, of one block of rows after the other.
+    sources: `[8 V]` int32: which of the layer's values, flat; their number where there is none.
+  """
+
+  positions: Array
+  starts: Array
+  sources: Array
+
+  def pack(self, values: Array) -> Array:
+    """Values `[A, K]` in the order of the positions, `[8 V]`; zeros where there are none."""
+    return values.reshape(-1).at[self.sources].get(mode="fill", fill_value=0)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, eq=False)
+class Pattern:
+  """The pattern of a layer.
+
+  Attributes:
+    indices: `[A, K']` of the layer's type, rows filled up with zeros to a multiple of eight.
+    tiles: of the matrix `[A, I]`.
+    transposed: tiles of the matrix `[I, A]`, for the gradient in x; or None.
+    active: `[A]` int32, the active neurons; `[0]` if all are.
+    rows: `[N]` int32, the row of each neuron, -1 if ablated; `[0]` if all are active.
+    in_features: `I`.
+    out_features: `N`.
+  """
+
+  indices: Array
+  tiles: Tiles
+  transposed: Tiles | None
+  active: Array
+  rows: Array
+  in_features: int = dataclasses.field(metadata={"static": True})
+  out_features: int = dataclasses.field(metadata={"static": True})
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, eq=False)
+class Packed:
+  """A pattern with the values, in both orders.
+
+  Attributes:
+    pattern: of the layer.
+    row_values: `[A, K']` float32 or bfloat16, rows filled up with zeros.
+    tile_values: `[8 V]`, in the order of the tiles.
+  """
+
+  pattern: Pattern
+  row_values: Array
+  tile_values: Array
+
+  @property
+  def out_features(self) -> int:
+    """`N`."""
+    return self.pattern.out_features
+
+
+def pack(condensed: Condensed) -> Packed:
+  """The layout of a layer for inference, also of traced arrays."""
+  return with_values(_pattern(condensed, with_transposed=False), condensed.values)
+
+
+def pack_pattern(condensed: Condensed) -> Pattern:
+  """The layout of a layer whose values change; the values are not read."""
+  return _pattern(condensed, with_transposed=True)
+
+
+def with_values(layout: Pattern | Packed, values: Array) -> Packed:
+  """What `matmul` reads: a pattern gets the values `[A, K]`; a packed layer keeps its own."""
+  if isinstance(layout, Packed):
+    return layout
+  return Packed(layout, _fill_rows(values), layout.tiles.pack(values))
+
+
+def _pattern(condensed: Condensed, *, with_transposed: bool) -> Pattern:
+  num_active, fan_in = condensed.indices.shape
+  num_inputs, num_neurons = condensed.in_features, condensed.out_features
+  columns = condensed.indices.reshape(-1).astype(jnp.int32)
+  rows = jnp.repeat(jnp.arange(num_active, dtype=jnp.int32), fan_in)
+  active, row_of = condensed.active, jnp.full(num_neurons, -1, jnp.int32)
+  row_of = row_of.at[active].set(jnp.arange(num_active, dtype=jnp.int32))
+  if num_active == num_neurons:
+    active = row_of = jnp.zeros(0, jnp.int32)
+  return Pattern(
+    _fill_rows(condensed.indices),
+    make_tiles(rows, columns, num_active, num_inputs),
+    make_tiles(columns, rows, num_inputs, num_active) if with_transposed else None,
+    active,
+    row_of,
+    num_inputs,
+    num_neurons,
+  )
+
+
+def _fill_rows(rows: Array) -> Array:
+  return jnp.pad(rows, ((0, 0), (0, -rows.shape[1] % _VECTOR)))
+
+
+@jax.jit(static_argnums=(2, 3))
+def make_tiles(rows: Array, columns: Array, num_rows: int, num_columns: int) -> Tiles:
+  """Puts weights into tiles.
+
+  Within a tile they are dealt out so that those which 32 lanes write at once lie in different banks
+  of shared memory as far as the pattern allows: a lane takes eight weights that follow each other.
+
+  Args:
+    rows: `[E]` int32, of each weight.
+    columns: `[E]` int32.
+    num_rows: of the matrix.
+    num_columns: of the matrix.
+
+  Raises:
+    ValueError: if there are too many weights for 32-bit places.
+  """
+  num_weights, num_chunks = rows.size, math.ceil(num_columns / TILE_COLUMNS)
+  num_tiles = math.ceil(num_rows / TILE_ROWS) * num_chunks
+  # Whole vectors in every tile, whatever the pattern.
+  num_vectors = (num_weights + (_VECTOR - 1) * min(num_tiles, num_weights)) // _VECTOR
+  if _VECTOR * num_vectors > _MAX_WEIGHTS:
+    raise ValueError(
+      f"A layer of {num_weights} weights is more than backend='cuda' can address (2**31 - 1 with "
+      "what fills them up): cut it in parts, or take backend='xla'."
+    )
+  tile = rows // TILE_ROWS * num_chunks + columns // TILE_COLUMNS
+  row, column = rows % TILE_ROWS, columns % TILE_COLUMNS
+  counts = jnp.zeros(num_tiles, jnp.int32).at[tile].add(1)
+  ends = jnp.cumsum(-(-counts // _VECTOR), dtype=jnp.int32)
+  starts = jnp.concatenate([jnp.zeros(1, jnp.int32), ends])
+
+  # Rounds of one weight of each bank: by how many of its bank and tile come before it.
+  bank = (column + 4 * row) % _BANKS
+  order = jnp.lexsort((bank, tile))
+  before = _position_in_run(tile[order] * _BANKS + bank[order])
+  order = order[jnp.lexsort((bank[order], before, tile[order]))]
+
+  place = _position_in_run(tile[order])
+  own_tile = tile[order]
+  # The first weights of a tile go to the first place of its lanes, 32 to a group of vectors.
+  group, within = jnp.divmod(place, _BANKS * _VECTOR)
+  vectors = starts[own_tile + 1] - starts[own_tile]
+  lanes = jnp.minimum(vectors - group * _BANKS, _BANKS)
+  turn, lane = jnp.divmod(within, jnp.maximum(lanes, 1))
+  target = (starts[own_tile] + group * _BANKS + lane) * _VECTOR + turn
+  size = _VECTOR * num_vectors
+  positions = jnp.full(size, TILE_ROWS * TILE_COLUMNS, jnp.uint16)
+  positions = positions.at[target].set((row * TILE_COLUMNS + column)[order].astype(jnp.uint16))
+  sources = jnp.full(size, num_weights, jnp.int32).at[target].set(order.astype(jnp.int32))
+  return Tiles(positions, starts, sources)
+
+
+def _position_in_run(keys: Array) -> Array:
+  """For each of some sorted keys, how many equal ones come before it."""
+  places = jnp.arange(keys.size, dtype=jnp.int32)
+  is_first = jnp.concatenate([jnp.ones(min(keys.size, 1), bool), keys[1:] != keys[:-1]])
+  return places - jax.lax.cummax(jnp.where(is_first, places, 0))

@@ -1,0 +1,240 @@
+"""The backend "cuda": CUDA C++ kernels for NVIDIA GPUs from sm_80 on, called through `jax.ffi`.
+
+Up to `GATHER_ROWS` rows of x the kernel gathers, with products in float32. For more it spreads
+weights out in tiles that tensor cores multiply, as a dense layer's: then products of float32 follow
+`jax_default_matmul_precision` as those do. By default they are of numbers rounded to TF32; with
+"high" or "highest" three TF32 products stand for one of float32, to about its own error. Where x or
+the values are bfloat16 and the other is not, both are float32.
+
+Sums are float32, in an order that depends on shapes only: no atomics, results do not vary from run
+to run. An input that is infinite or NaN may reach neurons that have no weight for it.
+"""
+
+import functools
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from srigl_kernels.backends import xla
+from srigl_kernels.backends.cuda import library
+from srigl_kernels.backends.cuda.layout import TILE_COLUMNS, TILE_ROWS, Packed, Pattern, Tiles
+from srigl_kernels.batching import map_calls, over_rows
+from srigl_kernels.epilogue import finish
+from srigl_kernels.format import Condensed
+
+GATHER_ROWS = 8
+"""The largest batch that is gathered."""
+
+_ACTIVATIONS = {None: 0, "relu": 1, "gelu": 2}
+_BFLOAT16, _TF32, _THREE_TF32 = 0, 1, 2
+_ROUNDED = (None, "default", "fastest", "bfloat16", "tensorfloat32", "BF16_BF16_F32", "TF32_TF32_F32")
+_BATCH_TILES = (8, 16, 32, 64)
+_MULTIPROCESSORS = 132  # of an H100; another number costs balance, not correctness
+_MAX_GRID = 65_535  # tiles of the batch
+
+
+def matmul(
+  x: Array,
+  layout: Packed,
+  bias: Array | None = None,
+  activation: str | None = None,
+  *,
+  kernel: str | None = None,
+) -> Array:
+  """The product as `reference.matmul` defines it.
+
+  Args:
+    x: `[B, I]` float32 or bfloat16.
+    layout: from `layout.pack` or `layout.with_values`.
+    bias: `[N]`, or None.
+    activation: None, `"relu"` or `"gelu"`.
+    kernel: `"gather"` or `"tiles"`; by default as the batch asks for.
+
+  Returns:
+    `[B, N]` of x's type.
+
+  Raises:
+    ValueError: if the batch is too large.
+  """
+  if not x.size or not layout.row_values.size:
+    return finish(jnp.zeros((x.shape[0], layout.out_features)), bias, activation, x.dtype)
+  dtype = _common_dtype(x, layout.row_values)
+  kernel = kernel or ("gather" if x.shape[0] <= GATHER_ROWS else "tiles")
+  call = _gather(activation) if kernel == "gather" else _tiles(activation, _mode(dtype))
+  bias = jnp.zeros(0) if bias is None else bias.astype(jnp.float32)
+  return call(x.astype(dtype), _cast(layout, dtype), bias).astype(x.dtype)
+
+
+def input_gradient(g: Array, condensed: Condensed, layout: Pattern | Packed) -> Array:
+  """Gradient of a loss in `x`, from its gradient in the product.
+
+  Args:
+    g: `[B, N]` float32 or bfloat16.
+    condensed: the layer.
+    layout: of the layer. A packed layer has no transposed tiles; it is left to XLA.
+
+  Returns:
+    `[B, I]` of g's type.
+  """
+  if isinstance(layout, Packed) or layout.transposed is None:
+    return xla.input_gradient(g, condensed)
+  if not g.size or not condensed.values.size:
+    return jnp.zeros((g.shape[0], condensed.in_features), g.dtype)
+  dtype = _common_dtype(g, condensed.values)
+  values = layout.transposed.pack(condensed.values.astype(dtype))
+  call = _transposed(condensed.in_features, _mode(dtype))
+  return call(_active_columns(g, condensed).astype(dtype), layout.transposed, values).astype(g.dtype)
+
+
+def values_gradient(g: Array, x: Array, condensed: Condensed, layout: Pattern | Packed) -> Array:
+  """Gradient of a loss in `condensed.values`, from its gradient in the product.
+
+  Args:
+    g: `[B, N]` float32 or bfloat16.
+    x: `[B, I]` float32 or bfloat16.
+    condensed: the layer; its values are not read.
+    layout: of the layer.
+
+  Returns:
+    `[A, K]` of the type of the values.
+  """
+  if not x.size or not condensed.values.size:
+    return jnp.zeros_like(condensed.values)
+  dtype = _common_dtype(g, x, condensed.values)
+  tiles = (layout.pattern if isinstance(layout, Packed) else layout).tiles
+  call = _products(condensed.values.shape, _mode(dtype))
+  dvalues = call(_active_columns(g, condensed).astype(dtype), x.astype(dtype), tiles)
+  return dvalues.astype(condensed.values.dtype)
+
+
+def _common_dtype(*arrays: Array) -> Any:
+  return jnp.bfloat16 if all(a.dtype == jnp.bfloat16 for a in arrays) else jnp.float32
+
+
+def _mode(dtype: Any) -> int:
+  """What tensor cores multiply, as `Mode` in kernels.h."""
+  if dtype == jnp.bfloat16:
+    return _BFLOAT16
+  precision = getattr(jax.config, "jax_default_matmul_precision", None)
+  return _TF32 if precision in _ROUNDED else _THREE_TF32
+
+
+def _cast(layout: Packed, dtype: Any) -> Packed:
+  return Packed(
+    layout.pattern, layout.row_values.astype(dtype), layout.tile_values.astype(dtype)
+  )
+
+
+def _active_columns(g: Array, condensed: Condensed) -> Array:
+  """`[B, A']`, the columns of active neurons, filled up with zeros to whole 16-byte loads."""
+  missing = -condensed.num_active % 8
+  if condensed.num_active == condensed.out_features and not missing:
+    return g
+  beyond = np.full(missing, condensed.out_features, np.int32)
+  columns = jnp.concatenate([condensed.active, beyond])
+  return g.at[:, columns].get(mode="fill", fill_value=0)
+
+
+@functools.cache
+def _gather(activation: str | None) -> Any:
+  def call(x: Array, layout: Packed, bias: Array) -> Array:
+    pattern = layout.pattern
+    y = jax.ShapeDtypeStruct((x.shape[0], pattern.out_features), x.dtype)
+    return jax.ffi.ffi_call(library.GATHER, y)(
+      x, layout.row_values, pattern.indices, pattern.active, bias,
+      activation=np.int64(_ACTIVATIONS[activation]),
+    )  # fmt: skip
+
+  return over_rows(call)
+
+
+@functools.cache
+def _tiles(activation: str | None, mode: int) -> Any:
+  def call(x: Array, layout: Packed, bias: Array) -> Array:
+    pattern = layout.pattern
+    return _tile_sums(
+      x, layout.tile_values, pattern.tiles, pattern.active, pattern.rows, bias,
+      pattern.indices.shape[0], pattern.out_features, activation, mode,
+    )  # fmt: skip
+
+  return over_rows(call)
+
+
+@functools.cache
+def _transposed(num_inputs: int, mode: int) -> Any:
+  def call(g: Array, tiles: Tiles, values: Array) -> Array:
+    none = jnp.zeros(0, jnp.int32)
+    no_bias = jnp.zeros(0)
+    return _tile_sums(g, values, tiles, none, none, no_bias, num_inputs, num_inputs, None, mode)
+
+  return over_rows(call)
+
+
+def _tile_sums(
+  x: Array,
+  values: Array,
+  tiles: Tiles,
+  active: Array,
+  rows: Array,
+  bias: Array,
+  num_rows: int,
+  num_outputs: int,
+  activation: str | None,
+  mode: int,
+) -> Array:
+  batch, num_inputs = x.shape
+  batch_tile, splits = _cut(batch, num_rows, num_inputs)
+  sums = (splits, batch, num_rows) if splits > 1 else (0, 0, 0)
+  y, _ = jax.ffi.ffi_call(
+    library.TILES,
+    (
+      jax.ShapeDtypeStruct((batch, num_outputs), x.dtype),
+      jax.ShapeDtypeStruct(sums, jnp.float32),
+    ),
+  )(
+    x, values, tiles.positions, tiles.starts, active, rows, bias,
+    activation=np.int64(_ACTIVATIONS[activation]),
+    mode=np.int64(mode),
+    batch_tile=np.int64(batch_tile),
+  )  # fmt: skip
+  return y
+
+
+def _cut(batch: int, num_rows: int, num_inputs: int) -> tuple[int, int]:
+  """Rows of x in a tile, and how many blocks of threads share the inputs of one.
+
+  Raises:
+    ValueError: if the batch has too many tiles.
+  """
+  blocks = math.ceil(num_rows / TILE_ROWS)
+  tile = next(n for n in _BATCH_TILES if n >= min(batch, 32))
+  # Larger tiles read the weights less often, as long as all multiprocessors have two.
+  if blocks * math.ceil(batch / 64) >= 2 * _MULTIPROCESSORS:
+    tile = 64
+  tiles = blocks * math.ceil(batch / tile)
+  if math.ceil(batch / tile) > _MAX_GRID:
+    raise ValueError(f"backend='cuda' takes up to {_MAX_GRID * tile} rows of x at once, not {batch}.")
+  chunks = math.ceil(num_inputs / TILE_COLUMNS)
+  # A second kernel adds up the parts: that is worth it for three chunks each.
+  return tile, max(1, min(2 * _MULTIPROCESSORS // tiles, chunks // 3))
+
+
+@functools.cache
+def _products(shape: tuple[int, int], mode: int) -> Any:
+  """The call; under vmap a loop of calls, as every example has a gradient of its own."""
+
+  @jax.custom_batching.custom_vmap
+  def call(g: Array, x: Array, tiles: Tiles) -> Array:
+    return jax.ffi.ffi_call(library.PRODUCTS, jax.ShapeDtypeStruct(shape, x.dtype))(
+      g, x, tiles.positions, tiles.starts, tiles.sources, mode=np.int64(mode)
+    )
+
+  @call.def_vmap
+  def rule(axis_size: int, batched: Any, *args: Any) -> Any:
+    return map_calls(call, batched, args), True
+
+  return call
