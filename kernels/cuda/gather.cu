@@ -19,7 +19,7 @@ struct Weights {
 };
 
 template <typename T, typename Index, int kBatch, bool kShared>
-__global__ void __launch_bounds__(kMaxThreads) GatherKernel(GatherArgs<T> args) {
+__global__ void __launch_bounds__(kMaxThreads, 1) GatherKernel(GatherArgs<T> args) {
   constexpr int kWidth = kBatch < 4 ? kBatch : 4;  // rows of x of a lane
   constexpr int kLanes = kBatch / kWidth;
   struct alignas(4 * kWidth) Inputs {

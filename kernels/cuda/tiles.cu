@@ -19,6 +19,7 @@ constexpr int kStepBytes = 32;
 constexpr int kPadBytes = 16;  // of a row in shared memory, so that eight rows are in other banks
 constexpr int kMmaRows = 16, kMmaColumns = 8;
 constexpr int kRowMmas = kTileRows / kMmaRows;
+constexpr int kMinBlocks = 3;  // of a multiprocessor, as registers should allow
 
 // A layout of warps: the batch rows of one of them in units of eight, and how they divide the work.
 template <int kColumnMmas_, int kBatchWarps_, int kSplitWarps_>
@@ -91,14 +92,15 @@ __device__ inline void MultiplyStep(const uint32_t (&a)[kRowMmas][4],
 }
 
 template <typename T, Mode kMode, typename Cut>
-__global__ void __launch_bounds__(Cut::kThreads) TilesKernel(TilesArgs<T> args) {
+__global__ void __launch_bounds__(Cut::kThreads, kMinBlocks)
+    TilesKernel(TilesArgs<T> args) {
   using Layout = Shared<T, Cut>;
   constexpr int kStride = Layout::kStride;
   constexpr int kBatch = Cut::kBatch;
   constexpr int kColumnMmas = Cut::kColumnMmas;
   constexpr int kSteps = kTileColumns * static_cast<int>(sizeof(T)) / kStepBytes;
   // Vectors of weights that a thread has on their way; more would not fit into the registers.
-  constexpr int kPrefetch = kMode == Mode::k3xTf32 ? 2 : 3;
+  constexpr int kPrefetch = kMode == Mode::kTf32 ? 3 : 2;
   SRIGL_SHARED_MEMORY(shared);
   T* weights = reinterpret_cast<T*>(shared);
   T* inputs = weights + Layout::kWeights;  // two buffers
@@ -168,10 +170,28 @@ __global__ void __launch_bounds__(Cut::kThreads) TilesKernel(TilesArgs<T> args) 
              LoadVector(args.positions + 8 * static_cast<int64_t>(v)));
     }
   };
-  const auto clear_weights = [&] {
-    uint4* words = reinterpret_cast<uint4*>(weights);
-    constexpr int kWords = Layout::kWeights * static_cast<int>(sizeof(T)) / 16;
-    for (int i = thread; i < kWords; i += Cut::kThreads) words[i] = make_uint4(0, 0, 0, 0);
+  // Writes zeros where the chunk's weights were, once all warps have read them. The positions come
+  // from the first-level cache this time.
+  const auto clear = [&](const Vector8<uint16_t>& at) {
+#pragma unroll
+    for (int e = 0; e < 8; ++e) FromFloat(0.0f, weights + Place<kStride>(at.at[e]));
+  };
+  const auto clear_weights = [&](int chunk) {
+    const int32_t first = starts[chunk] + thread, end = starts[chunk + 1];
+    Vector8<uint16_t> at[kPrefetch];
+#pragma unroll
+    for (int p = 0; p < kPrefetch; ++p) {
+      const int64_t vector = first + p * Cut::kThreads;
+      if (vector < end) at[p] = LoadVector(args.positions + 8 * vector);
+    }
+    __syncthreads();
+#pragma unroll
+    for (int p = 0; p < kPrefetch; ++p) {
+      if (first + p * Cut::kThreads < end) clear(at[p]);
+    }
+    for (int64_t v = first + kPrefetch * Cut::kThreads; v < end; v += Cut::kThreads) {
+      clear(LoadVector(args.positions + 8 * v));
+    }
   };
 
   float sums[kRowMmas][kColumnMmas][4] = {};
@@ -207,7 +227,10 @@ __global__ void __launch_bounds__(Cut::kThreads) TilesKernel(TilesArgs<T> args) 
     load_inputs(first_chunk, inputs);
     load_weights(first_chunk);
   }
-  clear_weights();
+  uint4* words = reinterpret_cast<uint4*>(weights);
+  for (int i = thread; i < Layout::kWeights * static_cast<int>(sizeof(T)) / 16; i += Cut::kThreads) {
+    words[i] = make_uint4(0, 0, 0, 0);
+  }
   for (int chunk = first_chunk; chunk < end_chunk; ++chunk) {
     const int buffer = (chunk - first_chunk) % 2;
     __syncthreads();  // the tile is clear
@@ -219,8 +242,7 @@ __global__ void __launch_bounds__(Cut::kThreads) TilesKernel(TilesArgs<T> args) 
       load_weights(chunk + 1);
     }
     multiply(inputs + buffer * Layout::kInputs);
-    __syncthreads();
-    clear_weights();
+    if (chunk + 1 < end_chunk) clear_weights(chunk);
   }
 
   // The sums of all warps, [kBatch][kTileRows], added up in a fixed order.
@@ -304,7 +326,7 @@ cudaError_t Choose(const TilesArgs<T>& args, cudaStream_t stream) {
     case 8: return Start<T, kMode, Cut<1, 1, 4>>(args, stream);
     case 16: return Start<T, kMode, Cut<2, 1, 4>>(args, stream);
     case 32: return Start<T, kMode, Cut<4, 1, 4>>(args, stream);
-    case 64: return Start<T, kMode, Cut<4, 2, 4>>(args, stream);
+    case 64: return Start<T, kMode, Cut<4, 2, 2>>(args, stream);
     default: return cudaErrorInvalidConfiguration;
   }
 }

@@ -9,6 +9,7 @@ import jax
 
 from srigl_kernels import cost_model
 from srigl_kernels.backends.cpu import library
+from srigl_kernels.backends.cuda import library as cuda_library
 from srigl_kernels.backends.grouped import group_size
 from srigl_kernels.backends.registry import BACKENDS, is_traced
 from srigl_kernels.format import Condensed
@@ -16,6 +17,7 @@ from srigl_kernels.layer_cache import is_concrete, remember
 
 ACCELERATORS = ("gpu", "tpu")
 _EXACT = ("highest", "float32")  # settings under which products of float32 are not rounded
+_FOLLOWING_PRECISION = ("dense", "structured", "cuda")
 _BATCHES = tuple(2**i for i in range(12))  # what a layer is prepared for unless it is told
 
 
@@ -49,11 +51,23 @@ def candidates(condensed: Condensed, gradients: bool = False) -> list[str]:
     if jax.default_backend() == "cpu" and not library.is_available():
       _warn_of_no_cpu_library()
     return [dense, "xla"]
-  pallas = BACKENDS["pallas"]
-  names = [dense]
-  names += ["pallas" if pallas.is_available() and (is_concrete or pallas.packs_traced()) else "xla"]
+  names = [dense, _accelerated(is_concrete)]
   is_grouped = not is_traced(condensed.indices) and group_size(condensed) is not None
   return [*names, "grouped"] if is_grouped and is_concrete else names
+
+
+def _accelerated(is_concrete: bool) -> str:
+  """CUDA C++ kernels where they can run, else Pallas, else plain XLA; each step down warns once."""
+  if jax.default_backend() == "gpu":
+    if BACKENDS["cuda"].is_available():
+      return "cuda"
+    _warn_of_no_cuda(cuda_library.why_not() or "")
+  pallas = BACKENDS["pallas"]
+  if pallas.is_available() and (is_concrete or pallas.packs_traced()):
+    return "pallas"
+  if not pallas.is_available():
+    _warn_of_no_pallas()
+  return "xla"
 
 
 def choose(condensed: Condensed, batch: int) -> tuple[str, str]:
@@ -110,7 +124,7 @@ def _key(name: str, condensed: Condensed) -> str:
     return f"cpu {library.isa()}" if name == "cpu" else name
   dtype = condensed.values.dtype.name
   is_exact = getattr(jax.config, "jax_default_matmul_precision", None) in _EXACT
-  exact = " highest" if dtype == "float32" and is_exact and name in ("dense", "structured") else ""
+  exact = " highest" if dtype == "float32" and is_exact and name in _FOLLOWING_PRECISION else ""
   return f"{name} {device} {dtype}{exact}"
 
 
@@ -123,6 +137,25 @@ def expectation(
     return f"a rule of thumb: fan-in {condensed.fan_in} of {condensed.in_features} inputs"
   times = ", ".join(f"{name} {1e6 * seconds:.3g} us" for name, seconds in ranked)
   return f"expected times at batch {batch}: {times}"
+
+
+@functools.cache
+def _warn_of_no_cuda(reason: str) -> None:
+  """Warns once per process."""
+  warnings.warn(
+    f"The CUDA kernels cannot be used ({reason}), so condensed layers run on Pallas' kernels.",
+    stacklevel=5,
+  )
+
+
+@functools.cache
+def _warn_of_no_pallas() -> None:
+  """Warns once per process."""
+  warnings.warn(
+    "This jax has no Pallas kernels for the device, so condensed layers run on plain XLA, many "
+    "times slower.",
+    stacklevel=5,
+  )
 
 
 @functools.cache

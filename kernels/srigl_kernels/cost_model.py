@@ -77,6 +77,9 @@ SECONDS |= {
   "structured gpu float32": Rates(3e-6, 1.5e-12, 6.7e-15, 1.5e-12, 3e-12),
   "structured gpu float32 highest": Rates(3e-6, 1.5e-12, 5e-14, 1.5e-12, 3e-12),
   "structured gpu bfloat16": Rates(3e-6, 7.5e-13, 3.4e-15, 7.5e-13, 1.5e-12),
+  "cuda gpu float32": Rates(3e-6, 2e-12, 1.3e-14, 1.5e-12),
+  "cuda gpu float32 highest": Rates(3e-6, 2e-12, 3e-14, 1.5e-12),
+  "cuda gpu bfloat16": Rates(3e-6, 1.4e-12, 6.5e-15, 7.5e-13),
   "pallas gpu float32": Rates(6e-6, 2.2e-12, 2.2e-13, 3e-12),
   "pallas gpu bfloat16": Rates(6e-6, 1.5e-12, 1.1e-13, 1.5e-12),
   "grouped gpu float32": Rates(6e-6, 1.5e-12, 7.6e-14, 3e-12),
@@ -122,7 +125,7 @@ def terms(name: str, sizes: Sizes, batch: int) -> Rates:
   return Rates(
     call=1,
     weights=num_weights,
-    products=num_weights * rows,
+    products=(num_active * num_inputs if backend == "cuda" else num_weights) * rows,
     features=batch * (num_inputs + num_neurons),
     scatter=batch * num_neurons if scatters and num_active < num_neurons else 0,
   )

@@ -23,6 +23,7 @@ from experiments.benchmarks.kernels.gpu_cases import Case, make_layer
 from experiments.benchmarks.kernels.gpu_timing import num_copies
 from srigl_kernels import Condensed, condensed_matmul, prepare
 from srigl_kernels.backends import dense
+from srigl_kernels.backends.cuda.products import matmul as cuda_matmul
 
 _LOCK = threading.Lock()
 # How far results may be from the reference, as `gpu_cases.error` has it.
@@ -83,7 +84,7 @@ def _apply_backend(x: Array, layer: Any, name: str, precision: str | None = None
 
 def _backend(name: str, *, precision: str | None = None, **fields: Any) -> Method:
   dtype = fields.get("dtype", "float32")
-  exact = " highest" if precision and name == "structured" else ""
+  exact = " highest" if precision and name in ("structured", "cuda") else ""
   return Method(
     functools.partial(prepare, backend=name),
     functools.partial(_apply_backend, name=name, precision=precision),
@@ -92,7 +93,12 @@ def _backend(name: str, *, precision: str | None = None, **fields: Any) -> Metho
   )
 
 
-def _training(name: str, **fields: Any) -> Method:
+def _apply_gather(x: Array, layer: Any) -> Array:
+  """The gathering kernel of "cuda" at any batch size; its products are true float32."""
+  return cuda_matmul(x, layer.layouts["cuda"], layer.condensed.bias, kernel="gather")
+
+
+def _training(name: str, *, precision: str | None = None, **fields: Any) -> Method:
   """Forward and backward of a layer whose values change: the gradients in x and values."""
 
   def apply(x: Array, layer: Any) -> Array:
@@ -100,7 +106,8 @@ def _training(name: str, **fields: Any) -> Method:
       y = condensed_matmul(x, layer.with_weights(weights), backend=name)
       return (y.astype(jnp.float32) ** 2).sum()
 
-    dx, weights = jax.grad(loss, (0, 1))(x, layer.weights)
+    with jax.default_matmul_precision(precision) if precision else contextlib.nullcontext():
+      dx, weights = jax.grad(loss, (0, 1))(x, layer.weights)
     return dx + weights["values"].sum().astype(dx.dtype)
 
   weights = functools.partial(prepare, backend=name, gradients=True)
@@ -146,6 +153,9 @@ METHODS: dict[str, Method] = {
     _dense_weights, functools.partial(_apply_dense, precision=_HIGHEST), products=_all_products,
     key="dense gpu float32 highest",
   ),
+  "cuda": _backend("cuda", precision="highest"),
+  "cuda_tf32": _backend("cuda", rate="tf32"),
+  "cuda_bf16": _backend("cuda", dtype="bfloat16", rate="bfloat16"),
   "pallas": _backend("pallas"),
   "pallas_bf16": _backend("pallas", dtype="bfloat16"),
   "dense_bf16": Method(
@@ -165,11 +175,15 @@ METHODS: dict[str, Method] = {
   ),
   "grouped16": _backend("grouped", group=16, rate="tf32"),
   "grouped32": _backend("grouped", group=32, rate="tf32"),
+  "cuda_gather": Method(functools.partial(prepare, backend="cuda"), _apply_gather),
   "xla": _backend("xla"),
 }  # fmt: skip
 """By name, the most telling first."""
 
 TRAINING: dict[str, Method] = {
+  "cuda_gradients": _training("cuda", precision="highest"),
+  "cuda_gradients_tf32": _training("cuda", rate="tf32"),
+  "cuda_gradients_bf16": _training("cuda", dtype="bfloat16", rate="bfloat16"),
   "pallas_gradients": _training("pallas"),
   "dense_gradients": _dense_training(_HIGHEST),
   "pallas_gradients_bf16": _training("pallas", dtype="bfloat16"),

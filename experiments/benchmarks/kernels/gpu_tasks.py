@@ -2,7 +2,7 @@
 
 import functools
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import jax
@@ -21,6 +21,7 @@ from srigl_kernels.backends.pallas.gpu_weighted_sums import (
   choose_blocks,
   weighted_sums,
 )
+from srigl_kernels.backends.registry import BACKENDS
 from srigl_kernels.problems import PROBLEMS, make_problem
 
 _TORCH = ("torch_dense", "torch_tf32", "torch_bf16", "torch_csr")
@@ -55,24 +56,31 @@ def groups(tiny: bool, only_checks: bool = False) -> list[list[Task]]:
     return found[1:]
   todo = cases(tiny)
   for i, case in enumerate(todo):
-    found.append([_timed(case, name, METHODS[name], tiny) for name in _methods(case)])
+    found.append([_timed(case, name, METHODS[name], tiny) for name in _methods(case, tiny)])
     if case.in_features * case.out_features < 10**8:
       found.append([_timed_torch(case, name) for name in _TORCH])
     if i == 1:  # what a training step of such layers takes, before the rest
       found += [
-        [_timed(each, name, TRAINING[name], tiny) for name in TRAINING]
+        [_timed(each, name, TRAINING[name], tiny) for name in _wanted(TRAINING, tiny)]
         for each in todo
         if (tiny and each == case) or (each.layer, each.batch) in _TRAINED
       ]
   return found + [_tile_configs(case, tiny) for case in todo if case.layer != "classes"]
 
 
-def _methods(case: Case) -> list[str]:
+def _wanted(names: Iterable[str], tiny: bool) -> list[str]:
+  """The names, but those of CUDA kernels where the program is only tried, without them."""
+  if not tiny or BACKENDS["cuda"].is_available():
+    return list(names)
+  return [name for name in names if not name.startswith("cuda")]
+
+
+def _methods(case: Case, tiny: bool) -> list[str]:
   all_active = case.num_active == case.out_features
   skipped = {"structured", "structured_tf32", "structured_bf16"} if all_active else set()
   if case.out_features * case.in_features > 10**7:
     skipped |= {"xla"}  # minutes
-  return [name for name in METHODS if name not in skipped]
+  return [name for name in _wanted(METHODS, tiny) if name not in skipped]
 
 
 # ---- checks ----
@@ -81,7 +89,7 @@ def _methods(case: Case) -> list[str]:
 def _checks(tiny: bool) -> list[list[Task]]:
   names = _CHECKED_TINY if tiny else _CHECKED
   found = []
-  for backend in ("pallas", "grouped"):
+  for backend in _wanted(("cuda", "pallas", "grouped"), tiny):
     tasks = []
     for name in names:
       for dtype in ("float32",) if tiny else ("float32", "bfloat16"):
@@ -193,7 +201,7 @@ def _timed(case: Case, name: str, method: Method, tiny: bool) -> Task:
 
 def _read_bytes(method: Method, condensed: Any, weights: Any) -> int:
   """Bytes of weights that a product must read: each value, and indices in their type, once."""
-  if method.key and method.key.startswith(("pallas", "xla")):
+  if method.key and method.key.startswith(("cuda", "pallas", "xla")):
     return timing.num_bytes((condensed.values, condensed.indices))
   if method.group > 1:
     return timing.num_bytes((condensed.values, condensed.indices[:: method.group]))

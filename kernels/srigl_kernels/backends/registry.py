@@ -4,7 +4,7 @@ from typing import Any
 
 import jax
 
-from srigl_kernels.backends import cpu, dense, grouped, pallas, reference, xla
+from srigl_kernels.backends import cpu, cuda, dense, grouped, pallas, reference, xla
 from srigl_kernels.backends.base import Backend
 from srigl_kernels.conv_geometry import expand_groups
 from srigl_kernels.format import Condensed
@@ -14,6 +14,7 @@ BACKENDS: dict[str, Backend] = {
   "reference": reference.BACKEND,
   "xla": xla.BACKEND,
   "cpu": cpu.BACKEND,
+  "cuda": cuda.BACKEND,
   "pallas": pallas.BACKEND,
   "grouped": grouped.BACKEND,
   "structured": dense.STRUCTURED,

@@ -1,8 +1,8 @@
 """What the CUDA kernels read: the rows of a layer, and its weights in tiles.
 
-Rows are for small batches: `[A, K]` filled up to whole 16-byte loads. Tiles are for larger ones: the
-weights of 64 rows and 128 inputs after those of the next 128, each in a list with 16-bit positions
-in its tile. Shapes follow from those of the layer, so that another pattern needs no compilation.
+Rows are for small batches: `[A, K]` filled up to whole 16-byte loads. Tiles are for larger ones: a
+list of weights, with 16-bit positions, for each 64 rows by 128 inputs. Shapes follow from those of
+the layer, so that another pattern needs no compilation.
 """
 
 import dataclasses
@@ -27,13 +27,14 @@ class Tiles:
 
   Attributes:
     positions: `[8 V]` uint16, in the tile, row by row; what fills up lies behind it.
-    starts: `[tiles + 1]` int32, the first vector of each tile, of one block of rows after the other.
+    starts: `[tiles + 1]` int32, the first vector of each tile; those of one block of rows together.
     sources: `[8 V]` int32: which of the layer's values, flat; their number where there is none.
+      None in a layer for inference.
   """
 
   positions: Array
   starts: Array
-  sources: Array
+  sources: Array | None
 
   def pack(self, values: Array) -> Array:
     """Values `[A, K]` in the order of the positions, `[8 V]`; zeros where there are none."""
@@ -87,7 +88,9 @@ class Packed:
 
 def pack(condensed: Condensed) -> Packed:
   """The layout of a layer for inference, also of traced arrays."""
-  return with_values(_pattern(condensed, with_transposed=False), condensed.values)
+  packed = with_values(_pattern(condensed, with_transposed=False), condensed.values)
+  tiles = dataclasses.replace(packed.pattern.tiles, sources=None)
+  return dataclasses.replace(packed, pattern=dataclasses.replace(packed.pattern, tiles=tiles))
 
 
 def pack_pattern(condensed: Condensed) -> Pattern:

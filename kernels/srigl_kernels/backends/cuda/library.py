@@ -1,8 +1,8 @@
 """The library of CUDA kernels: built by nvcc at first use, kept in a cache, loaded and registered.
 
 The cache is `srigl_kernels/` in `$XDG_CACHE_HOME` or `~/.cache`; an entry is named by a hash of the
-sources, the device's architecture and the versions of nvcc and jaxlib. `SRIGL_CUDA_LIBRARY` names a library
-that is loaded instead, as made by
+sources, the device's architecture and the versions of nvcc and jaxlib. `SRIGL_CUDA_LIBRARY` names a
+library that is loaded instead, as made by
 
     python -m srigl_kernels.backends.cuda.library --out=FILE --arch=90
 
@@ -21,7 +21,6 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 import jaxlib

@@ -23,7 +23,7 @@ from srigl_kernels.backends import xla
 from srigl_kernels.backends.cuda import library
 from srigl_kernels.backends.cuda.layout import TILE_COLUMNS, TILE_ROWS, Packed, Pattern, Tiles
 from srigl_kernels.batching import map_calls, over_rows
-from srigl_kernels.epilogue import finish
+from srigl_kernels.epilogue import apply_epilogue
 from srigl_kernels.format import Condensed
 
 GATHER_ROWS = 8
@@ -31,7 +31,8 @@ GATHER_ROWS = 8
 
 _ACTIVATIONS = {None: 0, "relu": 1, "gelu": 2}
 _BFLOAT16, _TF32, _THREE_TF32 = 0, 1, 2
-_ROUNDED = (None, "default", "fastest", "bfloat16", "tensorfloat32", "BF16_BF16_F32", "TF32_TF32_F32")
+# Settings under which a dense product of float32 is rounded to TF32, or more coarsely.
+_ROUNDED = (None, "default", "fastest", "bfloat16", "tensorfloat32", "TF32_TF32_F32")
 _BATCH_TILES = (8, 16, 32, 64)
 _MULTIPROCESSORS = 132  # of an H100; another number costs balance, not correctness
 _MAX_GRID = 65_535  # tiles of the batch
@@ -61,7 +62,7 @@ def matmul(
     ValueError: if the batch is too large.
   """
   if not x.size or not layout.row_values.size:
-    return finish(jnp.zeros((x.shape[0], layout.out_features)), bias, activation, x.dtype)
+    return apply_epilogue(jnp.zeros((x.shape[0], layout.out_features)), bias, activation, x.dtype)
   dtype = _common_dtype(x, layout.row_values)
   kernel = kernel or ("gather" if x.shape[0] <= GATHER_ROWS else "tiles")
   call = _gather(activation) if kernel == "gather" else _tiles(activation, _mode(dtype))
@@ -75,7 +76,7 @@ def input_gradient(g: Array, condensed: Condensed, layout: Pattern | Packed) -> 
   Args:
     g: `[B, N]` float32 or bfloat16.
     condensed: the layer.
-    layout: of the layer. A packed layer has no transposed tiles; it is left to XLA.
+    layout: of the layer. One for inference has no transposed tiles; it is left to XLA.
 
   Returns:
     `[B, I]` of g's type.
@@ -87,7 +88,8 @@ def input_gradient(g: Array, condensed: Condensed, layout: Pattern | Packed) -> 
   dtype = _common_dtype(g, condensed.values)
   values = layout.transposed.pack(condensed.values.astype(dtype))
   call = _transposed(condensed.in_features, _mode(dtype))
-  return call(_active_columns(g, condensed).astype(dtype), layout.transposed, values).astype(g.dtype)
+  columns = _active_columns(g, condensed).astype(dtype)
+  return call(columns, layout.transposed, values).astype(g.dtype)
 
 
 def values_gradient(g: Array, x: Array, condensed: Condensed, layout: Pattern | Packed) -> Array:
@@ -97,17 +99,18 @@ def values_gradient(g: Array, x: Array, condensed: Condensed, layout: Pattern | 
     g: `[B, N]` float32 or bfloat16.
     x: `[B, I]` float32 or bfloat16.
     condensed: the layer; its values are not read.
-    layout: of the layer.
+    layout: of the layer. One for inference is left to XLA.
 
   Returns:
     `[A, K]` of the type of the values.
   """
+  if isinstance(layout, Packed):
+    return xla.values_gradient(g, x, condensed)
   if not x.size or not condensed.values.size:
     return jnp.zeros_like(condensed.values)
   dtype = _common_dtype(g, x, condensed.values)
-  tiles = (layout.pattern if isinstance(layout, Packed) else layout).tiles
   call = _products(condensed.values.shape, _mode(dtype))
-  dvalues = call(_active_columns(g, condensed).astype(dtype), x.astype(dtype), tiles)
+  dvalues = call(_active_columns(g, condensed).astype(dtype), x.astype(dtype), layout.tiles)
   return dvalues.astype(condensed.values.dtype)
 
 
@@ -124,9 +127,7 @@ def _mode(dtype: Any) -> int:
 
 
 def _cast(layout: Packed, dtype: Any) -> Packed:
-  return Packed(
-    layout.pattern, layout.row_values.astype(dtype), layout.tile_values.astype(dtype)
-  )
+  return Packed(layout.pattern, layout.row_values.astype(dtype), layout.tile_values.astype(dtype))
 
 
 def _active_columns(g: Array, condensed: Condensed) -> Array:
@@ -217,7 +218,8 @@ def _cut(batch: int, num_rows: int, num_inputs: int) -> tuple[int, int]:
     tile = 64
   tiles = blocks * math.ceil(batch / tile)
   if math.ceil(batch / tile) > _MAX_GRID:
-    raise ValueError(f"backend='cuda' takes up to {_MAX_GRID * tile} rows of x at once, not {batch}.")
+    most = _MAX_GRID * tile
+    raise ValueError(f"backend='cuda' takes up to {most} rows of x at once, not {batch}.")
   chunks = math.ceil(num_inputs / TILE_COLUMNS)
   # A second kernel adds up the parts: that is worth it for three chunks each.
   return tile, max(1, min(2 * _MULTIPROCESSORS // tiles, chunks // 3))
