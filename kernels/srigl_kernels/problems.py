@@ -33,6 +33,8 @@ LAYERS: dict[str, Problem] = {
   "vit_ffn_up": Problem(768, 3072, 1145, 206, (4,)),
   "vit_ffn_down": Problem(3072, 768, 768, 307, (4,)),
   "wide": Problem(4096, 16384, 16384, 410, (1,)),  # bound by memory
+  "square_90": Problem(4096, 4096, 4096, 410, (1,)),
+  "square_95": Problem(4096, 4096, 4096, 205, (1,)),
   "classes": Problem(768, 500_000, 500_000, 32, (1,)),  # an output layer
 }
 """By name: the layers of the benchmarks, which replace the batch and, by sparsity, the fan-in."""

@@ -43,6 +43,8 @@ _TINY = {
   "vit_ffn_up": (24, 60, 35, 6),
   "vit_ffn_down": (60, 24, 24, 6),
   "wide": (64, 48, 48, 8),
+  "square_90": (48, 40, 40, 6),
+  "square_95": (48, 40, 40, 3),
   "classes": (12, 70, 70, 3),
 }
 # Of each layer its batch sizes, the most telling cells first.
@@ -55,8 +57,10 @@ _BATCHES = (
   ("vit_ffn_down", (64, 16, 2048)),
   ("wide", (64, 512)),
   ("classes", (64,)),
-  ("vit_ffn_up", (512, 4)),
-  ("vit_ffn_down", (512, 4)),
+  ("square_90", (1, 8, 16, 64, 256, 1024)),
+  ("square_95", (1, 8, 16, 64, 256, 1024)),
+  ("vit_ffn_up", (8, 1024, 512, 4)),
+  ("vit_ffn_down", (8, 1024, 512, 4)),
 )
 
 

@@ -8,6 +8,7 @@ larger layers with every method, forward and backward, and other tile configs. S
     python kernels/benchmark/gpu_check.py                     everything
     python kernels/benchmark/gpu_check.py --check             only whether results are right
     python kernels/benchmark/gpu_check.py --seconds=200       the most telling part
+    python kernels/benchmark/gpu_check.py --only=cuda         only rows with this in their name
     python kernels/benchmark/gpu_check.py --tiny              tries the program, on CPU too
     python kernels/benchmark/gpu_check.py --report=FILE       the tables of a results file
     python kernels/benchmark/gpu_check.py --fit=FILE          constants for srigl_kernels.cost_model
@@ -20,6 +21,7 @@ if it dies or hangs, the row that it was at is marked, and another one goes on a
 import argparse
 import os
 import platform
+import re
 import subprocess
 import sys
 import time
@@ -60,6 +62,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
   parser.add_argument("--out", help="the results file; a new one in runs/ by default")
   parser.add_argument("--seconds", type=float, default=430, help="after which no row is begun")
   parser.add_argument("--check", action="store_true", help="only checks, no timings")
+  parser.add_argument("--only", metavar="PATTERN", help="only rows whose name the pattern is in")
   parser.add_argument("--tiny", action="store_true", help="small shapes; on CPU, interpreted")
   parser.add_argument("--report", metavar="FILE", help="print the tables of a results file")
   parser.add_argument("--fit", metavar="FILE", help="print constants fitted to a results file")
@@ -81,6 +84,7 @@ def _supervise(options: argparse.Namespace) -> int:
   deadline = time.time() + options.seconds
   command = [sys.executable, str(Path(__file__).resolve()), f"--worker={deadline}", f"--out={out}"]
   command += [f"--{name}" for name in ("tiny", "check") if getattr(options, name)]
+  command += [f"--only={options.only}"] if options.only else []
   for _ in range(_ATTEMPTS):
     code = _watch(command, out, deadline)
     results = read_json(out)
@@ -142,6 +146,7 @@ def _work(options: argparse.Namespace) -> None:
   results["environment"] = _environment(jax)
   for group in gpu_tasks.groups(options.tiny, options.check):
     todo = [task for task in group if task.id not in results["rows"]]
+    todo = [task for task in todo if re.search(options.only or "", task.id)]
     alone = [[task] for task in todo if task.id in results["alone"]]
     together = [task for task in todo if task.id not in results["alone"]]
     for tasks in [*([together] if together else []), *alone]:
