@@ -151,6 +151,43 @@ ffi::Error Tiles(SRIGL_STREAM Array x, Array values, Array positions, Array star
   });
 }
 
+// rows of the pattern are those of `active`, or all; places: [G, steps * 16]; starts: [G, chunks + 1]
+ffi::Error Grouped(SRIGL_STREAM Array x, Array fragments, Array places, Array starts, Array active,
+                   Array rows, Array bias, Result y, int64_t activation, int64_t mode,
+                   int64_t group_size) {
+  Output out = {};
+  const char* message = SetOutput(x, active, &rows, bias, y, activation, &out);
+  if (message) return Invalid(message);
+  if (group_size != 16 && group_size != 32 && group_size != 64) return Invalid("size of groups");
+  const int64_t groups = CeilDivide(out.num_rows, group_size);
+  const int64_t chunks = CeilDivide(Size(x, 1), kGroupChunk);
+  if (!IsTyped(places, ffi::DataType::U16) || places.dimensions().size() != 2 ||
+      Size(places, 0) != groups || Size(places, 1) % kGroupStep != 0) {
+    return Invalid("places must be [G, 16 steps] uint16");
+  }
+  if (!IsTyped(starts, ffi::DataType::S32) || !HasShape(starts, {groups, chunks + 1})) {
+    return Invalid("starts must be [G, chunks + 1] int32");
+  }
+  const int64_t num_values = static_cast<int64_t>(fragments.element_count());
+  if (num_values != Size(places, 0) * Size(places, 1) * group_size) return Invalid("fragments");
+  if (mode < 0 || mode > static_cast<int64_t>(Mode::k3xTf32)) return Invalid("unknown mode");
+  return ForType(x, fragments, [&](auto* type) {
+    using T = std::remove_pointer_t<decltype(type)>;
+    GroupedArgs<T> args = {};
+    args.x = static_cast<const T*>(x.untyped_data());
+    args.fragments = static_cast<const uint4*>(fragments.untyped_data());
+    args.places = static_cast<const uint16_t*>(places.untyped_data());
+    args.starts = static_cast<const int32_t*>(starts.untyped_data());
+    args.num_inputs = Size(x, 1);
+    args.num_groups = static_cast<int>(groups);
+    args.group_size = static_cast<int>(group_size);
+    args.num_chunks = static_cast<int>(chunks);
+    args.num_steps = static_cast<int>(Size(places, 1) / kGroupStep);
+    args.out = out;
+    return GroupedSums<T>(args, static_cast<Mode>(mode), stream);
+  });
+}
+
 ffi::Error ProductsOfPairs(SRIGL_STREAM Array g, Array x, Array positions, Array starts,
                            Array sources, Result dvalues, int64_t mode) {
   if (g.dimensions().size() != 2 || x.dimensions().size() != 2 ||
@@ -201,6 +238,7 @@ SRIGL_EXPORT const char* srigl_cuda_platform() {
 
 SRIGL_EXPORT XLA_FFI_Error* srigl_cuda_gather(XLA_FFI_CallFrame* frame);
 SRIGL_EXPORT XLA_FFI_Error* srigl_cuda_tiles(XLA_FFI_CallFrame* frame);
+SRIGL_EXPORT XLA_FFI_Error* srigl_cuda_grouped(XLA_FFI_CallFrame* frame);
 SRIGL_EXPORT XLA_FFI_Error* srigl_cuda_products(XLA_FFI_CallFrame* frame);
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(srigl_cuda_gather, srigl::Gather,
@@ -228,6 +266,21 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(srigl_cuda_tiles, srigl::Tiles,
                                   .Attr<int64_t>("activation")
                                   .Attr<int64_t>("mode")
                                   .Attr<int64_t>("batch_tile"),
+                              {xla::ffi::Traits::kCmdBufferCompatible});
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(srigl_cuda_grouped, srigl::Grouped,
+                              SRIGL_BIND()
+                                  .Arg<xla::ffi::AnyBuffer>()  // x
+                                  .Arg<xla::ffi::AnyBuffer>()  // fragments
+                                  .Arg<xla::ffi::AnyBuffer>()  // places
+                                  .Arg<xla::ffi::AnyBuffer>()  // starts
+                                  .Arg<xla::ffi::AnyBuffer>()  // active
+                                  .Arg<xla::ffi::AnyBuffer>()  // rows
+                                  .Arg<xla::ffi::AnyBuffer>()  // bias
+                                  .Ret<xla::ffi::AnyBuffer>()  // y
+                                  .Attr<int64_t>("activation")
+                                  .Attr<int64_t>("mode")
+                                  .Attr<int64_t>("group_size"),
                               {xla::ffi::Traits::kCmdBufferCompatible});
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(srigl_cuda_products, srigl::ProductsOfPairs,

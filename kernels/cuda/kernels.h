@@ -71,6 +71,26 @@ struct TilesArgs {
   Output out;
 };
 
+// For layers in groups of S rows that share their inputs: those are gathered from a chunk of x in
+// shared memory, and the group is a dense product on tensor cores. A group's weights come in steps of
+// kGroupStep inputs, each of one chunk.
+constexpr int kGroupChunk = 512;  // inputs
+constexpr int kGroupStep = 16;
+
+template <typename T>
+struct GroupedArgs {
+  const T* x;              // [B, I]
+  const uint4* fragments;  // values as lanes hold them: see grouped.cu
+  const uint16_t* places;  // [G, steps, 16], of inputs in their chunk; input q at q % 4 * 4 + q / 4
+  const int32_t* starts;   // [G, chunks + 1], a group's first step of each chunk
+  int64_t num_inputs;      // I
+  int num_groups;          // G
+  int group_size;          // S: 16, 32 or 64
+  int num_chunks;
+  int num_steps;
+  Output out;
+};
+
 // dvalues[a, k] = sum_b g[b, a] * x[b, indices[a, k]].
 template <typename T>
 struct ProductsArgs {
@@ -93,6 +113,8 @@ template <typename T>
 cudaError_t GatherSums(GatherArgs<T> args, cudaStream_t stream);
 template <typename T>
 cudaError_t TileSums(const TilesArgs<T>& args, Mode mode, cudaStream_t stream);
+template <typename T>
+cudaError_t GroupedSums(const GroupedArgs<T>& args, Mode mode, cudaStream_t stream);
 template <typename T>
 cudaError_t PatternProducts(const ProductsArgs<T>& args, Mode mode, cudaStream_t stream);
 

@@ -10,6 +10,7 @@
 // of x to the other half of its buffer.
 
 #include "kernels.h"
+#include "tensor_cores.cuh"
 
 namespace srigl {
 namespace {
@@ -56,39 +57,6 @@ __device__ inline float Rounded(float value) {
 template <Mode kMode>
 __device__ inline BFloat16 Rounded(BFloat16 value) {
   return value;
-}
-
-template <Mode kMode, int kColumnMmas>
-__device__ inline void MultiplyStep(const uint32_t (&a)[kRowMmas][4],
-                                    const uint32_t (&b)[kColumnMmas][2],
-                                    float (&sums)[kRowMmas][kColumnMmas][4]) {
-  uint32_t high[kColumnMmas][2], low[kColumnMmas][2];
-#pragma unroll
-  for (int j = 0; j < kColumnMmas; ++j) {
-#pragma unroll
-    for (int h = 0; h < 2; ++h) {
-      if (kMode == Mode::kTf32) high[j][h] = RoundToTf32(__uint_as_float(b[j][h]));
-      if (kMode == Mode::k3xTf32) SplitTf32(b[j][h], &high[j][h], &low[j][h]);
-    }
-  }
-#pragma unroll
-  for (int i = 0; i < kRowMmas; ++i) {
-    uint32_t a_high[4], a_low[4];
-#pragma unroll
-    for (int h = 0; h < 4; ++h) {
-      if (kMode == Mode::k3xTf32) SplitTf32(a[i][h], &a_high[h], &a_low[h]);
-    }
-#pragma unroll
-    for (int j = 0; j < kColumnMmas; ++j) {
-      if (kMode == Mode::kBFloat16) MultiplyBFloat16(a[i], b[j][0], b[j][1], sums[i][j]);
-      if (kMode == Mode::kTf32) MultiplyTf32(a[i], high[j][0], high[j][1], sums[i][j]);
-      if (kMode == Mode::k3xTf32) {
-        MultiplyTf32(a_low, high[j][0], high[j][1], sums[i][j]);
-        MultiplyTf32(a_high, low[j][0], low[j][1], sums[i][j]);
-        MultiplyTf32(a_high, high[j][0], high[j][1], sums[i][j]);
-      }
-    }
-  }
 }
 
 template <typename T, Mode kMode, typename Cut>
@@ -219,7 +187,7 @@ __global__ void __launch_bounds__(Cut::kThreads, kMinBlocks)
           b[j][0] = pair[0], b[j][1] = pair[1], b[j + 1][0] = pair[2], b[j + 1][1] = pair[3];
         }
       }
-      MultiplyStep<kMode, kColumnMmas>(a, b, sums);
+      MultiplyStep<kMode>(a, b, sums);
     }
   };
 
@@ -278,15 +246,7 @@ __global__ void __launch_bounds__(Cut::kThreads, kMinBlocks)
     }
     return;
   }
-  const int64_t first = out.FirstColumn(first_row), end = out.FirstColumn(end_row);
-  for (int b = warp; b < kBatch && first_batch + b < out.batch; b += Cut::kThreads / 32) {
-    T* y = static_cast<T*>(out.y) + (first_batch + b) * out.num_outputs;
-    for (int64_t c = first + lane; c < end; c += 32) {
-      const int64_t row = out.rows ? out.rows[c] : c;
-      const float sum = row < 0 ? 0.0f : total[b * Layout::kSumStride + (row - first_row)];
-      FromFloat(Epilogue(sum, out.bias ? out.bias[c] : 0.0f, out.activation), y + c);
-    }
-  }
+  WriteRows<T, kBatch>(out, total, Layout::kSumStride, first_row, end_row, first_batch);
 }
 
 // Adds up what the blocks of threads that shared a row block left, and writes the result.

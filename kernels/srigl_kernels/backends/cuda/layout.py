@@ -163,10 +163,10 @@ def make_tiles(rows: Array, columns: Array, num_rows: int, num_columns: int) -> 
   # Rounds of one weight of each bank: by how many of its bank and tile come before it.
   bank = (column + 4 * row) % _BANKS
   order = jnp.lexsort((bank, tile))
-  before = _position_in_run(tile[order] * _BANKS + bank[order])
+  before = position_in_run(tile[order] * _BANKS + bank[order])
   order = order[jnp.lexsort((bank[order], before, tile[order]))]
 
-  place = _position_in_run(tile[order])
+  place = position_in_run(tile[order])
   own_tile = tile[order]
   # The first weights of a tile go to the first place of its lanes, 32 to a group of vectors.
   group, within = jnp.divmod(place, _BANKS * _VECTOR)
@@ -181,7 +181,7 @@ def make_tiles(rows: Array, columns: Array, num_rows: int, num_columns: int) -> 
   return Tiles(positions, starts, sources)
 
 
-def _position_in_run(keys: Array) -> Array:
+def position_in_run(keys: Array) -> Array:
   """For each of some sorted keys, how many equal ones come before it."""
   places = jnp.arange(keys.size, dtype=jnp.int32)
   is_first = jnp.concatenate([jnp.ones(min(keys.size, 1), bool), keys[1:] != keys[:-1]])

@@ -31,10 +31,11 @@ LIBRARY = "SRIGL_CUDA_LIBRARY"
 # Handlers of the library.
 GATHER = "srigl_cuda_gather"
 TILES = "srigl_cuda_tiles"
+GROUPED = "srigl_cuda_grouped"
 PRODUCTS = "srigl_cuda_products"
 
 _FILE = "libsrigl_cuda.so"
-_SOURCES = ("gather.cu", "tiles.cu", "products.cu", "ffi.cu")
+_SOURCES = ("gather.cu", "tiles.cu", "grouped.cu", "products.cu", "ffi.cu")
 _OLDEST = 80  # architecture: bfloat16 and TF32 on tensor cores, asynchronous copies
 
 
@@ -65,7 +66,7 @@ def _load(path: pathlib.Path) -> str:
   library = ctypes.CDLL(str(path))
   library.srigl_cuda_platform.restype = ctypes.c_char_p
   platform = library.srigl_cuda_platform().decode()
-  for name in (GATHER, TILES, PRODUCTS):
+  for name in (GATHER, TILES, GROUPED, PRODUCTS):
     jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(getattr(library, name)), platform=platform)
   return platform
 

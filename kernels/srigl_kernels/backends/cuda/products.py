@@ -29,7 +29,9 @@ from srigl_kernels.format import Condensed
 GATHER_ROWS = 8
 """The largest batch that is gathered."""
 
-_ACTIVATIONS = {None: 0, "relu": 1, "gelu": 2}
+ACTIVATION_NUMBERS = {None: 0, "relu": 1, "gelu": 2}
+"""What kernels call the activations."""
+
 _BFLOAT16, _TF32, _THREE_TF32 = 0, 1, 2
 # Settings under which a dense product of float32 is rounded to TF32, or more coarsely.
 _ROUNDED = (None, "default", "fastest", "bfloat16", "tensorfloat32", "TF32_TF32_F32")
@@ -63,9 +65,9 @@ def matmul(
   """
   if not x.size or not layout.row_values.size:
     return apply_epilogue(jnp.zeros((x.shape[0], layout.out_features)), bias, activation, x.dtype)
-  dtype = _common_dtype(x, layout.row_values)
+  dtype = common_dtype(x, layout.row_values)
   kernel = kernel or ("gather" if x.shape[0] <= GATHER_ROWS else "tiles")
-  call = _gather(activation) if kernel == "gather" else _tiles(activation, _mode(dtype))
+  call = _gather(activation) if kernel == "gather" else _tiles(activation, mode_of(dtype))
   bias = jnp.zeros(0) if bias is None else bias.astype(jnp.float32)
   return call(x.astype(dtype), _cast(layout, dtype), bias).astype(x.dtype)
 
@@ -85,9 +87,9 @@ def input_gradient(g: Array, condensed: Condensed, layout: Pattern | Packed) -> 
     return xla.input_gradient(g, condensed)
   if not g.size or not condensed.values.size:
     return jnp.zeros((g.shape[0], condensed.in_features), g.dtype)
-  dtype = _common_dtype(g, condensed.values)
+  dtype = common_dtype(g, condensed.values)
   values = layout.transposed.pack(condensed.values.astype(dtype))
-  call = _transposed(condensed.in_features, _mode(dtype))
+  call = _transposed(condensed.in_features, mode_of(dtype))
   columns = _active_columns(g, condensed).astype(dtype)
   return call(columns, layout.transposed, values).astype(g.dtype)
 
@@ -108,17 +110,18 @@ def values_gradient(g: Array, x: Array, condensed: Condensed, layout: Pattern | 
     return xla.values_gradient(g, x, condensed)
   if not x.size or not condensed.values.size:
     return jnp.zeros_like(condensed.values)
-  dtype = _common_dtype(g, x, condensed.values)
-  call = _products(condensed.values.shape, _mode(dtype))
+  dtype = common_dtype(g, x, condensed.values)
+  call = _products(condensed.values.shape, mode_of(dtype))
   dvalues = call(_active_columns(g, condensed).astype(dtype), x.astype(dtype), layout.tiles)
   return dvalues.astype(condensed.values.dtype)
 
 
-def _common_dtype(*arrays: Array) -> Any:
+def common_dtype(*arrays: Array) -> Any:
+  """Bfloat16 if all are, else float32."""
   return jnp.bfloat16 if all(a.dtype == jnp.bfloat16 for a in arrays) else jnp.float32
 
 
-def _mode(dtype: Any) -> int:
+def mode_of(dtype: Any) -> int:
   """What tensor cores multiply, as `Mode` in kernels.h."""
   if dtype == jnp.bfloat16:
     return _BFLOAT16
@@ -147,7 +150,7 @@ def _gather(activation: str | None) -> Any:
     y = jax.ShapeDtypeStruct((x.shape[0], pattern.out_features), x.dtype)
     return jax.ffi.ffi_call(library.GATHER, y)(
       x, layout.row_values, pattern.indices, pattern.active, bias,
-      activation=np.int64(_ACTIVATIONS[activation]),
+      activation=np.int64(ACTIVATION_NUMBERS[activation]),
     )  # fmt: skip
 
   return over_rows(call)
@@ -198,7 +201,7 @@ def _tile_sums(
     ),
   )(
     x, values, tiles.positions, tiles.starts, active, rows, bias,
-    activation=np.int64(_ACTIVATIONS[activation]),
+    activation=np.int64(ACTIVATION_NUMBERS[activation]),
     mode=np.int64(mode),
     batch_tile=np.int64(batch_tile),
   )  # fmt: skip
