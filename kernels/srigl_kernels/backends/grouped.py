@@ -4,7 +4,8 @@ A group is `size` active neurons, one after the other, with the same indices. Th
 gathered once, and the group is a dense product `[size, K] x [K, B]` that matrix units can do. Only
 layers that were trained that way have the structure; `group` tells.
 
-On GPUs the product is one Pallas kernel (`gpu_grouped`); elsewhere XLA gathers and multiplies.
+On GPUs the product is one kernel, in CUDA C++ where that can run, else Pallas' (`gpu_grouped`);
+elsewhere XLA gathers and multiplies.
 Precision of products follows `jax_default_matmul_precision`, as with a dense layer.
 """
 
@@ -21,6 +22,8 @@ from jax import Array, lax
 
 from srigl_kernels.backends import xla
 from srigl_kernels.backends.base import Backend
+from srigl_kernels.backends.cuda import grouped as cuda
+from srigl_kernels.backends.cuda import library
 from srigl_kernels.backends.padding import pad_rows
 from srigl_kernels.batching import over_rows
 from srigl_kernels.epilogue import active_first, apply_epilogue, scatter_to_neurons
@@ -42,7 +45,8 @@ class Pattern:
     group_size: neurons of a group.
     in_features: `I`.
     out_features: `N`.
-    kernels: `"xla"`, `"gpu"` or, for the latter in interpret mode, `"interpret"`.
+    kernels: `"xla"`, `"cuda"`, `"gpu"` (Pallas') or, for that in interpret mode, `"interpret"`.
+    steps: the pattern as the CUDA kernel reads it, or None.
   """
 
   indices: Array
@@ -52,6 +56,7 @@ class Pattern:
   in_features: int = dataclasses.field(metadata={"static": True})
   out_features: int = dataclasses.field(metadata={"static": True})
   kernels: str = dataclasses.field(metadata={"static": True})
+  steps: cuda.Steps | None = None
 
 
 @jax.tree_util.register_dataclass
@@ -61,7 +66,7 @@ class Grouped:
 
   Attributes:
     values: `[G, size, K']` float32 or bfloat16; rows are padded with zeros, and the last group
-      with rows of zeros.
+      with rows of zeros; flat for the CUDA kernel, as its `fragments` says.
     pattern: which inputs they multiply, and whose they are.
   """
 
@@ -107,6 +112,7 @@ def group_pattern(condensed: Condensed, size: int | None = None) -> Pattern:
       f"{other} are of one group and differ. backend='grouped' is for layers trained with groups; "
       "any other backend runs this one."
     )
+  kernels = _kernels(size)
   return Pattern(
     pad_rows(jnp.asarray(indices[::size])),
     condensed.active,
@@ -114,12 +120,15 @@ def group_pattern(condensed: Condensed, size: int | None = None) -> Pattern:
     size,
     condensed.in_features,
     condensed.out_features,
-    _kernels(size),
+    kernels,
+    cuda.pack(condensed, size) if kernels == "cuda" else None,
   )
 
 
 def _kernels(size: int) -> str:
   """What computes the product here; matrix units take groups of 16, 32, 64 and so on."""
+  if size in cuda.SIZES and library.is_available():
+    return "cuda"
   wanted = os.environ.get("SRIGL_PALLAS_INTERPRET") or jax.default_backend()
   if wanted != "gpu" or size < 16 or size & (size - 1):
     return "xla"
@@ -145,6 +154,8 @@ def with_values(layout: Pattern | Grouped, values: Array) -> Grouped:
   """What `matmul` reads: a pattern gets the values `[A, K]`; a grouped layer keeps its own."""
   if isinstance(layout, Grouped):
     return layout
+  if layout.steps is not None:
+    return Grouped(cuda.fragments(_in_groups(values, layout), layout.steps), layout)
   return Grouped(_in_groups(pad_rows(values), layout), layout)
 
 
@@ -172,6 +183,10 @@ def matmul(
   if not x.size or not layout.values.size:
     sums = jnp.zeros((x.shape[0], layout.out_features))
     return apply_epilogue(sums, bias, activation, x.dtype)
+  if layout.pattern.steps is not None:
+    size, num_outputs = layout.group_size, layout.out_features
+    args = x, layout.values, layout.pattern.steps, bias, activation
+    return cuda.matmul(*args, size=size, num_outputs=num_outputs)
   if layout.pattern.kernels != "xla":
     return _on_gpu(activation)(x, layout, bias)
   num_rows, num_inputs = x.shape

@@ -10,7 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from srigl_kernels import auto, condensed_matmul, prepare
+from srigl_kernels import auto, condensed_matmul, make_condensed, prepare
+from srigl_kernels.backends import grouped
+from srigl_kernels.backends.cuda import grouped as cuda_grouped
 from srigl_kernels.backends.cuda import layout, library, products
 from srigl_kernels.problems import PROBLEMS, Problem, make_problem
 
@@ -97,6 +99,45 @@ def test_rounded_products(kernels, dtype, precision):
 )
 def test_all_shapes(kernels, name, dtype, precision):
   check(name, dtype, precision)
+
+
+def check_groups(problem, size, dtype, precision):
+  """The product of a layer in groups, against float64."""
+  x, condensed = make_problem(problem, dtype=jnp.dtype(dtype))
+  rows = np.asarray(condensed.indices)
+  rows = rows[np.arange(len(rows)) // size * size]
+  condensed = make_condensed(
+    condensed.values, rows, condensed.active, condensed.bias, kernel_shape=condensed.kernel_shape
+  )
+  kernel = np.zeros((condensed.in_features, condensed.out_features))
+  kernel[rows, np.asarray(condensed.active)[:, None]] = np.asarray(condensed.values, np.float64)
+  x = x.astype(dtype)
+  want = np.asarray(x, np.float64) @ kernel + np.asarray(condensed.bias, np.float64)
+  layer = grouped.group(condensed, size)
+  assert layer.pattern.kernels == "cuda"
+  with jax.default_matmul_precision(precision):
+    got = grouped.matmul(x, layer, condensed.bias)
+    other = jnp.float32 if dtype == "bfloat16" else jnp.bfloat16
+    mixed = grouped.matmul(x.astype(other), layer, condensed.bias)
+  assert error(got, want) < TOLERANCE["bfloat16" if dtype == "bfloat16" else precision]
+  assert mixed.dtype == other and error(mixed, want) < TOLERANCE["bfloat16"]
+
+
+@pytest.mark.parametrize(("size", "dtype"), [(16, "float32"), (32, "bfloat16")])
+def test_groups(kernels, size, dtype):
+  check_groups(MORE["batch_40"], size, dtype, "highest")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("problem", [
+  *MORE.values(), Problem(1300, 60, 3, 1, (40,)), Problem(64, 1300, 1290, 9, (200,)),
+])  # fmt: skip
+@pytest.mark.parametrize("size", cuda_grouped.SIZES)
+@pytest.mark.parametrize(
+  ("dtype", "precision"), [("float32", "highest"), ("float32", None), ("bfloat16", None)]
+)
+def test_all_groups(kernels, problem, size, dtype, precision):
+  check_groups(problem, size, dtype, precision)
 
 
 def test_through_the_front_door(kernels):
@@ -193,7 +234,7 @@ def test_too_large_a_batch_is_refused():
     products._cut(2**30, 1024, 1024)
 
 
-TENSOR_CORES = ("HMMA.1688.F32.TF32", "HMMA.16816.F32.BF16", "LDGSTS")  # fed by cp.async
+TENSOR_CORES = "HMMA.1688.F32.TF32", "HMMA.16816.F32.BF16"
 
 needs_nvcc = pytest.mark.skipif(shutil.which("nvcc") is None, reason="nvcc is not there")
 
@@ -205,8 +246,9 @@ def test_what_nvcc_makes_of_the_kernels(arch, tmp_path):
   """No spills; wide loads and FMA in gathering, tensor cores and asynchronous copies in tiles."""
   expected = {
     "gather.cu": ("LDG.E.128.CONSTANT", "FFMA", "LDS.128"),
-    "tiles.cu": ("LDG.E.128.CONSTANT", "LDSM", *TENSOR_CORES),
-    "products.cu": ("LDSM.16.MT88.4", *TENSOR_CORES),
+    "tiles.cu": ("LDG.E.128.CONSTANT", "LDGSTS", "LDSM", *TENSOR_CORES),
+    "grouped.cu": ("LDG.E.128.CONSTANT", "LDSM.16.MT88.4", *TENSOR_CORES),
+    "products.cu": ("LDGSTS", "LDSM.16.MT88.4", *TENSOR_CORES),
   }
   for name, instructions in expected.items():
     cubin = tmp_path / f"{name}.cubin"

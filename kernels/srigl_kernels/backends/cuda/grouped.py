@@ -15,9 +15,10 @@ import numpy as np
 from jax import Array
 
 from srigl_kernels.backends.cuda import library
-from srigl_kernels.backends.cuda.layout import position_in_run
+from srigl_kernels.backends.cuda.layout import neurons_of_rows, position_in_run
 from srigl_kernels.backends.cuda.products import ACTIVATION_NUMBERS, mode_of
 from srigl_kernels.batching import over_rows
+from srigl_kernels.format import Condensed
 
 SIZES = (16, 32, 64)
 """Sizes of groups that there is a kernel for."""
@@ -29,27 +30,32 @@ _ROWS = 8  # inputs whose rows are read at once, from different banks where thei
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
 class Steps:
-  """The inputs of `G` groups in steps.
+  """The pattern of `G` groups, their inputs in steps.
 
   Attributes:
     places: `[G, steps * 16]` uint16, in the chunk; input q of a step at `q % 4 * 4 + q // 4`.
     starts: `[G, chunks + 1]` int32, a group's first step of each chunk.
     sources: `[G, steps * 16]` int32: which of the group's inputs; their number where there is none.
+    active: `[A]` int32, as in `layout.Pattern`.
+    rows: `[N]` int32, likewise.
   """
 
   places: Array
   starts: Array
   sources: Array
+  active: Array
+  rows: Array
+
+
+def pack(condensed: Condensed, size: int) -> Steps:
+  """The pattern of a layer in groups of `size` neurons, one of `SIZES`; the values are not read."""
+  steps = _make_steps(condensed.indices[::size], condensed.in_features)
+  return Steps(*steps, *neurons_of_rows(condensed))
 
 
 @functools.partial(jax.jit, static_argnums=1)
-def make_steps(indices: Array, num_inputs: int) -> Steps:
-  """Deals out the inputs of groups.
-
-  Args:
-    indices: `[G, K]` integers, of each group.
-    num_inputs: `I`.
-  """
+def _make_steps(indices: Array, num_inputs: int) -> tuple[Array, Array, Array]:
+  """Deals out the inputs of groups, given by their indices `[G, K]`."""
   num_groups, fan_in = indices.shape
   num_chunks = math.ceil(num_inputs / _CHUNK)
   num_steps = max(1, (fan_in + (_STEP - 1) * min(num_chunks, fan_in)) // _STEP)
@@ -71,7 +77,7 @@ def make_steps(indices: Array, num_inputs: int) -> Steps:
   places = places.at[group, first + q % 4 * 4 + q // 4].set(place[order].astype(jnp.uint16))
   sources = jnp.full((num_groups, num_steps * _STEP), fan_in, jnp.int32)
   sources = sources.at[group, first + q].set((order % max(fan_in, 1)).astype(jnp.int32))
-  return Steps(places, starts, sources)
+  return places, starts, sources
 
 
 def fragments(values: Array, steps: Steps) -> Array:
@@ -101,8 +107,6 @@ def matmul(
   x: Array,
   held: Array,
   steps: Steps,
-  active: Array,
-  rows: Array,
   bias: Array | None,
   activation: str | None,
   *,
@@ -115,8 +119,6 @@ def matmul(
     x: `[B, I]` float32 or bfloat16, B at least 1.
     held: from `fragments`.
     steps: of the groups.
-    active: `[A]` int32, or `[0]` if all neurons are active.
-    rows: `[N]` int32, or `[0]`, as in `layout.Pattern`.
     bias: `[N]`, or None.
     activation: None, `"relu"` or `"gelu"`.
     size: neurons of a group, one of `SIZES`.
@@ -129,17 +131,15 @@ def matmul(
     x = x.astype(jnp.float32)
   bias = jnp.zeros(0) if bias is None else bias.astype(jnp.float32)
   call = _call(activation, mode_of(x.dtype), size, num_outputs)
-  return call(x, held, steps, active, rows, bias).astype(dtype)
+  return call(x, held, steps, bias).astype(dtype)
 
 
 @functools.cache
 def _call(activation: str | None, mode: int, size: int, num_outputs: int) -> Any:
-  def call(
-    x: Array, held: Array, steps: Steps, active: Array, rows: Array, bias: Array
-  ) -> Array:
+  def call(x: Array, held: Array, steps: Steps, bias: Array) -> Array:
     y = jax.ShapeDtypeStruct((x.shape[0], num_outputs), x.dtype)
     return jax.ffi.ffi_call(library.GROUPED, y)(
-      x, held, steps.places, steps.starts, active, rows, bias,
+      x, held, steps.places, steps.starts, steps.active, steps.rows, bias,
       activation=np.int64(ACTIVATION_NUMBERS[activation]),
       mode=np.int64(mode),
       group_size=np.int64(size),

@@ -107,22 +107,26 @@ def with_values(layout: Pattern | Packed, values: Array) -> Packed:
 
 def _pattern(condensed: Condensed, *, with_transposed: bool) -> Pattern:
   num_active, fan_in = condensed.indices.shape
-  num_inputs, num_neurons = condensed.in_features, condensed.out_features
+  num_inputs = condensed.in_features
   columns = condensed.indices.reshape(-1).astype(jnp.int32)
   rows = jnp.repeat(jnp.arange(num_active, dtype=jnp.int32), fan_in)
-  active, row_of = condensed.active, jnp.full(num_neurons, -1, jnp.int32)
-  row_of = row_of.at[active].set(jnp.arange(num_active, dtype=jnp.int32))
-  if num_active == num_neurons:
-    active = row_of = jnp.zeros(0, jnp.int32)
   return Pattern(
     _fill_rows(condensed.indices),
     make_tiles(rows, columns, num_active, num_inputs),
     make_tiles(columns, rows, num_inputs, num_active) if with_transposed else None,
-    active,
-    row_of,
+    *neurons_of_rows(condensed),
     num_inputs,
-    num_neurons,
+    condensed.out_features,
   )
+
+
+def neurons_of_rows(condensed: Condensed) -> tuple[Array, Array]:
+  """`active` and `rows` of `Pattern`."""
+  num_active, num_neurons = condensed.num_active, condensed.out_features
+  if num_active == num_neurons:
+    return jnp.zeros(0, jnp.int32), jnp.zeros(0, jnp.int32)
+  rows = jnp.full(num_neurons, -1, jnp.int32)
+  return condensed.active, rows.at[condensed.active].set(jnp.arange(num_active, dtype=jnp.int32))
 
 
 def _fill_rows(rows: Array) -> Array:
