@@ -67,7 +67,7 @@ struct TilesArgs {
   int64_t num_inputs;         // I
   int num_chunks;             // tiles of a row block
   int splits;                 // blocks of threads that share a row block's tiles
-  int batch_tile;             // rows of x of a block: 8, 16, 32 or 64
+  int batch_tile;             // rows of x of a block: 8, 16, 32, 48 or 64
   Output out;
 };
 

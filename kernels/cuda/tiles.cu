@@ -20,7 +20,6 @@ constexpr int kStepBytes = 32;
 constexpr int kPadBytes = 16;  // of a row in shared memory, so that eight rows are in other banks
 constexpr int kMmaRows = 16, kMmaColumns = 8;
 constexpr int kRowMmas = kTileRows / kMmaRows;
-constexpr int kMinBlocks = 3;  // of a multiprocessor, as registers should allow
 
 // A layout of warps: the batch rows of one of them in units of eight, and how they divide the work.
 template <int kColumnMmas_, int kBatchWarps_, int kSplitWarps_>
@@ -59,8 +58,12 @@ __device__ inline BFloat16 Rounded(BFloat16 value) {
   return value;
 }
 
+// Blocks of a multiprocessor, as registers should allow.
+template <Mode kMode, typename Cut>
+constexpr int kMinBlocks = kMode == Mode::k3xTf32 || Cut::kColumnMmas > 4 ? 2 : 3;
+
 template <typename T, Mode kMode, typename Cut>
-__global__ void __launch_bounds__(Cut::kThreads, kMinBlocks)
+__global__ void __launch_bounds__(Cut::kThreads, (kMinBlocks<kMode, Cut>))
     TilesKernel(TilesArgs<T> args) {
   using Layout = Shared<T, Cut>;
   constexpr int kStride = Layout::kStride;
@@ -286,6 +289,7 @@ cudaError_t Choose(const TilesArgs<T>& args, cudaStream_t stream) {
     case 8: return Start<T, kMode, Cut<1, 1, 4>>(args, stream);
     case 16: return Start<T, kMode, Cut<2, 1, 4>>(args, stream);
     case 32: return Start<T, kMode, Cut<4, 1, 4>>(args, stream);
+    case 48: return Start<T, kMode, Cut<6, 1, 4>>(args, stream);
     case 64: return Start<T, kMode, Cut<4, 2, 2>>(args, stream);
     default: return cudaErrorInvalidConfiguration;
   }

@@ -230,7 +230,7 @@ def test_a_library_that_does_not_load_is_told(monkeypatch, tmp_path):
 
 
 def test_too_large_a_batch_is_refused():
-  with pytest.raises(ValueError, match="takes up to 4194240 rows of x at once"):
+  with pytest.raises(ValueError, match="takes up to 3145680 rows of x at once"):
     products._cut(2**30, 1024, 1024)
 
 

@@ -49,8 +49,9 @@ class Steps:
 
 def pack(condensed: Condensed, size: int) -> Steps:
   """The pattern of a layer in groups of `size` neurons, one of `SIZES`; the values are not read."""
-  steps = _make_steps(condensed.indices[::size], condensed.in_features)
-  return Steps(*steps, *neurons_of_rows(condensed))
+  places, starts, sources = _make_steps(condensed.indices[::size], condensed.in_features)
+  active, rows = neurons_of_rows(condensed)
+  return Steps(places, starts, sources, active, rows)
 
 
 @functools.partial(jax.jit, static_argnums=1)

@@ -2,15 +2,10 @@
 
 The cache is `srigl_kernels/` in `$XDG_CACHE_HOME` or `~/.cache`; an entry is named by a hash of the
 sources, the device's architecture and the versions of nvcc and jaxlib. `SRIGL_CUDA_LIBRARY` names a
-library that is loaded instead, as made by
-
-    python -m srigl_kernels.backends.cuda.library --out=FILE --arch=90
-
-`--emulate` builds, with g++, one whose kernels run on the CPU, slowly: to test them, never to use
-them. The backend then runs where jax runs on CPU.
+library that is loaded instead, such as `python -m srigl_kernels.backends.cuda` builds. One that
+emulates the kernels on the CPU serves tests only; the backend then runs where jax runs on CPU.
 """
 
-import argparse
 import ctypes
 import functools
 import hashlib
@@ -146,19 +141,3 @@ def build(path: pathlib.Path, archs: Sequence[int], *, emulate: bool = False) ->
       capture_output=True, text=True, check=True,
     )  # fmt: skip
     made.replace(path)
-
-
-def _main() -> None:
-  parser = argparse.ArgumentParser(description="Builds the library of CUDA kernels.")
-  parser.add_argument("--out", type=pathlib.Path, required=True)
-  parser.add_argument("--arch", type=int, nargs="+", default=[90])
-  parser.add_argument("--emulate", action="store_true", help="for tests on the CPU")
-  options = parser.parse_args()
-  try:
-    build(options.out, options.arch, emulate=options.emulate)
-  except subprocess.CalledProcessError as error:
-    raise SystemExit(error.stderr) from error
-
-
-if __name__ == "__main__":
-  _main()

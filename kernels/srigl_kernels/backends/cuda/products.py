@@ -35,7 +35,12 @@ ACTIVATION_NUMBERS = {None: 0, "relu": 1, "gelu": 2}
 _BFLOAT16, _TF32, _THREE_TF32 = 0, 1, 2
 # Settings under which a dense product of float32 is rounded to TF32, or more coarsely.
 _ROUNDED = (None, "default", "fastest", "bfloat16", "tensorfloat32", "TF32_TF32_F32")
-_BATCH_TILES = (8, 16, 32, 64)
+# Of a tile with so many rows of x and one chunk of inputs: clocks of shared memory and barriers, from
+# the bytes that it moves there.
+_TILE_CLOCKS = {8: 560, 16: 620, 32: 820, 48: 970, 64: 1400}
+_CHUNK_CLOCKS = 900  # at least, where a multiprocessor has nothing else to do meanwhile
+_FINISH_CLOCKS = 3000  # of the second kernel, which adds up parts
+_BYTES_PER_CLOCK = 1600  # of memory
 _MULTIPROCESSORS = 132  # of an H100; another number costs balance, not correctness
 _MAX_GRID = 65_535  # tiles of the batch
 
@@ -214,18 +219,22 @@ def _cut(batch: int, num_rows: int, num_inputs: int) -> tuple[int, int]:
   Raises:
     ValueError: if the batch has too many tiles.
   """
-  blocks = math.ceil(num_rows / TILE_ROWS)
-  tile = next(n for n in _BATCH_TILES if n >= min(batch, 32))
-  # Larger tiles read the weights less often, as long as all multiprocessors have two.
-  if blocks * math.ceil(batch / 64) >= 2 * _MULTIPROCESSORS:
-    tile = 64
-  tiles = blocks * math.ceil(batch / tile)
+  chunks = math.ceil(num_inputs / TILE_COLUMNS)
+
+  def clocks(tile: int, splits: int) -> float:
+    tiles = math.ceil(num_rows / TILE_ROWS) * math.ceil(batch / tile)
+    rounds = math.ceil(tiles * splits / _MULTIPROCESSORS)
+    each = max(rounds * _TILE_CLOCKS[tile], math.ceil(rounds / 3) * _CHUNK_CLOCKS)
+    parts = _FINISH_CLOCKS + 8 * splits * batch * num_rows / _BYTES_PER_CLOCK
+    return each * math.ceil(chunks / splits) + (parts if splits > 1 else 0)
+
+  tiles = [n for n in _TILE_CLOCKS if n < 2 * batch or n == min(_TILE_CLOCKS)]
+  cuts = [(tile, splits) for tile in tiles for splits in (1, 2, 4, 8) if splits <= chunks]
+  tile, splits = min(cuts, key=lambda cut: clocks(*cut))
   if math.ceil(batch / tile) > _MAX_GRID:
     most = _MAX_GRID * tile
     raise ValueError(f"backend='cuda' takes up to {most} rows of x at once, not {batch}.")
-  chunks = math.ceil(num_inputs / TILE_COLUMNS)
-  # A second kernel adds up the parts: that is worth it for three chunks each.
-  return tile, max(1, min(2 * _MULTIPROCESSORS // tiles, chunks // 3))
+  return tile, splits
 
 
 @functools.cache
