@@ -23,6 +23,7 @@ MORE = {
   "batch_9": Problem(300, 200, 130, 50, (9,)),
   "batch_40": Problem(300, 200, 130, 50, (40,)),
   "dense_tiles": Problem(520, 200, 130, 400, (100,)),  # more weights in a tile than threads hold
+  "rows_70": Problem(400, 90, 70, 60, (70,)),
   "split": Problem(1100, 100, 70, 600, (33,)),  # blocks of threads share the inputs
 }
 QUICK = ("odd_sizes", "batch_9", "split", "none_active", "empty_batch", "fan_in_one")
@@ -99,6 +100,24 @@ def test_rounded_products(kernels, dtype, precision):
 )
 def test_all_shapes(kernels, name, dtype, precision):
   check(name, dtype, precision)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("tile", products._TILE_CLOCKS)
+def test_every_tile(kernels, monkeypatch, tile, dtype):
+  """Each number of rows of x of a block, with its inputs shared among three and not shared."""
+  x, condensed = make_problem(MORE["rows_70"], dtype=jnp.dtype(dtype))
+  packed = layout.pack(condensed)
+  want = condensed_matmul(x, condensed, backend="reference")
+  for splits in (1, 3):
+    monkeypatch.setattr(products, "_cut", lambda *sizes, splits=splits: (tile, splits))
+    products._tiles.cache_clear()
+    with jax.default_matmul_precision("highest"):
+      got = products.matmul(x.astype(dtype), packed, condensed.bias, kernel="tiles")
+    assert (
+      error(got, np.asarray(want)) < TOLERANCE["bfloat16" if dtype == "bfloat16" else "highest"]
+    )
+  products._tiles.cache_clear()
 
 
 def check_groups(problem, size, dtype, precision):

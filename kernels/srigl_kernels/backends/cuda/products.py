@@ -35,8 +35,7 @@ ACTIVATION_NUMBERS = {None: 0, "relu": 1, "gelu": 2}
 _BFLOAT16, _TF32, _THREE_TF32 = 0, 1, 2
 # Settings under which a dense product of float32 is rounded to TF32, or more coarsely.
 _ROUNDED = (None, "default", "fastest", "bfloat16", "tensorfloat32", "TF32_TF32_F32")
-# Of a tile with so many rows of x and one chunk of inputs: clocks of shared memory and barriers, from
-# the bytes that it moves there.
+# Clocks of shared memory and barriers that a tile of so many rows of x takes for a chunk of inputs.
 _TILE_CLOCKS = {8: 560, 16: 620, 32: 820, 48: 970, 64: 1400}
 _CHUNK_CLOCKS = 900  # at least, where a multiprocessor has nothing else to do meanwhile
 _FINISH_CLOCKS = 3000  # of the second kernel, which adds up parts
