@@ -16,7 +16,7 @@ from tests.kernels import reference
 
 make_problem = functools.cache(make_problem_anew)
 SMALL = PROBLEMS["odd_sizes"]
-PLAIN_XLA = [name for name in BACKENDS if name not in ("cpu", "pallas", "grouped")]
+PLAIN_XLA = [name for name in BACKENDS if name not in ("cpu", "cuda", "pallas", "grouped")]
 
 
 @pytest.fixture(params=[name for name in BACKENDS if name != "grouped"])
