@@ -35,14 +35,17 @@ def prepare(
       expected to be fastest at some batch size; `condensed_matmul` then takes the fastest in every
       call. That is decided by `srigl_kernels.cost_model`: on CPU among `cpu` (where it can run),
       `xla`, `structured` and `dense`; on GPUs and TPUs, where its constants are estimates, among
-      `pallas`, `structured`, `dense` and, for a layer in groups, `grouped`.
+      `cuda` (`pallas` where that cannot run), `structured`, `dense` and, for a layer in groups,
+      `grouped`.
     batch: for `"auto"`, the batch sizes (rows of x) to expect; by default anything from 1 to 2048.
       Each layout takes memory besides the layer itself: `cpu` two copies of the weights with one
-      byte of index each, one of them padded, `xla`, `grouped` and `pallas` one copy (on TPUs a
-      padded one), `structured` a dense matrix of the active neurons, `dense` the dense kernel.
-    gradients: prepares for training: the values may change, as `Prepared` describes, and `cpu` has
-      native gradients in x. Costs a permutation of the values in every call and direction, and on
-      `cpu` the faster kernel for batches of up to a dozen rows; for inference prepare without.
+      byte of index each, one of them padded, `cuda` two with two bytes, `xla`, `grouped` and
+      `pallas` one copy (on TPUs a padded one), `structured` a dense matrix of the active neurons,
+      `dense` the dense kernel.
+    gradients: prepares for training: the values may change, as `Prepared` describes, and `cpu` and
+      `cuda` have native gradients in x. Costs a permutation of the values in every call and
+      direction, and on `cpu` the faster kernel for batches of up to a dozen rows; for inference
+      prepare without.
       `"auto"` then takes one backend, that for the largest batch.
     exact: whether every weight must be used as it is. With False, `cpu` uses float32 weights that
       differ by up to 2**-19 (1.9e-6) of their size for up to a dozen rows of x on AVX-512, where

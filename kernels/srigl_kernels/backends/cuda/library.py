@@ -16,9 +16,9 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Sequence
+from importlib import metadata
 
 import jax
-import jaxlib
 
 LIBRARY = "SRIGL_CUDA_LIBRARY"
 """Name of the environment variable."""
@@ -78,7 +78,7 @@ def _cached() -> pathlib.Path:
     raise RuntimeError(f"the GPU is of architecture sm_{arch}, and these kernels need sm_{_OLDEST}")
   nvcc = _nvcc()
   version = subprocess.run([nvcc, "--version"], capture_output=True, text=True, check=True).stdout
-  digest = hashlib.sha256(f"{arch} {version} {jaxlib.__version__}".encode())
+  digest = hashlib.sha256(f"{arch} {version} {metadata.version('jaxlib')}".encode())
   for file in sorted(_sources().iterdir()):
     digest.update(file.name.encode() + file.read_bytes())
   root = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache")
