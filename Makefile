@@ -13,7 +13,7 @@ VENV := .venv-$(VERSION)
 BIN := $(VENV)/bin
 WORKDIR ?= runs/demo
 
-.PHONY: help demo test lint pytest test-versions test-slow prove-resume wheel fuzz benchmark benchmark-kernels lease format docs tables clean
+.PHONY: help demo test lint pytest test-versions test-slow prove-resume wheel fuzz benchmark benchmark-kernels gpu-bundle format docs tables clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -63,8 +63,8 @@ benchmark: $(VENV)/experiments ## what sparse training costs over dense training
 benchmark-kernels: $(VENV)/experiments ## what condensed layers gain over dense ones
 	$(BIN)/python -m kernels.benchmark $(ARGS)
 
-lease: $(VENV)/experiments ## pack what a lent GPU machine lacks into .lease/
-	$(BIN)/python -m experiments.lease pack
+gpu-bundle: $(VENV)/experiments ## pack what an offline GPU machine lacks into .gpu_bundle/
+	$(BIN)/python -m experiments.gpu_bundle pack
 
 tables: $(VENV)/experiments ## put the results' tables into README.md and docs/
 docs: $(VENV)-docs/ready ## the documentation's site, in build/site; fails on any warning

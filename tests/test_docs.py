@@ -183,7 +183,7 @@ def run_command(monkeypatch, capsys):
 def test_commands_parse(run_command, words):
   page = COMMANDS[words]
   # Those of argparse have no other way.
-  if words[0] != "-m" or words[1] in ("experiments.lease", "srigl_kernels.backends.cuda"):
+  if words[0] != "-m" or words[1] in ("experiments.gpu_bundle", "srigl_kernels.backends.cuda"):
     options = [word.partition("=")[0] for word in words[1:] if word.startswith("--")]
     code, output, _ = run_command((*(w for w in words if not w.startswith("--")), "--help"))
     assert code == 0 and all(option in output for option in options), page

@@ -1,11 +1,13 @@
-"""Uses a GPU machine that is lent for minutes, with neither network nor git.
+"""Measures and trains on a GPU machine that has neither network nor git: an offline bundle.
 
-    python -m experiments.lease pack                       here: fill .lease/, which is sent along
-    python -m experiments.lease run --out=DIR --seconds=N  there: check, time, train
-    python -m experiments.lease publish DIR                here: experiments/results/gpu_*.json
+    python -m experiments.gpu_bundle pack                       here: fill .gpu_bundle/
+    python -m experiments.gpu_bundle run --out=DIR --seconds=N  there: check, time, train
+    python -m experiments.gpu_bundle publish DIR                here: experiments/results/gpu_*.json
+
+The checkout is copied there together with `.gpu_bundle/`, and `--out` is copied back.
 
 `run` goes through its parts in order: every kernel's results against float64, then its times
-(`gpu_check`), then the sweeps of `leased_machine.STAGES`. It writes what it has after each row and
+(`gpu_check`), then the sweeps of `offline_run.STAGES`. It writes what it has after each row and
 each run, ends by itself within `--seconds`, and ends early with all that it has when it gets
 SIGTERM. A part that fails costs the others nothing. Started again on the same machine, training
 resumes.
@@ -20,37 +22,37 @@ import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from experiments.benchmarks.leased_machine import LUGGAGE, PARTS, ROOT, WORK, run
+from experiments.benchmarks.offline_run import BUNDLE, PARTS, ROOT, WORK, run
 
-# What trains needs and the lent machine lacks, in pure Python.
+# What training needs and the offline machine lacks, in pure Python.
 _WHEELS = ("ml_collections==1.1.0", "tensorboardX==2.6.5")
-_MAX_LUGGAGE = 64 * 2**20
+_MAX_BYTES = 64 * 2**20
 
 
 def pack() -> None:
-  """Fills `.lease/` with what the lent machine lacks; keeps what is there already."""
-  LUGGAGE.mkdir(exist_ok=True)
-  if not (LUGGAGE / "site").exists():
-    _fetch_wheels(LUGGAGE / "site")
-  if not (LUGGAGE / "cifar10.npz.xz").exists():
+  """Fills `.gpu_bundle/` with what the offline machine lacks; keeps what is there already."""
+  BUNDLE.mkdir(exist_ok=True)
+  if not (BUNDLE / "site").exists():
+    _fetch_wheels(BUNDLE / "site")
+  if not (BUNDLE / "cifar10.npz.xz").exists():
     from experiments.data.cifar10 import pack_cifar10
 
-    pack_cifar10(LUGGAGE)
+    pack_cifar10(BUNDLE)
   from experiments.common.environment import commit, git
 
   changed = "-dirty" if git("status", "--porcelain") else ""
-  (LUGGAGE / "commit").write_text(f"{commit() or 'unknown'}{changed}\n")
+  (BUNDLE / "commit").write_text(f"{commit() or 'unknown'}{changed}\n")
   listed = (git("ls-files", "-co", "--exclude-standard") or "").splitlines()
   tree = [ROOT / name for name in listed]
-  size = sum(p.stat().st_size for p in [*tree, *LUGGAGE.rglob("*")] if p.is_file())
-  print(f"{size / 2**20:.1f} of {_MAX_LUGGAGE >> 20} MiB travel: the checkout and {LUGGAGE.name}/")
-  if size > _MAX_LUGGAGE:
-    raise SystemExit(f"That is too much: remove {LUGGAGE.name}/compiled-*, or untracked files.")
+  size = sum(p.stat().st_size for p in [*tree, *BUNDLE.rglob("*")] if p.is_file())
+  print(f"{size / 2**20:.1f} of {_MAX_BYTES >> 20} MiB to copy: the checkout and {BUNDLE.name}/")
+  if size > _MAX_BYTES:
+    raise SystemExit(f"That is too much: remove {BUNDLE.name}/compiled-*, or untracked files.")
 
 
 def _fetch_wheels(site: Path) -> None:
   """Unpacks the wheels, all of pure Python, into a folder for PYTHONPATH."""
-  wheels = LUGGAGE / "wheels"
+  wheels = BUNDLE / "wheels"
   command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(wheels)]
   subprocess.run([*command, "--only-binary=:all:", *_WHEELS], check=True)
   for wheel in wheels.glob("*.whl"):
@@ -60,10 +62,10 @@ def _fetch_wheels(site: Path) -> None:
 
 
 def publish(back: Path, results: Path) -> None:
-  """Turns what came back into results files, and keeps what was compiled for the next lease."""
-  LUGGAGE.mkdir(exist_ok=True)
+  """Turns what came back into results files, and keeps what was compiled for the next run."""
+  BUNDLE.mkdir(exist_ok=True)
   for path in back.glob("compiled-*.tar.gz"):
-    shutil.copyfile(path, LUGGAGE / path.name)
+    shutil.copyfile(path, BUNDLE / path.name)
   if (back / "gpu_kernels.json").exists():
     from experiments.benchmarks.kernels import gpu_report
     from experiments.common.files import read_json, write_json
@@ -87,7 +89,7 @@ def main(argv: Sequence[str] | None = None) -> int:
   """The command."""
   parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
   commands = parser.add_subparsers(dest="command", required=True)
-  commands.add_parser("pack", help="fill .lease/")
+  commands.add_parser("pack", help="fill .gpu_bundle/")
   there = commands.add_parser("run", help="check, time and train")
   there.add_argument("--out", type=Path, required=True, help="directory for what comes back")
   there.add_argument("--seconds", type=float, required=True, help="from now until it has ended")

@@ -1,4 +1,4 @@
-"""What `experiments.lease run` does on the lent machine: parts one after the other, until the end.
+"""What `experiments.gpu_bundle run` does: its parts one after the other, until the time is up.
 
 Imports nothing but the standard library, so that it can say what is missing.
 """
@@ -14,8 +14,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-LUGGAGE = ROOT / ".lease"
-WORK = ROOT / "runs" / "lease"
+BUNDLE = ROOT / ".gpu_bundle"
+WORK = ROOT / "runs" / "gpu_bundle"
 PARTS = ("kernels", "train")
 STAGES = ("wrn22-99", "wrn22-99-dense", "wrn22-95", "resnet18-99")
 """Arguments of configs/sweeps/gpu.py, in order; `-dense` goes on in the same directory."""
@@ -28,8 +28,8 @@ _CACHE_FILES = 3
 _RECORDS = ("sweep*.json", "*/seed*/*.json", "*/seed*/*.jsonl")
 
 
-class _Lease:
-  """The rest of a lease: runs commands while time is left, and collects what they wrote."""
+class _TimedRun:
+  """The time that is left: runs commands while time is left, and collects what they wrote."""
 
   def __init__(self, out: Path, seconds: float):
     self.out = out
@@ -109,7 +109,7 @@ def run(out: Path, seconds: float, *, parts: Sequence[str], tiny: bool) -> int:
     parts: of `PARTS`.
     tiny: small shapes and networks, on CPU.
   """
-  lease = _Lease(out, seconds)
+  timed = _TimedRun(out, seconds)
   _restore_compiled()
   codes: list[int | None] = []
   data = None
@@ -120,13 +120,13 @@ def run(out: Path, seconds: float, *, parts: Sequence[str], tiny: bool) -> int:
   if "kernels" in parts:
     results = out / "gpu_kernels.json"
     results.unlink(missing_ok=True)
-    within = min(_KERNEL_SECONDS, lease.left())
+    within = min(_KERNEL_SECONDS, timed.left())
     command = ["kernels/benchmark/gpu_check.py", f"--out={results}", f"--seconds={within:.0f}"]
-    codes.append(lease.run("kernels", command + ["--tiny"] * tiny, within + 40, lambda: None))
+    codes.append(timed.run("kernels", command + ["--tiny"] * tiny, within + 40, lambda: None))
     print(_table(results), flush=True)
   if data:
     with contextlib.suppress(subprocess.TimeoutExpired):
-      data.wait(lease.left())
+      data.wait(timed.left())
   finished = -1
 
   def collect_finished() -> None:
@@ -141,7 +141,7 @@ def run(out: Path, seconds: float, *, parts: Sequence[str], tiny: bool) -> int:
     workdir = WORK / (stage.removesuffix("-dense") + suffix)
     config = f"--config=configs/sweeps/gpu.py:{stage}{suffix}"
     command = ["-m", "experiments.sweep", config, f"--workdir={workdir}"]
-    codes.append(lease.run(stage, command, lease.left(), collect_finished))
+    codes.append(timed.run(stage, command, timed.left(), collect_finished))
     _collect(out)
   _save_compiled(out)
   print("".join(f"{path.name}: {path.stat().st_size} bytes\n" for path in sorted(out.iterdir())))
@@ -150,11 +150,11 @@ def run(out: Path, seconds: float, *, parts: Sequence[str], tiny: bool) -> int:
 
 def _environment() -> dict[str, str]:
   """What the commands find: packages, data, cache and commit."""
-  paths = [ROOT, ROOT / "kernels", LUGGAGE / "site"]
-  commit, library = LUGGAGE / "commit", LUGGAGE / "libsrigl_cuda.so"
+  paths = [ROOT, ROOT / "kernels", BUNDLE / "site"]
+  commit, library = BUNDLE / "commit", BUNDLE / "libsrigl_cuda.so"
   return {
     **os.environ,
-    "TFDS_DATA_DIR": str(LUGGAGE),
+    "TFDS_DATA_DIR": str(BUNDLE),
     "XDG_CACHE_HOME": str(WORK / "cache"),
     "JAX_COMPILATION_CACHE_DIR": str(WORK / "compiled"),
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
@@ -215,7 +215,7 @@ def _groups(files: Sequence[Path]) -> Iterator[list[Path]]:
 
 
 def _restore_compiled() -> None:
-  """Unpacks what an earlier lease compiled."""
-  for path in sorted(LUGGAGE.glob("compiled-*.tar.gz")):
+  """Unpacks what an earlier run compiled."""
+  for path in sorted(BUNDLE.glob("compiled-*.tar.gz")):
     with tarfile.open(path) as archive:
       archive.extractall(WORK / "compiled", filter="data")
