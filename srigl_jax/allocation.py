@@ -87,10 +87,13 @@ def allocate(
   allowed = select(sparse, layers, name="sparse")
   target = _target_density(sparsity, density)
   if fan_in is not None:
-    if target is not None or distribution != "erk":
+    own = None if distribution == "erk" else distribution
+    others = (("sparsity", sparsity), ("density", density), ("distribution", own))
+    given = " and ".join(f"{name} ({x})" for name, x in others if x is not None)
+    if given:
       raise ValueError(
-        f"Both fan_in ({fan_in}) and a sparsity or density ({target}) or a distribution "
-        f"({distribution}) are given; either decides how sparse the layers are. Leave one out."
+        f"Both fan_in ({fan_in}) and {given} are given; either decides how sparse the layers are. "
+        "Leave one out."
       )
     return _from_fan_ins(fan_in, layers, allowed, structure)
   if isinstance(distribution, str):
@@ -148,9 +151,11 @@ def _target_density(sparsity: float | None, density: float | None) -> float | No
     if isinstance(value, Array):
       raise ValueError(
         f"{name} is a jax array ({value}), but it decides shapes and integers on the host in "
-        f"double: pass a Python float (under optax.inject_hyperparams, list {name!r} in "
-        "static_args)."
+        "double: pass a Python float. Under optax.inject_hyperparams, inject into a function of "
+        "the other hyperparameters alone; see the docstring of srigl."
       )
+    if value is not None and not isinstance(value, numbers.Real):
+      raise ValueError(f"{name} is {value!r}; it must be a number, such as 0.9 without quotes.")
   if sparsity is not None and density is not None:
     raise ValueError(f"Both sparsity ({sparsity}) and density ({density}) are given: drop one.")
   if sparsity is not None:
@@ -237,6 +242,11 @@ def _from_fan_ins(
         f"fan_in of layer {path!r} is {k!r}; it must be a whole number from 1 to {size[path]}, the "
         f"inputs of each of its neurons{'' if block_size is None else ' in a block'}."
       )
+  if not isinstance(fan_in, Mapping) and fan_ins and fan_in > max(size.values()):
+    raise ValueError(
+      f"fan_in is {fan_in}, but no layer's neurons have more than {max(size.values())} inputs: all "
+      "layers would be dense. Give a smaller one."
+    )
   num_blocks = {p: blocks.num_blocks(layers[p]) for p, k in fan_ins.items() if k < size[p]}
   return Allocation(
     densities={path: int(fan_ins[path]) / size[path] for path in num_blocks},

@@ -4,7 +4,7 @@ A method is a `MaskUpdater`: a function from views of the sparse layers to their
 and how much to change.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import jax
@@ -127,28 +127,22 @@ def maybe_update_masks(
     weights, scores = params_after_step(), grad_mean or grads
     key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
     fraction = drop_fraction_at(updater, state.step)
-    masks = updater.update(
-      {
-        path: LayerView(
-          path=path,
-          axes=plan.axes,
-          may_ablate=plan.may_ablate,
-          budget=state.budgets[path],
-          weights=weights[path],
-          scores=scores[path],
-          mask=state.masks[path],
-          key=jax.random.fold_in(key, i),
-          drop_fraction=fraction,
-          step=state.step,
-        )
-        for i, (path, plan) in enumerate(plans.items())
-      }
-    )
-    if masks.keys() != plans.keys():
-      raise ValueError(
-        f"MaskUpdater.update returned masks for {sorted(masks)}, but was given {sorted(plans)}: it "
-        "must return one for each."
+    views = {
+      path: LayerView(
+        path=path,
+        axes=plan.axes,
+        may_ablate=plan.may_ablate,
+        budget=state.budgets[path],
+        weights=weights[path],
+        scores=scores[path],
+        mask=state.masks[path],
+        key=jax.random.fold_in(key, i),
+        drop_fraction=fraction,
+        step=state.step,
       )
+      for i, (path, plan) in enumerate(plans.items())
+    }
+    masks = _new_masks(updater, views)
     explored = {path: state.explored[path] | mask for path, mask in masks.items()}
     empty = grad_mean if updater.grad_decay else jax.tree.map(jnp.zeros_like, grad_mean)
     return masks, explored, empty
@@ -158,6 +152,39 @@ def maybe_update_masks(
 
   masks, explored, grad_mean = lax.cond(is_update_step(state.step, every, until), change, keep)
   return state._replace(masks=masks, explored=explored, grad_mean=grad_mean)
+
+
+def _new_masks(updater: MaskUpdater, views: dict[str, LayerView]) -> Masks:
+  """What the updater returns; a ValueError unless it is a mask for each layer."""
+  remedy = "wrap a function of one layer in per_layer"
+  try:
+    masks = updater.update(views)
+  except AttributeError as error:
+    if error.obj is not views:
+      raise
+    raise ValueError(
+      f"MaskUpdater.update asked for .{error.name}, but is given a dict {{path: LayerView}} of all "
+      f"layers: {remedy}."
+    ) from error
+  if not isinstance(masks, Mapping):
+    raise ValueError(
+      f"MaskUpdater.update returned a {type(masks).__name__}; it must return a dict "
+      f"{{path: mask}}: {remedy}."
+    )
+  if masks.keys() != views.keys():
+    raise ValueError(
+      f"MaskUpdater.update returned masks for {sorted(masks)}, but was given {sorted(views)}: it "
+      "must return one for each."
+    )
+  for path, mask in masks.items():
+    shape, dtype = getattr(mask, "shape", None), getattr(mask, "dtype", None)
+    if shape != views[path].mask.shape or dtype != jnp.bool_:
+      found = f"{dtype} of shape {shape}" if dtype else repr(mask)
+      raise ValueError(
+        f"MaskUpdater.update returned {found} for {path!r}; it must be a bool array of shape "
+        f"{views[path].mask.shape}."
+      )
+  return dict(masks)
 
 
 def _mean_gradients(
@@ -200,7 +227,8 @@ def check_mask_updater(updater: MaskUpdater | None) -> None:
     if not isinstance(value, int | np.integer) or value < (name != "update_until"):
       raise ValueError(
         f"{name} is {value}; it must be a Python int, 1 or more (update_until: 0 or more). Under "
-        f"optax.inject_hyperparams, list {name!r} in static_args."
+        "optax.inject_hyperparams, inject into a function of the other hyperparameters alone: "
+        "inject_hyperparams(lambda rate: srigl(optax.sgd(rate), ...))(rate=0.1)."
       )
   if updater.grad_accumulation_steps > updater.update_every:
     raise ValueError(

@@ -81,8 +81,3 @@ def check_masks(masks: Mapping[str, Array], params: Any) -> None:
 def fan_ins(mask: Array, layer: Layer) -> Array:
   """Active connections of each neuron, `[N]` int32."""
   return to_matrix(mask, layer).sum(0, dtype=jnp.int32)
-
-
-def num_active_neurons(mask: Array, layer: Layer) -> Array:
-  """Neurons with at least one active connection, `[]` int32."""
-  return (fan_ins(mask, layer) > 0).sum(dtype=jnp.int32)

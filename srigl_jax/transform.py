@@ -7,7 +7,8 @@ may scale or add to its updates.
 """
 
 import functools
-from collections.abc import Callable, Mapping
+import inspect
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -50,8 +51,11 @@ def sparse_training(
     ValueError: if an argument is out of range; on `init` if the masks or the sparsity do not fit
       the parameters.
   """
+  if not isinstance(inner, optax.GradientTransformation):
+    raise ValueError(f"inner is {inner!r}; it must be an optimizer, such as optax.sgd(0.1).")
   inner = optax.with_extra_args_support(inner)
   check_mask_updater(updater)
+  _check_sparsity_kwargs(sparsity_kwargs)
   _check_initial(initial, sparsity_kwargs)
   plan_for = cached_by_shapes(
     functools.partial(_make_plan, updater, initial, axes, sparsity_kwargs)
@@ -74,22 +78,25 @@ def sparse_training(
 
   def update_fn(updates, state, params=None, **extra_args):
     layers = _check_same_layers(plan_for, params, state)
-    step = functools.partial(_masked_step, inner, updates, state.inner_state, params, extra_args)
+    inner_step = functools.partial(
+      _masked_step, inner, updates, state.inner_state, params, extra_args
+    )
 
     def params_after_step():
-      return _leaves_of(optax.apply_updates(params, step(state.masks)[0]), state.masks)
+      return _leaves_of(optax.apply_updates(params, inner_step(state.masks)[0]), state.masks)
 
-    new = state._replace(step=optax.safe_increment(state.step))
+    new_state = state._replace(step=optax.safe_increment(state.step))
     if updater is not None and num_updates(updater.update_every, updater.update_until):
       grads = _leaves_of(updates, state.masks)
-      new = maybe_update_masks(updater, layers, new, grads, params_after_step)
+      new_state = maybe_update_masks(updater, layers, new_state, grads, params_after_step)
     # What was just pruned is gone and what was just grown starts at 0 without moments, even if the
     # optimizer moves weights that have neither (noise, centralised or orthogonalised updates).
     # Masking what the optimizer is given, not the moments that it returns, keeps one pass over
     # memory: a moment needed both masked and as it is would be computed twice, from a copy.
-    kept_masks = {path: state.masks[path] & mask for path, mask in new.masks.items()}
-    updates, inner_state = step(kept_masks)
-    return _to_zero_off(kept_masks, updates, params), new._replace(inner_state=inner_state)
+    kept_masks = {path: state.masks[path] & mask for path, mask in new_state.masks.items()}
+    updates, inner_state = inner_step(kept_masks)
+    updates = _zero_masked_updates(kept_masks, updates, params)
+    return updates, new_state._replace(inner_state=inner_state)
 
   return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
@@ -159,8 +166,8 @@ def _masked_step(
   return inner.update(mask_tree(grads), moments, mask_tree(params), **extra_args)
 
 
-def _to_zero_off(masks: Masks, updates: Any, params: Any) -> Any:
-  """The updates, but for masked weights those after which they are exactly 0."""
+def _zero_masked_updates(masks: Masks, updates: Any, params: Any) -> Any:
+  """The updates, those of masked weights replaced by -w, after which they are exactly 0."""
   return map_leaves(
     lambda u, p, mask: jnp.where(mask, u, -p.astype(jnp.promote_types(p.dtype, u.dtype))),
     updates,
@@ -172,6 +179,17 @@ def _to_zero_off(masks: Masks, updates: Any, params: Any) -> Any:
 def _leaves_of(tree: Any, masks: Mapping[str, Any]) -> dict[str, Array]:
   leaves = leaf_dict(tree)
   return {path: leaves[path] for path in masks}
+
+
+_SPARSITY_ARGUMENTS = set(inspect.signature(allocate).parameters) - {"params", "axes"}
+
+
+def _check_sparsity_kwargs(given: Collection[str]) -> None:
+  if unknown := sorted(set(given) - _SPARSITY_ARGUMENTS):
+    raise TypeError(
+      f"sparse_training() has no argument {', '.join(unknown)}; besides its own it takes "
+      f"{', '.join(sorted(_SPARSITY_ARGUMENTS))}."
+    )
 
 
 def _check_initial(initial: Any, sparsity_kwargs: Mapping[str, Any]) -> None:

@@ -55,8 +55,9 @@ def prepare(
 
   Raises:
     ValueError: if a name is unknown, the backend cannot run here, it packs on the host and the
-      layer (with `gradients`: its pattern) is traced, a batch size is negative, the neurons
-      cannot be cut into so many groups, or values that may change are not to be exact.
+      layer (with `gradients`: its pattern) is traced, a batch size is no whole number of 1 or
+      more, the neurons cannot be cut into so many groups, or values that may change are not to be
+      exact.
   """
   if gradients and not exact:
     raise ValueError(
@@ -88,7 +89,11 @@ def choose_backend(layer: Condensed | Prepared, batch: int = 1) -> tuple[str, st
     is not prepared the one that is expected to be fastest, if its arrays are concrete: then its
     layout is made once and kept. If they are traced, `xla` (on GPUs `pallas`): other layouts cost
     more to make in every call than they save.
+
+  Raises:
+    ValueError: if `batch` is no whole number of 1 or more.
   """
+  (batch,) = auto.check_batch((batch,))
   if not isinstance(layer, Prepared) or not layer.preference:
     return auto.choose(layer.condensed if isinstance(layer, Prepared) else layer, batch)
   if not layer.is_automatic:
@@ -178,7 +183,7 @@ def choose_layout(
   """
   is_automatic = backend == "auto"
   if is_automatic:
-    backend, _ = choose_backend(layer, batch)
+    backend, _ = choose_backend(layer, max(batch, 1))
   if isinstance(layer, Prepared):
     if backend in layer.layouts:
       return backend, layer.layouts[backend]

@@ -2,6 +2,7 @@
 
 import functools
 import math
+import numbers
 import warnings
 from collections.abc import Sequence
 
@@ -30,14 +31,23 @@ def names(
   """The backends to prepare for, and whether each call chooses the fastest of them."""
   if backend != "auto":
     return (backend,) if isinstance(backend, str) else tuple(backend), False
-  batches = _BATCHES if batch is None else (batch,) if isinstance(batch, int) else tuple(batch)
-  if not batches or min(batches) < 0:
-    raise ValueError(f"`batch` must be a size, or several, of 0 or more, not {batch!r}.")
+  batches = _BATCHES if batch is None else check_batch(batch)
   among = candidates(condensed, gradients)
+  is_laid_out_in_jit = is_traced((condensed.indices, condensed.active) if gradients else condensed)
+  if is_laid_out_in_jit and not {"cuda", "pallas"} & set(among):
+    warn_of_unprepared_layer()
   best = lambda n: rank(condensed, n, among)[0][0]
   if gradients:
     return (best(max(batches)),), False
   return tuple(dict.fromkeys(best(n) for n in batches)), True
+
+
+def check_batch(batch: int | Sequence[int]) -> tuple[int, ...]:
+  """One batch size or several, as a tuple; a ValueError unless all are whole numbers from 1 on."""
+  sizes = tuple(batch) if isinstance(batch, Sequence) and not isinstance(batch, str) else (batch,)
+  if not sizes or any(not isinstance(n, numbers.Integral) or n < 1 for n in sizes):
+    raise ValueError(f"`batch` is {batch!r}; it must be a whole number of 1 or more, or several.")
+  return tuple(map(int, sizes))
 
 
 def candidates(condensed: Condensed, gradients: bool = False) -> list[str]:

@@ -106,9 +106,11 @@ def test_expected_batches_decide_what_is_prepared(monkeypatch, batch, names):
 
 
 def test_wrong_batches():
-  for batch in (-1, (1, -2), ()):
-    with pytest.raises(ValueError, match="`batch` must be a size"):
+  for batch in (-1, 0, 2.5, "8", (1, -2), ()):
+    with pytest.raises(ValueError, match=r"`batch` is .*; it must be a whole number of 1 or more"):
       prepare(layer_of(40), batch=batch)
+    with pytest.raises(ValueError, match=r"`batch` is .*; it must be a whole number of 1 or more"):
+      choose_backend(layer_of(40), batch)
 
 
 @pytest.mark.filterwarnings("ignore:The native CPU kernels")
@@ -132,7 +134,10 @@ def test_calls_choose_by_their_rows_also_under_jit(monkeypatch):
 @pytest.mark.filterwarnings("ignore:The native CPU kernels")
 def test_a_traced_layer_is_prepared_without_the_native_kernels():
   x, condensed = make_problem(PROBLEMS["odd_sizes"])
-  y = jax.jit(lambda x, c: condensed_matmul(x, prepare(c)))(x, condensed)
+  auto.warn_of_unprepared_layer.cache_clear()
+  with pytest.warns(UserWarning, match="arrays are traced") as warned:
+    y = jax.jit(lambda x, c: condensed_matmul(x, prepare(c)))(x, condensed)
+  assert warned[-1].filename == __file__
   np.testing.assert_allclose(y, condensed_matmul(x, condensed, backend="reference"), atol=1e-4)
 
 

@@ -98,7 +98,6 @@ def test_counts():
   mask = jnp.asarray([[True, False, True], [True, False, False]])
   layer = make_layer("w", (2, 3))
   np.testing.assert_array_equal(masks.fan_ins(mask, layer), [2, 0, 1])
-  assert masks.num_active_neurons(mask, layer) == 2
   query = make_layer("query/kernel", (2, 3, 1))
   np.testing.assert_array_equal(masks.fan_ins(mask[..., None], query), [2, 0, 1])
   assert to_matrix(mask[..., None], query).shape == (2, 3)

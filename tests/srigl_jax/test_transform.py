@@ -425,3 +425,28 @@ def test_get_state_finds_the_whole_state():
   found = sx.get_state((optax.EmptyState(), {"deep": [state]}))
   assert helpers.signature(found) == helpers.signature(state)
   jax.tree.map(np.testing.assert_array_equal, found, state)
+
+
+@pytest.mark.parametrize(
+  ("update", "message"),
+  [
+    (lambda layer: layer.mask, r"asked for \.mask, .* wrap a function of one layer in per_layer"),
+    (lambda layers: None, r"returned a NoneType; it must return a dict \{path: mask\}"),
+    (lambda layers: {}, "it must return one for each"),
+    (sx.per_layer(lambda layer: layer.mask.astype(int)), r"returned int32 of shape .*a bool array"),
+    (sx.per_layer(lambda layer: layer.mask[1:]), r"returned bool of shape .*a bool array of shape"),
+    (sx.per_layer(lambda layer: None), "returned None for .*a bool array"),
+  ],
+)
+def test_a_wrong_update_is_told_what_to_return(update, message):
+  params = {"w": jnp.ones((8, 8))}
+  tx = sx.sparse_training(optax.sgd(0.1), sx.MaskUpdater(update, 1, 9), sparsity=0.5)
+  with pytest.raises(ValueError, match=message):
+    tx.update(params, tx.init(params), params)
+
+
+def test_wrong_arguments_of_sparse_training():
+  with pytest.raises(TypeError, match=r"has no argument sparsty; .* sparsity"):
+    sx.sparse_training(optax.sgd(0.1), None, sparsty=0.9)
+  with pytest.raises(ValueError, match=r"inner is .*; it must be an optimizer, such as"):
+    sx.sparse_training(optax.sgd, None, sparsity=0.9)

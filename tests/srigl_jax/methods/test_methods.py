@@ -189,7 +189,7 @@ def test_params_are_needed():
     ({"update_until": -1}, r"update_until is -1"),
     ({"update_until": 7.5}, r"update_until is 7\.5"),
     ({"update_until": None}, r"update_until is None"),
-    ({"update_until": jnp.int32(7)}, r"update_until is 7; .*static_args"),
+    ({"update_until": jnp.int32(7)}, r"update_until is 7; .*inject_hyperparams"),
     ({"grad_accumulation_steps": 0}, r"grad_accumulation_steps is 0"),
     ({"grad_accumulation_steps": 4}, r"is 4, more than update_every \(3\)"),
     ({"drop_fraction": -0.1}, r"drop_fraction is -0\.1; .*\[0, 1\]"),
