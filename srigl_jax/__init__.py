@@ -24,6 +24,13 @@ from srigl_jax.condensed.serialize import (
   save_condensed,
 )
 from srigl_jax.condensed_training.init import init_condensed_weights, init_patterns
+from srigl_jax.condensed_training.sparsify import (
+  condense_trained,
+  condensed_optimizer,
+  condensed_value_and_grad,
+  sparse_layers,
+  sparsify,
+)
 from srigl_jax.condensed_training.transform import (
   CondensedTraining,
   CondensedTrainingState,
@@ -94,11 +101,14 @@ __all__ = [
   "choose_backend",
   "condense",
   "condense_model",
+  "condense_trained",
   "condensed_conv",
   "condensed_matmul",
+  "condensed_optimizer",
   "condensed_set",
   "condensed_srigl",
   "condensed_static",
+  "condensed_value_and_grad",
   "expand",
   "fixed_masks",
   "flax_axes",
@@ -133,8 +143,10 @@ __all__ = [
   "set_update",
   "snfs",
   "snfs_update",
+  "sparse_layers",
   "sparse_linear",
   "sparse_training",
+  "sparsify",
   "sparsity_for_flops",
   "split_condensed",
   "sr_ste",

@@ -8,9 +8,10 @@ import numpy as np
 from jax import Array
 
 from srigl_jax.analysis.flops import relative_flops
+from srigl_jax.condensed_training.tree import Pattern, dense_shapes
 from srigl_jax.layer_filters import LayerFilter, find_layers
 from srigl_jax.layers import AxesFn, Layer, check_paths, flax_axes
-from srigl_jax.masks import Masks, fan_ins
+from srigl_jax.masks import fan_ins
 
 
 class LayerSummary(NamedTuple):
@@ -100,7 +101,7 @@ class Summary(NamedTuple):
 
 def summarize(
   params: Any,
-  masks: Masks,
+  masks: Mapping[str, Array | Pattern],
   *,
   explored: Mapping[str, Array] | None = None,
   macs: Mapping[str, int] | None = None,
@@ -111,7 +112,8 @@ def summarize(
 
   Args:
     params: parameter tree, of arrays or of `jax.ShapeDtypeStruct`.
-    masks: bool arrays by path; layers without one are dense.
+    masks: bool arrays by path, or patterns of layers in condensed form; layers without one are
+      dense.
     explored: weights that were ever active (`get_state(opt_state).explored`), for the ITOP rate.
     macs: multiply-accumulates of each dense layer (`layer_macs`), for FLOPs.
     sparse: as given to the transformation, where it asked for unusual leaves.
@@ -123,13 +125,17 @@ def summarize(
   Raises:
     ValueError: if a mask's path is no layer's.
   """
-  layers = find_layers(params, sparse=sparse, axes=axes)
+  patterns = {path: mask for path, mask in masks.items() if isinstance(mask, Pattern)}
+  layers = find_layers(dense_shapes(params, patterns), sparse=sparse, axes=axes)
   check_paths(masks, layers, name="masks")
 
   def summarize_layer(path: str, layer: Layer) -> LayerSummary:
     mask = masks.get(path)
     if mask is None:
       counts = np.full(layer.num_neurons, layer.dense_fan_in)
+    elif isinstance(mask, Pattern):
+      num_active, fan_in = (int(n) for n in mask.sizes)
+      counts = np.where(np.arange(layer.num_neurons) < num_active, fan_in, 0)
     else:
       counts = np.asarray(fan_ins(mask, layer))
     active = counts[counts > 0]

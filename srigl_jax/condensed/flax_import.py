@@ -4,14 +4,14 @@ import importlib
 from typing import Any
 
 
-def import_with_flax(name: str) -> Any:
-  """A module of this package that imports Flax.
+def import_with_flax(name: str, package: str = "condensed") -> Any:
+  """A module of this package, or another of ours, that imports Flax.
 
   Raises:
     ModuleNotFoundError: if Flax is not installed, saying what needs it.
   """
   try:
-    return importlib.import_module(f"srigl_jax.condensed.{name}")
+    return importlib.import_module(f"srigl_jax.{package}.{name}")
   except ModuleNotFoundError as error:
     if error.name != "flax":
       raise

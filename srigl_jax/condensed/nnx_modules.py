@@ -4,6 +4,7 @@ This module, `nnx_layers` and `nnx_trace` are all that knows Flax. They are impo
 is condensed, not before.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -26,25 +27,19 @@ class CondensedLinear(nnx.Module):
     dtype: compute type, or None for that of inputs and weights.
   """
 
-  def __init__(self, layer: Prepared, like: nnx.Linear | nnx.LinearGeneral):
+  def __init__(self, layer: Prepared, like: Any):
     self.layer = CondensedState(layer)
-    self.axis = tuple(like.axis) if isinstance(like, nnx.LinearGeneral) else (-1,)
+    self.axis = tuple(getattr(like, "axis", (-1,)))  # nnx.Linear has none
     self.dtype = like.dtype
 
   def __call__(self, inputs: jax.Array, out_sharding: Any = None) -> jax.Array:
     """Maps `[..., I]` to `[..., N]`, each of them several axes if the layer had several."""
-    _check_sharding(out_sharding)
+    check_sharding(out_sharding)
     layer = self.layer.get_value()
-    shape, neurons = layer.condensed.kernel_shape, layer.condensed.neuron_axes
-    axes = sorted(a % inputs.ndim for a in self.axis)
-    x = jnp.moveaxis(_promote(inputs, layer, self.dtype), axes, range(-len(axes), 0))
-    lead, last = x.shape[: x.ndim - len(axes)], x.shape[x.ndim - len(axes) :]
-    if last != shape[: neurons[0]]:
-      raise ValueError(
-        f"The input's axes {self.axis} must have the sizes {shape[: neurons[0]]}, not {last}."
-      )
-    y = condensed_matmul(x.reshape(*lead, -1), layer)
-    return y.reshape(*lead, *(shape[a] for a in neurons))
+    condensed = layer.condensed
+    x = promote(inputs, self.dtype, condensed.values, condensed.bias)
+    product = lambda x: condensed_matmul(x, layer)
+    return over_axes(product, x, self.axis, condensed.kernel_shape, condensed.neuron_axes)
 
 
 class CondensedConv(nnx.Module):
@@ -56,21 +51,21 @@ class CondensedConv(nnx.Module):
     dtype: compute type, or None for that of inputs and weights.
   """
 
-  def __init__(self, layer: Prepared, like: nnx.Conv):
+  def __init__(self, layer: Prepared, like: Any):
     self.layer = CondensedState(layer)
-    self.strides = _static(like.strides)
-    self.padding = _static(like.padding)
-    self.input_dilation = _static(like.input_dilation)
-    self.kernel_dilation = _static(like.kernel_dilation)
+    self.strides = as_static(like.strides)
+    self.padding = as_static(like.padding)
+    self.input_dilation = as_static(like.input_dilation)
+    self.kernel_dilation = as_static(like.kernel_dilation)
     self.feature_group_count = like.feature_group_count
     self.dtype = like.dtype
 
   def __call__(self, inputs: jax.Array, out_sharding: Any = None) -> jax.Array:
     """Maps `[..., *positions, channels]` to `[..., *positions, N]`."""
-    _check_sharding(out_sharding)
+    check_sharding(out_sharding)
     layer = self.layer.get_value()
     return condensed_conv(
-      _promote(inputs, layer, self.dtype),
+      promote(inputs, self.dtype, layer.condensed.values, layer.condensed.bias),
       layer,
       strides=self.strides,
       padding=self.padding,
@@ -109,20 +104,42 @@ class FoldedBatchNorm(nnx.Module):
     return x.astype(self.dtype or jnp.result_type(x.dtype, self.param_dtype))
 
 
-def _static(value: Any) -> Any:
+def as_static(value: Any) -> Any:
   """Lists as tuples, because attributes of a module are compared; None, as Flax has it, as 1."""
   if isinstance(value, (list, tuple)):
-    return tuple(map(_static, value))
+    return tuple(map(as_static, value))
   return 1 if value is None else value
 
 
-def _check_sharding(out_sharding: Any) -> None:
+def check_sharding(out_sharding: Any) -> None:
+  """Raises a ValueError if one is given."""
   if out_sharding is not None:
     raise ValueError(f"A condensed layer takes no out_sharding; got {out_sharding!r}.")
 
 
-def _promote(x: jax.Array, layer: Prepared, dtype: Any) -> jax.Array:
-  """Inputs in the type in which the layer computes, as Flax chooses it."""
-  condensed = layer.condensed
-  parts = [a.dtype for a in (condensed.values, condensed.bias) if a is not None]
-  return x.astype(dtype or jnp.result_type(x.dtype, *parts))
+def promote(x: jax.Array, dtype: Any, *parts: jax.Array | None) -> jax.Array:
+  """Inputs in the type in which a layer of these parts computes, as Flax chooses it."""
+  return x.astype(dtype or jnp.result_type(x.dtype, *(a.dtype for a in parts if a is not None)))
+
+
+def over_axes(
+  product: Callable[[jax.Array], jax.Array],
+  x: jax.Array,
+  axis: tuple[int, ...],
+  kernel_shape: tuple[int, ...],
+  neuron_axes: tuple[int, ...],
+) -> jax.Array:
+  """A product `[..., I] -> [..., N]` over the axes of x that the kernel's input axes run over.
+
+  Raises:
+    ValueError: if these axes have other sizes than the kernel's.
+  """
+  axes = sorted(a % x.ndim for a in axis)
+  x = jnp.moveaxis(x, axes, range(-len(axes), 0))
+  lead, last = x.shape[: x.ndim - len(axes)], x.shape[x.ndim - len(axes) :]
+  if last != kernel_shape[: neuron_axes[0]]:
+    raise ValueError(
+      f"The input's axes {axis} must have the sizes {kernel_shape[: neuron_axes[0]]}, not {last}."
+    )
+  y = product(x.reshape(*lead, -1))
+  return y.reshape(*lead, *(kernel_shape[a] for a in neuron_axes))

@@ -9,6 +9,7 @@ import numpy as np
 from jax import Array, lax
 
 from srigl_jax.allocation import Allocation
+from srigl_jax.condensed_training.ranking import nth_in_column
 from srigl_jax.initializers import scheme_scale
 from srigl_jax.layers import Layer
 from srigl_jax.structures import ConstantFanIn
@@ -17,7 +18,7 @@ from srigl_kernels.backends.xla import tiles
 from srigl_kernels.format import index_dtype
 from srigl_kernels.pattern import Pattern, entry_neurons
 
-_BLOCK_BYTES = 8 * 2**20  # of the random bits of a block of neurons
+_BLOCK_BYTES = 4 * 2**20  # of the random bits of a block of neurons
 
 
 def init_patterns(key: Array, allocation: Allocation) -> dict[str, Pattern]:
@@ -53,8 +54,9 @@ def init_pattern(key: Array, layer: Layer, budget: int) -> Pattern:
     def step(first: Array | int, size: int, indices: Array) -> Array:
       scores = random_bits(key, _positions(num_inputs, num_neurons, first, size)) >> 1
       chosen = topk_mask_per_column(scores, jnp.int32(fan_in))
-      # Stable, so that the inputs stay ascending.
-      rows = jnp.argsort(~chosen.T, axis=1, stable=True)[:, :fan_in]
+      upto = jnp.cumsum(chosen, axis=0, dtype=jnp.int32)
+      neurons, nth = jnp.divmod(lax.iota(jnp.int32, size * fan_in), fan_in)
+      rows = nth_in_column(upto, nth, neurons).reshape(size, fan_in)
       return lax.dynamic_update_slice_in_dim(indices, rows.astype(indices.dtype), first, axis=0)
 
     indices = jnp.zeros((num_neurons, fan_in), index_dtype(num_inputs))
@@ -95,9 +97,15 @@ def init_values(key: Array, pattern: Pattern, scheme: str = "he_normal") -> Arra
 
   @jax.jit
   def draw(key: Array, pattern: Pattern) -> Array:
-    entries = lax.iota(jnp.int32, pattern.capacity)
+    step = lambda first, size, values: lax.dynamic_update_slice_in_dim(
+      values, draw_block(key, pattern, first, size), first, axis=0
+    )
+    return tiles(step, pattern.capacity, _BLOCK_BYTES // 32, jnp.zeros(pattern.capacity))
+
+  def draw_block(key: Array, pattern: Pattern, first: Array | int, size: int) -> Array:
+    entries = first + lax.iota(jnp.int32, size)
     neurons = entry_neurons(pattern, entries)
-    inputs = pattern.indices.astype(jnp.uint32)
+    inputs = lax.dynamic_slice_in_dim(pattern.indices, first, size).astype(jnp.uint32)
     positions = _flat(inputs, neurons.astype(jnp.uint32), pattern.out_features)
     low = -1.0 if is_uniform else np.nextafter(np.float32(-1), np.float32(0))
     noise = _uniform(random_bits(key, positions), low)

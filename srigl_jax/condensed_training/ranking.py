@@ -4,6 +4,7 @@ Both choose what `topk.topk_mask` would choose of the dense `[I, N]` matrix: amo
 lower flat index, that is the lower input and then the lower neuron, first.
 """
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -149,3 +150,20 @@ def largest_gradients(
   everything = jnp.int32(num_inputs), jnp.int32(0)
   row, column = lax.cond(reaching > k, first_ties, lambda: everything)
   return GradientThreshold(key, row, column)
+
+
+def nth_in_column(upto: Array, n: Array, column: Array) -> Array:
+  """The row of the chosen entry number n (from 0) of a column, by binary search.
+
+  Args:
+    upto: `[I, size]` int32, chosen entries of the column up to and including this row.
+    n: `[S]` int32.
+    column: `[S]` int32.
+  """
+  num_rows = upto.shape[0]
+  row = jnp.zeros_like(n)
+  for bit in reversed(range(math.ceil(math.log2(num_rows + 1)))):
+    further = row + 2**bit
+    before = upto.at[further - 1, column].get(mode="clip") <= n
+    row = jnp.where((further <= num_rows) & before, further, row)
+  return row

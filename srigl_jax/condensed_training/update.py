@@ -6,13 +6,17 @@ the largest gradients of the layer (if neurons may be ablated), one to count the
 """
 
 import dataclasses
-import math
 from typing import NamedTuple
 
 import jax.numpy as jnp
 from jax import Array, lax
 
-from srigl_jax.condensed_training.ranking import Gradients, largest_gradients, topk_entries
+from srigl_jax.condensed_training.ranking import (
+  Gradients,
+  largest_gradients,
+  nth_in_column,
+  topk_entries,
+)
 from srigl_jax.exact_counts import Fraction, truncated_count
 from srigl_jax.methods.srigl import salient_threshold
 from srigl_jax.topk import ALWAYS, ranking_key, topk_mask_per_column
@@ -184,7 +188,7 @@ def _grow(
 
     def take(entries: Array, local: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
       indices, source = carry
-      inputs = _nth_in_column(upto, entries % jnp.maximum(new.fan_in, 1), local)
+      inputs = nth_in_column(upto, entries % jnp.maximum(new.fan_in, 1), local)
       places = jnp.where(local < size, entries, new.capacity)
       put = lambda x, y: x.at[places].set(y.astype(x.dtype), mode="drop", indices_are_sorted=True)
       return put(indices, inputs), put(source, owners.at[inputs, local].get(mode="clip"))
@@ -194,20 +198,3 @@ def _grow(
   carry = jnp.zeros_like(new.indices), jnp.full(new.capacity, -1, jnp.int32)
   indices, source = tiles(grow, new.out_features, block, carry)
   return Moves(dataclasses.replace(new, indices=indices), source)
-
-
-def _nth_in_column(upto: Array, n: Array, column: Array) -> Array:
-  """The row of the chosen entry number n (from 0) of a column, by binary search.
-
-  Args:
-    upto: `[I, size]` int32, chosen entries of the column up to and including this row.
-    n: `[S]` int32.
-    column: `[S]` int32.
-  """
-  num_rows = upto.shape[0]
-  row = jnp.zeros_like(n)
-  for bit in reversed(range(math.ceil(math.log2(num_rows + 1)))):
-    further = row + 2**bit
-    before = upto.at[further - 1, column].get(mode="clip") <= n
-    row = jnp.where((further <= num_rows) & before, further, row)
-  return row
