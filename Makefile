@@ -32,8 +32,9 @@ lint: $(VENV)/test ## ruff and mypy
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# A file's tests run in one process, which then traces their programs and builds their fixtures once.
 pytest: $(VENV)/test ## the default test suite
-	$(BIN)/python -m pytest -n auto
+	$(BIN)/python -m pytest -n auto --dist loadfile
 
 test-versions: ## the whole default test suite on each Python that is supported
 	$(MAKE) test PYTHON=python3.11

@@ -59,24 +59,21 @@ def test_damages():
   assert list(content) == [0, 1, 2, 3, 4]
 
 
-def command(*arguments):
-  return subprocess.run(
-    [sys.executable, "-m", "experiments.faults", *arguments],
-    cwd=Path(__file__).parents[3],
-    capture_output=True,
-    text=True,
-  )
-
-
-def test_nothing_is_overwritten(tmp_path):
+@pytest.mark.filterwarnings("ignore:.*found in sys.modules:RuntimeWarning")
+def test_nothing_is_overwritten(command, tmp_path):
   (tmp_path / "mine").touch()
-  done = command(f"--workdir={tmp_path}")
-  assert done.returncode == 2 and "is not empty" in done.stderr
+  code, _, errors = command("faults", f"--workdir={tmp_path}")
+  assert code == 2 and "is not empty" in errors
 
 
 @pytest.mark.slow
 def test_nothing_is_lost(tmp_path):
-  done = command(f"--workdir={tmp_path / 'runs'}")
+  done = subprocess.run(
+    [sys.executable, "-m", "experiments.faults", f"--workdir={tmp_path / 'runs'}"],
+    cwd=Path(__file__).parents[3],
+    capture_output=True,
+    text=True,
+  )
   assert done.returncode == 0, done.stdout + done.stderr
   rows = read_json(tmp_path / "runs" / "faults.json")["rows"]
   assert {row["processes"] for row in rows} == {1, 2}

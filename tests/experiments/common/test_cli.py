@@ -13,7 +13,6 @@ from pathlib import Path
 import pytest
 from absl.testing import flagsaver
 
-from experiments.common import cli
 from experiments.common.files import read_json
 from experiments.sweeps import estimate
 from tests.experiments.tiny import STEPS_PER_EPOCH, assert_same, checkpoint_steps, read_checkpoint
@@ -21,23 +20,6 @@ from tests.experiments.tiny import STEPS_PER_EPOCH, assert_same, checkpoint_step
 ROOT = Path(__file__).resolve().parents[3]
 PATHS = [str(ROOT), str(ROOT / "kernels")]  # for processes, as pytest has them
 DIGITS = "--config=configs/digits.py"
-
-
-@pytest.fixture
-def command(monkeypatch, capsys):
-  """Runs `python -m experiments.NAME` in this process: exit code, output, errors."""
-  monkeypatch.chdir(ROOT)
-  monkeypatch.setattr(cli, "use_compile_cache", lambda directory: None)
-
-  def run(name, *arguments):
-    monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
-    with flagsaver.flagsaver(), pytest.raises(SystemExit) as stop:
-      runpy.run_module(f"experiments.{name}", run_name="__main__")
-    output = capsys.readouterr()
-    assert "Traceback" not in output.err
-    return stop.value.code or 0, output.out, output.err
-
-  return run
 
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*found in sys.modules:RuntimeWarning")

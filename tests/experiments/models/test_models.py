@@ -297,7 +297,10 @@ def test_parameters_and_batch_statistics_are_the_only_state(name):
       name, num_classes=5, image_shape=IMAGE_SHAPE, rngs=nnx.Rngs(0), **TINY[name]
     )
   )
-  nnx.split(model, nnx.Param, nnx.BatchStat)  # raises if anything is left over
+  _, params, statistics, rest = nnx.split(model, nnx.Param, nnx.BatchStat, ...)
+  assert not jax.tree.leaves(rest)
+  assert jax.tree.leaves(params)
+  assert bool(jax.tree.leaves(statistics)) == (name in NORMALIZED)
 
 
 def test_functional_rejects_other_state():
