@@ -67,7 +67,6 @@ benchmark-kernels: $(VENV)/experiments ## what condensed layers gain over dense 
 gpu-bundle: $(VENV)/experiments ## pack what an offline GPU machine lacks into .gpu_bundle/
 	$(BIN)/python -m experiments.gpu_bundle pack
 
-tables: $(VENV)/experiments ## put the results' tables into README.md and docs/
 docs: $(VENV)-docs/ready ## the documentation's site, in build/site; fails on any warning
 	$(VENV)-docs/bin/python docs/api_pages.py build/docs
 	$(VENV)-docs/bin/zensical build --clean --strict --config-file mkdocs.yml

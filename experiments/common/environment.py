@@ -11,6 +11,8 @@ from typing import Any
 
 import jax
 
+import srigl_jax
+
 # Environment variables on which speed depends.
 _SETTINGS = (
   "XLA_FLAGS", "LIBTPU_INIT_ARGS", "JAX_DEFAULT_MATMUL_PRECISION", "JAX_DISABLE_MOST_OPTIMIZATIONS",
@@ -46,8 +48,12 @@ def command_line(module: str) -> str:
 
 def versions() -> dict[str, str]:
   """Those of Python and of the packages that results depend on."""
-  packages = ("jax", "jaxlib", "flax", "optax", "srigl-jax")
-  return {"python": platform.python_version()} | {name: _version(name) for name in packages}
+  packages = ("jax", "jaxlib", "flax", "optax")
+  return {
+    "python": platform.python_version(),
+    **{name: importlib.metadata.version(name) for name in packages},
+    "srigl-jax": srigl_jax.__version__,
+  }
 
 
 def commit() -> str | None:
@@ -64,14 +70,6 @@ def git(*arguments: str) -> str | None:
   except (OSError, subprocess.TimeoutExpired):
     return None
   return done.stdout.strip() if done.returncode == 0 else None
-
-
-def _version(package: str) -> str:
-  """A package's version; this one may be run from the checkout without being installed."""
-  try:
-    return importlib.metadata.version(package)
-  except importlib.metadata.PackageNotFoundError:
-    return "not installed"
 
 
 def _processor() -> str:
