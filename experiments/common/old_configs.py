@@ -1,4 +1,4 @@
-"""Configs from before methods had `kwargs`: what messages say of them, and how to read them."""
+"""Configs that earlier versions wrote: how to read them, and where their fields are now."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -22,6 +22,8 @@ _MOVED: dict[str, dict[str, str]] = {
   "masks_from": {"fixed_masks": "masks_from"},
 }
 _ABLATION = "ablation"
+# Fields added to `configs/base.py` since 0.2.0, by dotted path, and what runs without them had.
+_ADDED: dict[str, Any] = {}
 
 
 def new_field(name: str) -> str | None:
@@ -46,6 +48,18 @@ def refuse_old_fields(names: Iterable[str]) -> None:
 
 def converted(config: dict[str, Any]) -> dict[str, Any]:
   """A config as its `config.json` has it, in today's form; one that is, is returned as it is."""
+  return _with_added_fields(_with_method_kwargs(config))
+
+
+def _with_added_fields(config: dict[str, Any]) -> dict[str, Any]:
+  for path, value in _ADDED.items():
+    section, name = path.split(".")
+    if section in config:
+      config = {**config, section: {name: value} | config[section]}
+  return config
+
+
+def _with_method_kwargs(config: dict[str, Any]) -> dict[str, Any]:
   method = config.get("method", {})
   if "name" not in method or "kwargs" in method:
     return config

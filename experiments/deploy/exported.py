@@ -8,6 +8,7 @@ from ml_collections import ConfigDict
 
 import srigl_jax as sx
 from experiments import models
+from experiments.common.old_configs import converted
 from experiments.data import Dataset, load
 
 
@@ -26,8 +27,8 @@ class Exported(NamedTuple):
 
   @property
   def config(self) -> ConfigDict:
-    """The config of the run that trained it."""
-    return ConfigDict(self.metadata["config"])
+    """The config of the run that trained it, in today's form."""
+    return ConfigDict(converted(self.metadata["config"]))
 
 
 def load_exported(path: Path, *, backend: str = "auto") -> Exported:

@@ -1,4 +1,4 @@
-"""Whose a work directory is: that of one config and no other."""
+"""Which config a work directory belongs to: one and no other."""
 
 from pathlib import Path
 from typing import Any
@@ -33,19 +33,26 @@ def check_owner(workdir: Path, config: ConfigDict) -> None:
   for name in MAY_CHANGE:
     differing.pop(name, None)
   if differing:
-    listed = "; ".join(f"{k}: {a!r} there, {b!r} here" for k, (a, b) in differing.items())
+    listed = "; ".join(f"{k}: {a} there, {b} here" for k, (a, b) in differing.items())
     raise ValueError(
       f"{workdir} holds a run of another config ({listed}). Give this run a --workdir of its own, "
       "or repeat the other one's config to resume it."
     )
 
 
-def differences(a: Any, b: Any, prefix: str = "") -> dict[str, tuple[Any, Any]]:
-  """Where two nested dicts differ: the two values by dotted path."""
+def differences(a: Any, b: Any, prefix: str = "") -> dict[str, tuple[str, str]]:
+  """Where two nested dicts differ: the two values for a message, by dotted path.
+
+  A value that is absent is the same as None.
+  """
   if not isinstance(a, dict) or not isinstance(b, dict):
-    return {} if a == b else {prefix: (a, b)}
-  found: dict[str, tuple[Any, Any]] = {}
+    return {} if a == b else {prefix: (_shown(a), _shown(b))}
+  found: dict[str, tuple[str, str]] = {}
   for key in sorted(a.keys() | b.keys()):
     path = f"{prefix}.{key}" if prefix else key
     found |= differences(a.get(key), b.get(key), path)
   return found
+
+
+def _shown(value: Any) -> str:
+  return "absent" if value is None else repr(value)

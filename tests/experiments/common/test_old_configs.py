@@ -1,4 +1,4 @@
-"""Configs from before methods had `kwargs`: converted when read, refused with the new name."""
+"""Configs of earlier versions: converted when read, refused with the new name."""
 
 import shutil
 
@@ -6,6 +6,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from configs import base
+from experiments.common import old_configs
 from experiments.common.files import as_json, read_json, write_json
 from experiments.common.old_configs import converted, new_field, refuse_old_fields
 from experiments.sweeps.spec import expand
@@ -78,6 +79,42 @@ def test_a_field_that_has_moved_is_named(old, new):
 def test_every_field_of_then_is_known():
   assert all(new_field(name) for name in OLD)
   assert not any(new_field(name) for name in base.get_config().method)
+
+
+FIELDS = {
+  "data": "name data_dir batch_size kwargs",
+  "model": "name dtype kwargs",
+  "method": "name sparsity relative_flops distribution dense never_ablate update_every_steps "
+  "update_until_fraction drop_fraction grad_accumulation_steps sparse_init kwargs",
+  "optimizer": "name learning_rate momentum nesterov betas rms_decay rms_eps weight_decay "
+  "clip_norm accumulation_steps schedule once_per_epoch warmup_epochs warmup_init cosine_epochs "
+  "decay_epochs milestones_epochs decay_factor",
+  "train": "total_epochs label_smoothing sync_batch_norm steps_per_dispatch log_every_steps "
+  "eval_every_epochs eval_batch_size checkpoint_every_epochs keep_checkpoints wandb_project",
+}
+"""Of the configs of 0.2.0; stays as it is."""
+
+
+def test_fields_added_since_have_a_value_for_earlier_runs():
+  """Else a new field orphans every work directory: add it to `_ADDED` in old_configs.py."""
+  earlier = {section: dict.fromkeys(fields.split()) for section, fields in FIELDS.items()}
+  now = base.get_config().to_dict()
+  for section in earlier:
+    assert converted(earlier)[section].keys() == now[section].keys()
+
+
+def test_a_run_goes_on_when_a_field_was_added(finished_run, monkeypatch):
+  workdir, results = finished_run
+  config = tiny_config()
+  with config.unlocked():
+    config.train.new_field = 1
+  with pytest.raises(ValueError, match=r"\(train\.new_field: absent there, 1 here\)"):
+    train(config, workdir)
+  monkeypatch.setitem(old_configs._ADDED, "train.new_field", 1)
+  assert train(config, workdir) == results
+  config.train.new_field = 2
+  with pytest.raises(ValueError, match=r"\(train\.new_field: 1 there, 2 here\)"):
+    train(config, workdir)
 
 
 def test_a_run_and_a_sweep_do_not_take_old_fields():

@@ -13,6 +13,7 @@ from experiments.export import export
 from experiments.infer import infer, write_report
 from experiments.training.load_run import load_run
 from experiments.training.loop import train
+from tests.experiments.common.test_old_configs import old_form
 from tests.experiments.tiny import quick_compiler, tiny_config
 
 pytestmark = pytest.mark.usefixtures("one_device")
@@ -93,6 +94,14 @@ def test_infer(exported_run, tmp_path, give_workdir):
   assert results["table"] in path.read_text()
   assert (tmp_path / "latency.png").stat().st_size > 1000
   assert read_json(tmp_path / "results.json")["accuracy"] == results["accuracy"]
+
+
+def test_a_file_of_an_earlier_version(exported_run):
+  """Its config is in the form of then; it still belongs to its run."""
+  workdir, _, exported = exported_run
+  config = old_form(load_run(workdir).run.config, gamma_sal=0.9)
+  earlier = exported._replace(metadata=exported.metadata | {"config": config})
+  infer(earlier, batch_sizes=[1], rounds=1, workdir=workdir)
 
 
 def test_another_runs_directory_is_refused(exported_run, tmp_path):
