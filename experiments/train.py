@@ -30,6 +30,8 @@ def main() -> int:
   cluster.join(values)
   workdir = Path(values["workdir"])
   cli.use_compile_cache(workdir / ".compiled")
+  if cluster.is_process_0() and not (workdir / "results.json").exists():
+    print("Preparing and compiling: the first steps take longer.", flush=True)
   try:
     profiling = Profiling(parse_steps(values["profile"]), values["memory"])
     results = train(_CONFIG.value, workdir, profiling=profiling)

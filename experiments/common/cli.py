@@ -1,16 +1,18 @@
 """What the commands have in common: the config flag, and errors for people."""
 
+import difflib
 import os
 import re
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 from absl import app, flags, logging
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 
 from experiments.common.old_configs import new_field
 
@@ -25,6 +27,7 @@ def define_config() -> Any:
     lock_config=True,
   )
   flags.mark_flag_as_required("config")
+  flags.FLAGS.register_key_flag_for_module(sys.argv[0], flags.FLAGS["config"])  # for --help
   return holder
 
 
@@ -37,7 +40,8 @@ def config_name() -> str:
 def run(main: Callable[[], int | None]) -> None:
   """Parses the flags and runs a command; bad input ends with a message and exit code 2.
 
-  A file system that fails ends with exit code 74, processes that are missing with 75.
+  A file system that fails ends with exit code 74, processes that are missing with 75, Ctrl-C
+  with 130.
   """
   logging.set_verbosity(logging.FATAL)  # checkpoints would report their every step and stack
   app.run(lambda argv: _guarded(main, argv), flags_parser=_parse)
@@ -54,23 +58,48 @@ def _parse(argv: Sequence[str]) -> list[str]:
     return rest
   except (AttributeError, KeyError) as error:  # an override of a field that is not there
     _refuse_old_overrides(argv)
+    _refuse_unknown_overrides(argv)
     said = error.args[0].args[0] if isinstance(error.args[0], KeyError) else error.args[0]
     fail(f"No such field in the config: {said}".replace("\n", ". "))
   except flags.Error as error:
+    if missing := re.findall(r"Flag --(\w+) must have a value other than None", str(error)):
+      fail("\n".join(f"--{name} is missing: {flags.FLAGS[name].help}" for name in missing))
     # What a config file raises comes with its traceback, and what it says at the end.
     fail(str(error).strip().rpartition("\nValueError: ")[2])
   except OSError as error:
     names = ", ".join(sorted(str(p) for p in Path("configs").rglob("*.py") if p.stem[0] != "_"))
-    fail(f"{error}. The configs here are {names}; commands are run from the checkout.")
-  raise AssertionError("fail() does not return")
+    file = config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")[0]
+    said = error if Path(file).exists() else f"There is no config file {file}"
+    fail(f"{said}. The configs here are {names}; commands are run from the checkout.")
 
 
 def _refuse_old_overrides(argv: Sequence[str]) -> None:
-  """Fails if an override names a field by its name of before, saying what it is now."""
+  """Fails if an override names a field by its former name, saying what it is now."""
   for argument in argv:
     match = re.match(r"--?config\.(?:base\.)?method\.(\w+)", argument)
     if match and (now := new_field(match[1])):
       fail(f"config.method.{match[1]} is now {now}.")
+
+
+def _refuse_unknown_overrides(argv: Sequence[str]) -> None:
+  """Fails if an override names a field that is not there, saying which there are."""
+  files = [argument.partition("=")[2] for argument in argv if re.match("--?config=", argument)]
+  config = flags.FLAGS["config"].parser.parse(files[-1]) if files else None
+  for argument in argv:
+    if not (override := re.match(r"--?config((?:\.\w+)+)", argument)):
+      continue
+    path, section = "config", config
+    for name in override[1].split(".")[1:]:
+      if not isinstance(section, ConfigDict):
+        break
+      if name not in section:
+        near = difflib.get_close_matches(name, section, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else "."
+        fail(
+          f"No such field in the config: {path}.{name}{hint} The fields of {path} are "
+          f"{', '.join(sorted(section))}."
+        )
+      path, section = f"{path}.{name}", section[name]
 
 
 def _refuse_addresses(values: Mapping[str, Any]) -> None:
@@ -89,6 +118,9 @@ def _guarded(main: Callable[[], int | None], argv: Sequence[str]) -> int | None:
     fail(f"Unexpected argument {argv[1]!r}: flags are written --name=value.")
   try:
     return main()
+  except KeyboardInterrupt:  # where nothing watches for it to save first
+    print("Stopped at once, without saving.", file=sys.stderr)
+    _exit(128 + signal.SIGINT)
   except Exception as error:
     known = isinstance(error, ValueError | OSError | FloatingPointError)
     if known and not os.environ.get("SRIGL_TRACEBACK"):
@@ -100,9 +132,13 @@ def _guarded(main: Callable[[], int | None], argv: Sequence[str]) -> int | None:
     raise
 
 
-def fail(message: str, code: int = 2) -> None:
+def fail(message: str, code: int = 2) -> NoReturn:
   """Prints a message to standard error and exits, by default with code 2."""
   print(f"error: {message}", file=sys.stderr)
+  _exit(code)
+
+
+def _exit(code: int) -> NoReturn:
   if jax.distributed.is_initialized():
     _leave_at_once(code)
   sys.exit(code)

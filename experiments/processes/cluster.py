@@ -18,6 +18,7 @@ from jax._src.clusters import ClusterEnv  # no public name gives away what JAX h
 
 from experiments.processes.rendezvous import Cluster, wait_for_all
 
+flags.disclaim_key_flags()  # those defined here are the command's: its --help lists them
 _EXPLICIT = ("coordinator", "num_processes", "process_id")
 
 

@@ -78,7 +78,8 @@ def sweep_cost(sweep: ConfigDict, workdir: Path, *, jobs: int, calibrate: bool) 
   time_left = _duration(seconds / num_workers)
   sharing = "" if num_workers == 1 else f" with {num_workers} workers, if none slows the others"
   return (
-    f"{said} At {rate.images_per_s:,.0f} images/s ({rate.source}) that is {time_left}{sharing}."
+    f"{said} At {rate.images_per_s:,.0f} images/s ({rate.source}) that is {time_left}{sharing}, "
+    "without the start-up and compilation of each run."
   )
 
 

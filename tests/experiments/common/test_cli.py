@@ -30,19 +30,31 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*found in sys.modules:RuntimeWa
 @pytest.mark.parametrize(
   "arguments, message",
   [
-    ([DIGITS, "--config.method.sparsty=0.9"], r"No such field[^']*'sparsty'.*\"sparsity\""),
-    ([DIGITS, "--config.metod.sparsity=0.9"], r"No such field[^']*'metod'.*\"method\""),
-    ([DIGITS, "--config.model.kwargs.hiden=(8,)"], r"No such field.*'hiden'.*\"hidden\""),
+    (
+      [DIGITS, "--config.method.sparsty=0.9"],
+      r"No such field[^']*config\.method\.sparsty; did you mean 'sparsity'\?.* never_ablate,",
+    ),
+    (
+      [DIGITS, "--config.metod.sparsity=0.9"],
+      r"No such field[^']*config\.metod; did you mean 'method'\?.* of config are data,",
+    ),
+    (
+      [DIGITS, "--config.model.kwargs.hiden=(8,)"],
+      r"No such field.*config\.model\.kwargs\.hiden; did.*'hidden'",
+    ),
     (
       [DIGITS, "--config.method.gamma_sal=0.5"],
       r"gamma_sal is now config\.method\.kwargs\.gamma_sal",
     ),
-    (["--config=configs/digit.py"], r"configs/digit\.py.*configs here are .*configs/digits\.py, "),
+    (
+      ["--config=configs/digit.py"],
+      r"There is no config file configs/digit\.py.*configs here are .*configs/digits\.py, ",
+    ),
     (
       ["--config=configs/digits.py:srgil"],
       r"no method 'srgil' here: give one of dense, small_dense",
     ),
-    ([], r"--config must have a value"),
+    ([], r"--config is missing: Config file, e\.g\. configs/digits\.py"),
     ([DIGITS, "--config.train.total_epochs=ten"], r"config\.train\.total_epochs=ten: could not"),
     ([DIGITS, "--confg.seed=1"], r"Unknown command line flag 'confg"),
     ([DIGITS, "--config.method.name=srgil"], r"config\.method\.name is 'srgil'.*'srigl'\?"),
@@ -75,17 +87,37 @@ def test_a_missing_data_set(command, tmp_path):
 @pytest.mark.parametrize(
   "name, arguments, message",
   [
-    ("train", [DIGITS], "--workdir must have a value"),
+    ("train", [DIGITS], r"--workdir is missing: Directory of this run\."),
     ("sweep", ["--workdir=x", DIGITS], r"single run's: use .*experiments\.train"),
     ("sweep", ["--workdir=x", "--config=configs/sweeps/digit.py"], r"configs/sweeps/digits\.py"),
     ("report", ["--workdir=nowhere"], r"nowhere holds no run that has trained"),
-    ("report", [], r"--workdir must have a value"),
+    ("report", [], r"--workdir is missing: "),
   ],
 )
 def test_bad_input_to_the_others(command, name, arguments, message):
   code, _, errors = command(name, *arguments)
   assert code == 2
   assert re.match(f"(?s)error: .*{message}", errors)
+
+
+def test_help_lists_the_config_and_the_processes(command, monkeypatch):
+  monkeypatch.setattr("absl.app._define_help_flags_called", False)  # `flagsaver` dropped them
+  code, output, errors = command("train", "--help")
+  assert code == 1, errors  # as absl has it
+  for name in ("config", "workdir", "processes", "coordinator", "num_processes"):
+    assert f"\n  --{name}: " in output
+
+
+def test_ctrl_c_before_the_first_step(command, tmp_path, monkeypatch):
+  """There is no traceback: `command` looks."""
+
+  def interrupt(*_, **__):
+    raise KeyboardInterrupt
+
+  monkeypatch.setattr("experiments.training.loop.prepare", interrupt)
+  code, output, errors = command("train", DIGITS, f"--workdir={tmp_path}")
+  assert code == 130
+  assert output.startswith("Preparing and compiling") and "without saving" in errors
 
 
 def test_a_traceback_on_request(command, tmp_path, monkeypatch):
@@ -149,7 +181,8 @@ def test_sweep_then_report(command, tmp_path, monkeypatch):
   code, output, _ = command("sweep", f"--config={path}", f"--workdir={workdir}", "--dry_run")
   assert code == 0 and not (workdir / "good").exists()
   assert re.search(
-    r"2 runs, 0 of them finished; left: 13 steps, [\d,]+ images\. At [\d,]+ im", output
+    r"2 runs, 0 of them finished; left: 13 steps, [\d,]+ images\. At [\d,]+ im.*, without the st",
+    output,
   )
   code, output, _ = command("sweep", f"--config={path}", f"--workdir={workdir}")
   assert code == 1
