@@ -2,7 +2,9 @@
 
 Each is an ordinary Flax NNX module, unaware of sparsity, with the call
 `model(x, *, train=False, rngs=None)` from `[B, H, W, C]` float images to `[B, classes]` float32
-logits. `B` is the batch, `H`, `W` and `C` are height, width and channels.
+logits. `B` is the batch, `H`, `W` and `C` are height, width and channels. With `train`, batch
+normalisations normalise by the batch and update their running statistics; `rngs` are the source of
+dropout masks, needed only where there is dropout.
 """
 
 from collections.abc import Callable
@@ -25,8 +27,7 @@ from experiments.models.functional import (
 )
 from experiments.models.mlp import MLP
 from experiments.models.mobilenet_v3 import MobileNetV3, mobilenet_v3_large, mobilenet_v3_small
-from experiments.models.resnet import ResNet, resnet50
-from experiments.models.resnet_cifar import ResNetCifar, resnet18
+from experiments.models.resnet import ResNet, ResNetCifar, resnet18, resnet50
 from experiments.models.vit import VisionTransformer, vit_b16
 from experiments.models.wide_resnet import WideResNet, wide_resnet22_2
 
@@ -118,15 +119,12 @@ def init(
 ) -> FunctionalModel:
   """Builds a model by name under `jax.jit` and splits it into a function and its arrays.
 
+  Arguments not listed are those of `build`.
+
   Args:
-    name: a key of `MODELS`.
-    num_classes: number of logits.
-    image_shape: `(H, W, C)` of one input.
     key: `[]` random key of the initial parameters.
-    dtype: compute type, float32 or bfloat16; parameters and logits are always float32.
     batch_axis: name of the axis of devices that share a batch, if batch statistics are to be those
       of all of them.
-    **kwargs: further arguments of the model.
 
   Returns:
     `(apply, params, model_state)`, see `functional`.
@@ -134,16 +132,10 @@ def init(
   Raises:
     ValueError: as `build`.
   """
+  common = {"num_classes": num_classes, "image_shape": image_shape, "dtype": dtype}
 
   def build_fn(rngs):
-    model = build(
-      name,
-      num_classes=num_classes,
-      image_shape=image_shape,
-      rngs=rngs,
-      dtype=dtype,
-      **kwargs,
-    )
+    model = build(name, **common, rngs=rngs, **kwargs)
     if batch_axis:
       layers.share_batch_statistics(model, batch_axis)
     return model

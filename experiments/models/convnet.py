@@ -47,15 +47,11 @@ class ConvNet(nnx.Module):
     rngs: nnx.Rngs,
     dtype: DTypeLike = jnp.float32,
   ):
-    """Creates the parameters.
+    """Creates the parameters; arguments not listed are those of `models.build`.
 
     Args:
       widths: neurons per layer of each stage; its last convolution halves the resolution.
       convs_per_stage: convolutions in each stage.
-      num_classes: number of logits.
-      image_shape: `(H, W, C)` of one input.
-      rngs: source of the initial parameters.
-      dtype: compute type, float32 or bfloat16; parameters are float32.
     """
     in_features = image_shape[-1]
     self.blocks: nnx.List[ConvBlock] = nnx.List()
@@ -73,13 +69,7 @@ class ConvNet(nnx.Module):
   def __call__(
     self, x: jax.Array, *, train: bool = False, rngs: nnx.Rngs | None = None
   ) -> jax.Array:
-    """Computes float32 logits `[B, classes]` of images `[B, H, W, C]`.
-
-    Args:
-      x: `[B, H, W, C]` float.
-      train: normalise by the batch and update the running statistics.
-      rngs: unused, the network has no dropout.
-    """
+    """Computes float32 logits `[B, classes]` of images `[B, H, W, C]`."""
     del rngs
     for block in self.blocks:
       x = block(x, train=train)

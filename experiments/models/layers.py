@@ -3,6 +3,8 @@
 Plain Flax layers with this project's settings; nothing here knows of sparsity.
 """
 
+from collections.abc import Callable, Sequence
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -39,7 +41,6 @@ def conv(
     use_bias=use_bias,
     kernel_init=_he_normal_fan_out,
     dtype=dtype,
-    param_dtype=jnp.float32,
     rngs=rngs,
   )
 
@@ -55,6 +56,30 @@ def batch_norm(
   return nnx.BatchNorm(
     num_features, momentum=momentum, epsilon=epsilon, dtype=jnp.float32, rngs=rngs
   )
+
+
+def residual_stages(
+  model: nnx.Module,
+  block: Callable[..., nnx.Module],
+  in_features: int,
+  sizes: Sequence[tuple[int, int]],
+) -> tuple[str, ...]:
+  """Sets `model.layer1`, `model.layer2` and on to lists of blocks; returns these names.
+
+  Args:
+    model: is changed.
+    block: `(in_features, out_features, stride=...) -> module`. The first of each stage but the
+      first stage has stride 2.
+    in_features: neurons that feed the first block.
+    sizes: of each stage the number of blocks and of their output's neurons.
+  """
+  for i, (num_blocks, out_features) in enumerate(sizes):
+    blocks: nnx.List[nnx.Module] = nnx.List()
+    for j in range(num_blocks):
+      blocks.append(block(in_features, out_features, stride=2 if i > 0 and j == 0 else 1))
+      in_features = out_features
+    setattr(model, f"layer{i + 1}", blocks)
+  return tuple(f"layer{i + 1}" for i in range(len(sizes)))
 
 
 def share_batch_statistics(model: nnx.Module, axis_name: str) -> None:
@@ -96,7 +121,7 @@ def run_block(block: nnx.Module, x: jax.Array, *, train: bool, remat: bool) -> j
 
 def head(in_features: int, num_classes: int, *, dtype: DTypeLike, rngs: nnx.Rngs) -> nnx.Linear:
   """Builds the classifier: LeCun-normal kernel `[in, classes]`, zero bias."""
-  return nnx.Linear(in_features, num_classes, dtype=dtype, param_dtype=jnp.float32, rngs=rngs)
+  return nnx.Linear(in_features, num_classes, dtype=dtype, rngs=rngs)
 
 
 def mean_pool(x: jax.Array) -> jax.Array:

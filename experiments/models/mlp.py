@@ -27,41 +27,25 @@ class MLP(nnx.Module):
     rngs: nnx.Rngs,
     dtype: DTypeLike = jnp.float32,
   ):
-    """Creates the parameters.
+    """Creates the parameters; arguments not listed are those of `models.build`.
 
     Args:
       hidden: neurons of each hidden layer.
-      num_classes: number of logits.
-      image_shape: `(H, W, C)` of one input.
-      rngs: source of the initial parameters.
-      dtype: compute type, float32 or bfloat16; parameters are float32.
     """
     height, width, channels = image_shape
     sizes = [height * width * channels, *hidden]
     self.dtype = dtype
+    init = nnx.initializers.he_normal()
     self.hidden = nnx.List(
-      nnx.Linear(
-        num_inputs,
-        num_neurons,
-        kernel_init=nnx.initializers.he_normal(),
-        dtype=dtype,
-        param_dtype=jnp.float32,
-        rngs=rngs,
-      )
-      for num_inputs, num_neurons in itertools.pairwise(sizes)
+      nnx.Linear(*shape, kernel_init=init, dtype=dtype, rngs=rngs)
+      for shape in itertools.pairwise(sizes)
     )
     self.head = layers.head(sizes[-1], num_classes, dtype=dtype, rngs=rngs)
 
   def __call__(
     self, x: jax.Array, *, train: bool = False, rngs: nnx.Rngs | None = None
   ) -> jax.Array:
-    """Computes float32 logits `[B, classes]` of images `[B, H, W, C]`.
-
-    Args:
-      x: `[B, H, W, C]` float.
-      train: without effect, the network has neither dropout nor batch statistics.
-      rngs: unused, for the same reason.
-    """
+    """Computes float32 logits `[B, classes]` of images `[B, H, W, C]`."""
     del train, rngs
     x = x.reshape(x.shape[0], -1).astype(self.dtype)
     for layer in self.hidden:

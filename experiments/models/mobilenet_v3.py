@@ -21,7 +21,7 @@ class Block(NamedTuple):
   Attributes:
     size: of the depthwise window.
     expanded: channels inside of the block.
-    out: channels that it puts out.
+    out: channels of its output.
     squeezes: whether its channels are weighted by squeeze-and-excitation.
     hard_swish: whether it activates by hard-swish; else by ReLU.
     stride: of the depthwise convolution.
@@ -68,9 +68,8 @@ LARGE = (
 _STEM = 16  # channels
 
 
-def _batch_norm(num_features: int, *, rngs: nnx.Rngs) -> nnx.BatchNorm:
-  """Normalisation with torchvision's settings for this network."""
-  return layers.batch_norm(num_features, momentum=0.99, epsilon=1e-3, rngs=rngs)
+# Torchvision's settings for this network.
+_batch_norm = functools.partial(layers.batch_norm, momentum=0.99, epsilon=1e-3)
 
 
 class SqueezeExcite(nnx.Module):
@@ -140,15 +139,11 @@ class MobileNetV3(nnx.Module):
     dtype: DTypeLike = jnp.float32,
     remat: bool = False,
   ):
-    """Creates the parameters.
+    """Creates the parameters; arguments not listed are those of `models.build`.
 
     Args:
       blocks: rows of `Block`.
       hidden: neurons of the layer before the last.
-      num_classes: number of logits.
-      image_shape: `(H, W, C)` of one input.
-      rngs: source of the initial parameters.
-      dtype: compute type, float32 or bfloat16; parameters are float32.
       remat: whether to recompute blocks in the backward pass, see `layers.run_block`.
     """
     self.remat = remat
@@ -162,26 +157,15 @@ class MobileNetV3(nnx.Module):
     last = 6 * features
     self.conv_last = layers.conv(features, last, 1, dtype=dtype, rngs=rngs)
     self.bn_last = _batch_norm(last, rngs=rngs)
-    linear = functools.partial(
-      nnx.Linear,
-      kernel_init=nnx.initializers.normal(0.01),
-      dtype=dtype,
-      param_dtype=jnp.float32,
-      rngs=rngs,
-    )
+    init = nnx.initializers.normal(0.01)
+    linear = functools.partial(nnx.Linear, kernel_init=init, dtype=dtype, rngs=rngs)
     self.hidden = linear(last, hidden)
     self.head = linear(hidden, num_classes)
 
   def __call__(
     self, x: jax.Array, *, train: bool = False, rngs: nnx.Rngs | None = None
   ) -> jax.Array:
-    """Computes float32 logits `[B, classes]` of images `[B, H, W, C]`.
-
-    Args:
-      x: `[B, H, W, C]` float.
-      train: normalise by the batch and update the running statistics.
-      rngs: unused, the network has no dropout.
-    """
+    """Computes float32 logits `[B, classes]` of images `[B, H, W, C]`."""
     del rngs
     x = nnx.hard_swish(layers.normalize(self.bn1, self.conv1(x), train=train))
     for block in self.blocks:

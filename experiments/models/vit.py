@@ -37,9 +37,7 @@ class Attention(nnx.Module):
 
   def __init__(self, width: int, num_heads: int, *, dtype: DTypeLike, rngs: nnx.Rngs):
     self.num_heads = num_heads
-    linear = functools.partial(
-      nnx.Linear, width, width, dtype=dtype, param_dtype=jnp.float32, rngs=rngs
-    )
+    linear = functools.partial(nnx.Linear, width, width, dtype=dtype, rngs=rngs)
     self.query = linear(kernel_init=_fused_glorot)
     self.key = linear(kernel_init=_fused_glorot)
     self.value = linear(kernel_init=_fused_glorot)
@@ -56,14 +54,8 @@ class MLPBlock(nnx.Module):
   """Two layers with GELU between them, the exact one."""
 
   def __init__(self, width: int, mlp_width: int, *, dtype: DTypeLike, rngs: nnx.Rngs):
-    linear = functools.partial(
-      nnx.Linear,
-      kernel_init=_glorot,
-      bias_init=nnx.initializers.normal(1e-6),
-      dtype=dtype,
-      param_dtype=jnp.float32,
-      rngs=rngs,
-    )
+    inits = {"kernel_init": _glorot, "bias_init": nnx.initializers.normal(1e-6)}
+    linear = functools.partial(nnx.Linear, **inits, dtype=dtype, rngs=rngs)
     self.up = linear(width, mlp_width)
     self.down = linear(mlp_width, width)
 
@@ -112,7 +104,7 @@ class VisionTransformer(nnx.Module):
     dtype: DTypeLike = jnp.float32,
     remat: bool = False,
   ):
-    """Creates the parameters.
+    """Creates the parameters; arguments not listed are those of `models.build`.
 
     Args:
       patch_size: height and width of a patch.
@@ -120,10 +112,7 @@ class VisionTransformer(nnx.Module):
       width: size of a token.
       num_heads: attention heads.
       mlp_width: neurons between the two layers of a block's MLP.
-      num_classes: number of logits.
       image_shape: `(H, W, C)` of one input; the position embedding is made for it.
-      rngs: source of the initial parameters.
-      dtype: compute type, float32 or bfloat16; parameters are float32.
       remat: whether to recompute blocks in the backward pass, see `layers.run_block`.
 
     Raises:
@@ -146,7 +135,6 @@ class VisionTransformer(nnx.Module):
       padding="VALID",
       kernel_init=nnx.initializers.lecun_normal(),
       dtype=dtype,
-      param_dtype=jnp.float32,
       rngs=rngs,
     )
     num_tokens = 1 + (height // patch_size) * (image_width // patch_size)
@@ -157,25 +145,13 @@ class VisionTransformer(nnx.Module):
       EncoderBlock(width, num_heads, mlp_width, dtype=dtype, rngs=rngs) for _ in range(depth)
     )
     self.ln = _layer_norm(width, rngs=rngs)
-    self.head = nnx.Linear(
-      width,
-      num_classes,
-      kernel_init=nnx.initializers.zeros,
-      dtype=dtype,
-      param_dtype=jnp.float32,
-      rngs=rngs,
-    )
+    zeros = nnx.initializers.zeros
+    self.head = nnx.Linear(width, num_classes, kernel_init=zeros, dtype=dtype, rngs=rngs)
 
   def __call__(
     self, x: jax.Array, *, train: bool = False, rngs: nnx.Rngs | None = None
   ) -> jax.Array:
-    """Computes float32 logits `[B, classes]` of images `[B, H, W, C]`.
-
-    Args:
-      x: `[B, H, W, C]` float.
-      train: without effect, the network has neither dropout nor batch statistics.
-      rngs: unused, for the same reason.
-    """
+    """Computes float32 logits `[B, classes]` of images `[B, H, W, C]`."""
     del rngs
     x = self.conv_proj(x)
     patches = x.reshape(x.shape[0], -1, x.shape[-1])  # row by row

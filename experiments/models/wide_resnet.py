@@ -71,16 +71,12 @@ class WideResNet(nnx.Module):
     dropout_rate: float = 0.3,
     dtype: DTypeLike = jnp.float32,
   ):
-    """Creates the parameters.
+    """Creates the parameters; arguments not listed are those of `models.build`.
 
     Args:
       depth: layers in all, shortcuts not counted; `6 * blocks_per_stage + 4`.
       widen: factor on the 16, 32 and 64 neurons of the three stages; `16 * widen` is rounded.
-      num_classes: number of logits.
-      image_shape: `(H, W, C)` of one input.
-      rngs: source of the initial parameters.
       dropout_rate: share of activations dropped between the two convolutions of a block.
-      dtype: compute type, float32 or bfloat16; parameters are float32.
 
     Raises:
       ValueError: if no number of blocks gives this depth.
@@ -90,39 +86,20 @@ class WideResNet(nnx.Module):
     num_blocks = (depth - 4) // 6
     self.dropout_rate = dropout_rate
     self.conv1 = layers.conv(image_shape[-1], 16, 3, dtype=dtype, rngs=rngs)
-    self.stage_names = ("layer1", "layer2", "layer3")
-    in_features = 16
-    for i, name in enumerate(self.stage_names):
-      out_features = round(16 * widen) * 2**i
-      blocks: nnx.List[PreActivationBlock] = nnx.List()
-      for j in range(num_blocks):
-        blocks.append(
-          PreActivationBlock(
-            in_features,
-            out_features,
-            stride=2 if i > 0 and j == 0 else 1,
-            dropout_rate=dropout_rate,
-            dtype=dtype,
-            rngs=rngs,
-          )
-        )
-        in_features = out_features
-      setattr(self, name, blocks)
-    self.bn = layers.batch_norm(in_features, rngs=rngs)
-    self.head = layers.head(in_features, num_classes, dtype=dtype, rngs=rngs)
+    block = functools.partial(PreActivationBlock, dropout_rate=dropout_rate, dtype=dtype, rngs=rngs)
+    widths = [round(16 * widen) * 2**i for i in range(3)]
+    sizes = [(num_blocks, width) for width in widths]
+    self.stage_names = layers.residual_stages(self, block, 16, sizes)
+    self.bn = layers.batch_norm(widths[-1], rngs=rngs)
+    self.head = layers.head(widths[-1], num_classes, dtype=dtype, rngs=rngs)
 
   def __call__(
     self, x: jax.Array, *, train: bool = False, rngs: nnx.Rngs | None = None
   ) -> jax.Array:
     """Computes float32 logits `[B, classes]` of images `[B, H, W, C]`.
 
-    Args:
-      x: `[B, H, W, C]` float.
-      train: drop activations, normalise by the batch and update the running statistics.
-      rngs: source of the dropout masks; needed only if `train` and the rate is not 0.
-
     Raises:
-      ValueError: if `rngs` is needed and not given.
+      ValueError: if `rngs` is not given, `train` is set and the dropout rate is not 0.
     """
     if train and self.dropout_rate > 0 and rngs is None:
       raise ValueError(

@@ -29,16 +29,35 @@ def map_calls(call: Callable[..., Array], batched: Any, args: tuple[Any, ...]) -
   return jax.lax.map(one, [leaf for leaf, m in zip(leaves, mapped, strict=True) if m])
 
 
-def over_rows(function: Any) -> Any:
-  """Gives `(x [B, I], *others) -> [B, N]` a rule for vmap: one call if only x is batched."""
+def in_a_loop(function: Callable[..., Array]) -> Any:
+  """Gives a function a rule for vmap: a loop of calls."""
+  call = jax.custom_batching.custom_vmap(function)
+  call.def_vmap(lambda _, batched, *args: (map_calls(call, batched, args), True))
+  return call
+
+
+def in_one_call(function: Callable[..., Array], call_rows: Any = None) -> Any:
+  """Gives `(x, *others) -> y` a rule for vmap: one call if only x is batched, else a loop of calls.
+
+  Args:
+    function: x may have any leading axes, or `call_rows` is given.
+    call_rows: `(call, x, *others) -> y`, the one call of an x with an axis more.
+  """
   call = jax.custom_batching.custom_vmap(function)
 
   @call.def_vmap
-  def rule(axis_size: int, batched: Any, *args: Any) -> Any:
-    x, *others = args
+  def rule(_: int, batched: Any, *args: Any) -> Any:
     if any(jax.tree.leaves(batched[1:])):
       return map_calls(call, batched, args), True
-    y = call(x.reshape(-1, x.shape[-1]), *others)
-    return y.reshape(*x.shape[:-1], -1), True
+    return (call_rows(call, *args) if call_rows else call(*args)), True
 
   return call
+
+
+def over_rows(function: Callable[..., Array]) -> Any:
+  """`in_one_call` of `(x [B, I], *others) -> [B, N]`."""
+
+  def call_rows(call: Any, x: Array, *others: Any) -> Array:
+    return call(x.reshape(-1, x.shape[-1]), *others).reshape(*x.shape[:-1], -1)
+
+  return in_one_call(function, call_rows)

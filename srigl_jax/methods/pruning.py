@@ -34,18 +34,14 @@ def gradual_magnitude_pruning(
 
   After step t, at multiples of `update_every`, a layer of `size` weights that is to end with
   `budget` has lost `trunc((size - budget) * (1 - (1 - x)^3))`, where x goes from 0 at `begin_step`
-  to 1 at the last multiple up to `end_step`. A weight that is pruned stays so.
+  to 1 at the last multiple up to `end_step`. A weight that is pruned stays so. Arguments not
+  listed: as for `srigl`.
 
   Args:
-    inner: the optimizer to wrap.
     begin_step: optimizer step at which pruning begins.
     end_step: the step from which the network is as sparse as it will be.
     update_every: steps between prunings.
     sparsity: in the end; see `srigl`.
-    distribution: see `srigl`.
-    density: see `srigl`.
-    sparse: see `srigl`.
-    axes: see `srigl`.
 
   Raises:
     ValueError: if no multiple of `update_every` lies between the steps.
@@ -95,17 +91,14 @@ def one_shot_pruning(
 ) -> optax.GradientTransformationExtraArgs:
   """Dense training, one cut by magnitude, and fine-tuning of what is left.
 
+  Arguments not listed: as for `srigl`.
+
   Args:
-    inner: the optimizer to wrap.
     prune_step: optimizer step after which to prune.
     ranking: `"layer"`, each layer to its own budget, or `"global"`, the largest magnitudes of all
       layers together, whose budgets only count in sum (and a layer may lose all of its weights).
-    sparsity: see `srigl`.
     distribution: see `srigl`; None is `"erk"`, or `"uniform"` for global ranking, which then
       counts all layers: those that a distribution leaves dense take no part.
-    density: see `srigl`.
-    sparse: see `srigl`.
-    axes: see `srigl`.
 
   Raises:
     ValueError: if an argument is out of range.

@@ -42,13 +42,8 @@ def rigl(
   """
 
   def update(layer: LayerView) -> Array:
-    return rigl_update(
-      layer.weights,
-      layer.scores,
-      layer.mask,
-      drop_fraction=layer.drop_fraction,
-      axes=lambda *_: layer.axes,
-    )
+    kwargs: dict = {"drop_fraction": layer.drop_fraction, "axes": lambda *_: layer.axes}
+    return rigl_update(layer.weights, layer.scores, layer.mask, **kwargs)
 
   return sparse_training(
     inner,
@@ -84,13 +79,8 @@ def set_(
   """
 
   def update(layer: LayerView) -> Array:
-    return set_update(
-      layer.weights,
-      layer.key,
-      layer.mask,
-      drop_fraction=layer.drop_fraction,
-      axes=lambda *_: layer.axes,
-    )
+    kwargs: dict = {"drop_fraction": layer.drop_fraction, "axes": lambda *_: layer.axes}
+    return set_update(layer.weights, layer.key, layer.mask, **kwargs)
 
   return sparse_training(
     inner,

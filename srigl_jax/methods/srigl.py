@@ -15,11 +15,7 @@ import optax
 from jax import Array
 
 from srigl_jax.allocation import Distribution
-from srigl_jax.blocks import (
-  count_per_block,
-  group_sums,
-  topk_mask_per_block,
-)
+from srigl_jax.blocks import count_per_block, group_sums, topk_mask_per_block
 from srigl_jax.exact_counts import Fraction, truncated_count
 from srigl_jax.layer_filters import LayerFilter, all_but
 from srigl_jax.layers import AxesFn, flax_axes, from_matrix, to_matrix
@@ -67,10 +63,8 @@ def srigl(
     inner: the optimizer to wrap; gradient clipping that should see masked gradients goes inside.
     update_until: T_end, the step at which topology updates end; the papers use three quarters
       of the run.
-    sparsity: share of the layers' weights that are missing; see `allocate`.
-    distribution: see `allocate`.
-    density: see `allocate`.
-    fan_in: see `allocate`.
+    sparsity: share of the layers' weights that are missing; like `distribution`, `density` and
+      `fan_in`, see `allocate`.
     update_every: ΔT, steps between topology updates.
     drop_fraction: share of the active weights that an update prunes: the initial one of a cosine
       that reaches 0 at `update_until`; or a function of the step (traced) that returns it.

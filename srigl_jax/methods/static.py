@@ -24,19 +24,7 @@ def static_sparse(
   axes: AxesFn = flax_axes,
   seed: int = 0,
 ) -> optax.GradientTransformationExtraArgs:
-  """A random mask that never changes. Arguments as for `srigl`.
-
-  Args:
-    inner: the optimizer to wrap.
-    sparsity: see `srigl`.
-    distribution: see `srigl`.
-    density: see `srigl`.
-    fan_in: see `srigl`.
-    structure: of the masks; see `allocate`.
-    sparse: see `srigl`.
-    axes: see `srigl`.
-    seed: of the masks.
-  """
+  """A random mask that never changes. Arguments as for `srigl`; structures as for `allocate`."""
   return sparse_training(
     inner,
     None,
@@ -65,7 +53,6 @@ def fixed_masks(
   Args:
     inner: the optimizer to wrap.
     masks: bool arrays by path, as from `get_masks`; layers without one are dense.
-    axes: see `srigl`.
 
   Raises:
     ValueError: on `init` if a mask's path is no leaf's, or its shape is not the leaf's.

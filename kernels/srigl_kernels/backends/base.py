@@ -27,7 +27,8 @@ class Backend(NamedTuple):
       `pack` is cheap enough for every call.
     with_values: `(layout, values [A, K]) -> layout`, from what `pack_pattern` or `pack` made to
       what `matmul` and `conv` read.
-    input_gradient: `(g [B, N], condensed, layout) -> dx [B, I]`; None for that of `xla`.
+    input_gradient: `(g [B, N], condensed, layout) -> dx [B, I]`, as `xla.input_gradient`; None for
+      that one.
     values_gradient: `(g [B, N], x [B, I], condensed, layout) -> dvalues [A, K]`; likewise.
     conv: `(x [B, *S, C], layout, bias or None, activation, geometry) -> y [B, *S_out, N]`; None if
       it runs a convolution as `conv_patches.conv` with its `matmul`.

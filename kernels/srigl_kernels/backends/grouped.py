@@ -169,17 +169,7 @@ def _in_groups(rows: Array, pattern: Pattern) -> Array:
 def matmul(
   x: Array, layout: Grouped, bias: Array | None = None, activation: str | None = None
 ) -> Array:
-  """The product as `reference.matmul` defines it.
-
-  Args:
-    x: `[B, I]` float32 or bfloat16.
-    layout: from `group` or `with_values`.
-    bias: `[N]`, or None.
-    activation: None, `"relu"` or `"gelu"`.
-
-  Returns:
-    `[B, N]` of x's type, from sums in float32.
-  """
+  """The product as `reference.matmul` defines it, of a layout from `group` or `with_values`."""
   if not x.size or not layout.values.size:
     sums = jnp.zeros((x.shape[0], layout.out_features))
     return apply_epilogue(sums, bias, activation, x.dtype)
@@ -228,17 +218,7 @@ def _on_gpu(activation: str | None) -> Any:
 
 
 def values_gradient(g: Array, x: Array, condensed: Condensed, layout: Pattern | Grouped) -> Array:
-  """Gradient of a loss in `condensed.values`, from its gradient in the product.
-
-  Args:
-    g: `[B, N]` float32 or bfloat16.
-    x: `[B, I]` float32 or bfloat16.
-    condensed: the layer; its values are not read.
-    layout: of the layer.
-
-  Returns:
-    `[A, K]` of the type of the values.
-  """
+  """As `xla.values_gradient`."""
   pattern = layout.pattern if isinstance(layout, Grouped) else layout
   if not x.size or not condensed.values.size:
     return jnp.zeros_like(condensed.values)

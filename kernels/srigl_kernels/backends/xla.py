@@ -55,17 +55,7 @@ def pack(condensed: Condensed) -> Packed:
 def matmul(
   x: Array, layout: Packed, bias: Array | None = None, activation: str | None = None
 ) -> Array:
-  """The product as `reference.matmul` defines it: a sum over the fan-in of gathered rows.
-
-  Args:
-    x: `[B, I]` float32 or bfloat16.
-    layout: from `pack`.
-    bias: `[N]`, or None.
-    activation: None, `"relu"` or `"gelu"`.
-
-  Returns:
-    `[B, N]` of x's type, from sums in float32.
-  """
+  """The product as `reference.matmul` defines it: a sum over the fan-in of gathered rows."""
   num_rows, num_inputs = x.shape
   num_neurons = layout.out_features
   rows = fit(4 * (3 * layout.active.size + 2 * num_inputs + 3 * num_neurons), _MAX_ROWS)
@@ -105,7 +95,7 @@ def input_gradient(g: Array, condensed: Condensed, layout: Any = None) -> Array:
   Args:
     g: `[B, N]` float32 or bfloat16.
     condensed: the layer.
-    layout: not read; backends without a gradient of their own run this one.
+    layout: of the layer. Not read here: backends without a gradient of their own run this one.
 
   Returns:
     `[B, I]` of g's type.

@@ -10,7 +10,8 @@ from jax import Array
 
 from srigl_kernels import conv_patches
 from srigl_kernels.backends.cpu.library import CONV
-from srigl_kernels.backends.cpu.matmul import ACTIVATIONS, Packed, map_call, matmul
+from srigl_kernels.backends.cpu.matmul import ACTIVATIONS, Packed, matmul
+from srigl_kernels.batching import in_one_call
 from srigl_kernels.conv_geometry import Geometry
 
 
@@ -64,4 +65,4 @@ def _batched_call(activation: int, out_features: int, geometry: Geometry) -> Any
       padding=np.array(geometry.padding, np.int64).reshape(-1),
     )
 
-  return map_call(call)
+  return in_one_call(call)

@@ -22,7 +22,7 @@ from jax import Array
 from srigl_kernels.backends import xla
 from srigl_kernels.backends.cpu import library
 from srigl_kernels.backends.cpu.matmul import Packed
-from srigl_kernels.batching import map_calls
+from srigl_kernels.batching import in_a_loop, in_one_call
 from srigl_kernels.format import Condensed
 
 
@@ -76,12 +76,7 @@ def pack(condensed: Condensed) -> Pattern:
 
 
 def with_values(layout: Pattern | Packed, values: Array) -> Packed:
-  """What `matmul.matmul` reads: a pattern gets the values; a packed layer keeps its own.
-
-  Args:
-    layout: of the layer.
-    values: `[A, K]` float32 or bfloat16.
-  """
+  """What `matmul` reads: a pattern gets the values `[A, K]`; a packed layer keeps its own."""
   if isinstance(layout, Packed):
     return layout
   library.require()
@@ -97,17 +92,9 @@ def with_values(layout: Pattern | Packed, values: Array) -> Packed:
 
 
 def input_gradient(g: Array, condensed: Condensed, layout: Pattern | Packed) -> Array:
-  """Gradient of a loss in `x`, from its gradient in the product.
+  """As `xla.input_gradient`; a packed layer does not have the transpose and is left to that.
 
   Works under jit, vmap, scan, pmap and shard_map, as all of these functions.
-
-  Args:
-    g: `[B, N]` float32 or bfloat16.
-    condensed: the layer.
-    layout: of the layer. A packed layer does not have the transpose; it is left to XLA.
-
-  Returns:
-    `[B, I]` of g's type.
   """
   if isinstance(layout, Packed):
     return xla.input_gradient(g, condensed)
@@ -119,17 +106,7 @@ def input_gradient(g: Array, condensed: Condensed, layout: Pattern | Packed) -> 
 
 
 def values_gradient(g: Array, x: Array, condensed: Condensed, layout: Pattern | Packed) -> Array:
-  """Gradient of a loss in `condensed.values`, from its gradient in the product.
-
-  Args:
-    g: `[B, N]` float32 or bfloat16.
-    x: `[B, I]` float32 or bfloat16.
-    condensed: the layer; its values are not read.
-    layout: of the layer.
-
-  Returns:
-    `[A, K]` of the type of the values.
-  """
+  """As `xla.values_gradient`."""
   library.require()
   call = _values_gradient_call(condensed.fan_in)
   dvalues = call(
@@ -138,30 +115,21 @@ def values_gradient(g: Array, x: Array, condensed: Condensed, layout: Pattern | 
   return dvalues.astype(condensed.values.dtype)
 
 
-@jax.custom_batching.custom_vmap
+@in_a_loop
 def _pack_values(values: Array, order: Array) -> Array:
   """`values.reshape(-1)[order]`. On four busy cores XLA took 1.6 times as long for its gather."""
   call = jax.ffi.ffi_call(library.PACK_VALUES, jax.ShapeDtypeStruct(order.shape, values.dtype))
   return call(values, order)
 
 
-@_pack_values.def_vmap
-def _pack_values_rule(axis_size: int, batched: Any, *args: Array) -> Any:
-  return map_calls(_pack_values, batched, args), True
-
-
 @functools.cache
 def _input_gradient_call(in_features: int) -> Any:
   """The call; under vmap a batched g is one call, anything else a loop of calls."""
 
-  @jax.custom_batching.custom_vmap
+  @in_one_call
   def call(g: Array, pattern: Array, packed: Array, active: Array) -> Array:
     dx = jax.ShapeDtypeStruct((*g.shape[:-1], in_features), jnp.float32)
     return jax.ffi.ffi_call(library.INPUT_GRADIENT, dx)(g, pattern, packed, active)
-
-  @call.def_vmap
-  def rule(axis_size: int, batched: Any, *args: Array) -> Any:
-    return (map_calls(call, batched, args) if any(batched[1:]) else call(*args)), True
 
   return call
 
@@ -170,13 +138,9 @@ def _input_gradient_call(in_features: int) -> Any:
 def _values_gradient_call(fan_in: int) -> Any:
   """The call; under vmap a loop of calls, as every example has a gradient of its own."""
 
-  @jax.custom_batching.custom_vmap
+  @in_a_loop
   def call(g: Array, x: Array, pattern: Array, active: Array) -> Array:
     dvalues = jax.ShapeDtypeStruct((*active.shape, fan_in), jnp.float32)
     return jax.ffi.ffi_call(library.VALUES_GRADIENT, dvalues)(g, x, pattern, active)
-
-  @call.def_vmap
-  def rule(axis_size: int, batched: Any, *args: Array) -> Any:
-    return map_calls(call, batched, args), True
 
   return call

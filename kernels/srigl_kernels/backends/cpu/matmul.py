@@ -10,7 +10,6 @@ zero weights.
 import ctypes
 import dataclasses
 import functools
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -19,7 +18,7 @@ import numpy as np
 from jax import Array
 
 from srigl_kernels.backends.cpu import library
-from srigl_kernels.batching import map_calls
+from srigl_kernels.batching import in_one_call
 
 ACTIVATIONS = {None: 0, "relu": 1, "gelu": 2}
 """Activations the kernel applies, and how it calls them; gelu is the tanh form, as in Flax."""
@@ -154,19 +153,4 @@ def _batched_call(activation: int, out_features: int) -> Any:
       activation=np.int64(activation),
     )  # fmt: skip
 
-  return map_call(call)
-
-
-def map_call(function: Callable[[Array, Packed, Array], Array]) -> Any:
-  """Gives `(x, packed, bias) -> y` a rule for vmap: if only x is batched this is one call (x has
-  any leading axes), else a loop of calls.
-  """
-  call = jax.custom_batching.custom_vmap(function)
-
-  @call.def_vmap
-  def rule(axis_size: int, batched: Any, x: Array, packed: Packed, bias: Array) -> Any:
-    if not any(jax.tree.leaves(batched[1:])):
-      return call(x, packed, bias), True
-    return map_calls(call, batched, (x, packed, bias)), True
-
-  return call
+  return in_one_call(call)

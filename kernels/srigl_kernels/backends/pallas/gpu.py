@@ -26,7 +26,7 @@ from srigl_kernels.backends.pallas.device import is_interpreted
 from srigl_kernels.backends.pallas.gpu_values_gradient import pattern_products
 from srigl_kernels.backends.pallas.gpu_weighted_sums import weighted_sums
 from srigl_kernels.backends.pallas.transposed import Transposed, transpose
-from srigl_kernels.batching import map_calls, over_rows
+from srigl_kernels.batching import in_a_loop, over_rows
 from srigl_kernels.epilogue import active_first, apply_epilogue
 from srigl_kernels.format import Condensed
 
@@ -74,7 +74,7 @@ class Packed:
 
 def pack(condensed: Condensed) -> Packed:
   """The layout that `matmul` reads, also of traced arrays."""
-  return _with_values(_pattern(condensed, None), condensed.values)
+  return with_values(_pattern(condensed, None), condensed.values)
 
 
 def pack_pattern(condensed: Condensed) -> Pattern:
@@ -84,22 +84,13 @@ def pack_pattern(condensed: Condensed) -> Pattern:
 
 def with_values(layout: Pattern | Packed, values: Array) -> Packed:
   """What `matmul` reads: a pattern gets the values `[A, K]`; a packed layer keeps its own."""
-  return layout if isinstance(layout, Packed) else _with_values(layout, values)
+  return layout if isinstance(layout, Packed) else Packed(layout, pad_rows(values))
 
 
 def matmul(
   x: Array, layout: Packed, bias: Array | None = None, activation: str | None = None
 ) -> Array:
-  """The product as `reference.matmul` defines it.
-
-  Args:
-    x: `[B, I]` float32 or bfloat16.
-    layout: from `pack` or `with_values`.
-    bias: `[N]`, or None.
-    activation: None, `"relu"` or `"gelu"`.
-
-  Returns:
-    `[B, N]` of x's type, from sums in float32.
+  """The product as `reference.matmul` defines it, of a layout from `pack` or `with_values`.
 
   Raises:
     ValueError: if x or the result has 2**31 elements or more.
@@ -111,16 +102,7 @@ def matmul(
 
 
 def input_gradient(g: Array, condensed: Condensed, layout: Pattern | Packed) -> Array:
-  """Gradient of a loss in `x`, from its gradient in the product.
-
-  Args:
-    g: `[B, N]` float32 or bfloat16.
-    condensed: the layer.
-    layout: of the layer. A packed layer has no transposed pattern; it is left to XLA.
-
-  Returns:
-    `[B, I]` of g's type.
-  """
+  """As `xla.input_gradient`; a packed layer has no transposed pattern and is left to that."""
   if isinstance(layout, Packed) or layout.transposed is None:
     return xla.input_gradient(g, condensed)
   if not g.size or not condensed.values.size:
@@ -131,17 +113,7 @@ def input_gradient(g: Array, condensed: Condensed, layout: Pattern | Packed) -> 
 
 
 def values_gradient(g: Array, x: Array, condensed: Condensed, layout: Pattern | Packed) -> Array:
-  """Gradient of a loss in `condensed.values`, from its gradient in the product.
-
-  Args:
-    g: `[B, N]` float32 or bfloat16.
-    x: `[B, I]` float32 or bfloat16.
-    condensed: the layer; its values are not read.
-    layout: of the layer.
-
-  Returns:
-    `[A, K]` of the type of the values.
-  """
+  """As `xla.values_gradient`."""
   if not x.size or not condensed.values.size:
     return jnp.zeros_like(condensed.values)
   pattern = layout.pattern if isinstance(layout, Packed) else layout
@@ -158,10 +130,6 @@ def _pattern(condensed: Condensed, transposed: Transposed | None) -> Pattern:
     condensed.out_features,
     is_interpreted(),
   )
-
-
-def _with_values(pattern: Pattern, values: Array) -> Packed:
-  return Packed(pattern, pad_rows(values))
 
 
 @functools.cache
@@ -200,14 +168,5 @@ def _transposed_product(num_inputs: int, interpret: bool) -> Any:
 
 @functools.cache
 def _products(interpret: bool) -> Any:
-  """The call; under vmap a loop of calls, as every example has a gradient of its own."""
-
-  @jax.custom_batching.custom_vmap
-  def call(g: Array, x: Array, indices: Array) -> Array:
-    return pattern_products(g, x, indices, interpret=interpret)
-
-  @call.def_vmap
-  def rule(axis_size: int, batched: Any, *args: Array) -> Any:
-    return map_calls(call, batched, args), True
-
-  return call
+  # Under vmap a loop of calls, as every example has a gradient of its own.
+  return in_a_loop(functools.partial(pattern_products, interpret=interpret))

@@ -171,31 +171,14 @@ def with_values(layout: Pattern | Packed, values: Array) -> Packed:
 def matmul(
   x: Array, layout: Packed, bias: Array | None = None, activation: str | None = None
 ) -> Array:
-  """The product as `reference.matmul` defines it.
-
-  Args:
-    x: `[B, I]` float32 or bfloat16.
-    layout: from `pack` or `with_values`.
-    bias: `[N]`, or None.
-    activation: None, `"relu"` or `"gelu"`.
-
-  Returns:
-    `[B, N]` of x's type, from sums in float32.
-  """
+  """The product as `reference.matmul` defines it, of a layout from `pack` or `with_values`."""
   sums = jnp.zeros((x.shape[0], layout.out_features))
   if x.size and layout.words.size:
     sums = _product(x, layout)
   return apply_epilogue(sums, bias, activation, x.dtype)
 
 
-def input_gradient(g: Array, condensed: Condensed, layout: Pattern | Packed) -> Array:
-  """Gradient of a loss in `x`, from its gradient in the product: a dense product."""
-  return xla.input_gradient(g, condensed)
-
-
-def values_gradient(g: Array, x: Array, condensed: Condensed, layout: Pattern | Packed) -> Array:
-  """Gradient of a loss in `condensed.values`: a dense product, of which some are picked."""
-  return xla.values_gradient(g, x, condensed)
+input_gradient, values_gradient = xla.input_gradient, xla.values_gradient
 
 
 def _sums(x: Array, layout: Packed) -> Array:
