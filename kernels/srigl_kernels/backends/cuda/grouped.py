@@ -114,17 +114,7 @@ def matmul(
   size: int,
   num_outputs: int,
 ) -> Array:
-  """The product as `reference.matmul` defines it.
-
-  Args:
-    x: `[B, I]` float32 or bfloat16, B at least 1.
-    held: from `fragments`.
-    steps: of the groups.
-    bias: `[N]`, or None.
-    activation: None, `"relu"` or `"gelu"`.
-    size: neurons of a group, one of `SIZES`.
-    num_outputs: `N`.
-  """
+  """The product as `reference.matmul` defines it, of `fragments`, with at least one row of x."""
   dtype = x.dtype
   if held.dtype != dtype:  # one of them is float32
     if held.dtype == jnp.bfloat16:

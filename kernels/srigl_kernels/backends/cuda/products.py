@@ -22,7 +22,7 @@ from jax import Array
 from srigl_kernels.backends import xla
 from srigl_kernels.backends.cuda import library
 from srigl_kernels.backends.cuda.layout import TILE_COLUMNS, TILE_ROWS, Packed, Pattern, Tiles
-from srigl_kernels.batching import map_calls, over_rows
+from srigl_kernels.batching import in_a_loop, over_rows
 from srigl_kernels.epilogue import apply_epilogue
 from srigl_kernels.format import Condensed
 
@@ -52,17 +52,10 @@ def matmul(
   *,
   kernel: str | None = None,
 ) -> Array:
-  """The product as `reference.matmul` defines it.
+  """The product as `reference.matmul` defines it, of a layout from `pack` or `with_values`.
 
   Args:
-    x: `[B, I]` float32 or bfloat16.
-    layout: from `layout.pack` or `layout.with_values`.
-    bias: `[N]`, or None.
-    activation: None, `"relu"` or `"gelu"`.
     kernel: `"gather"` or `"tiles"`; by default as the batch asks for.
-
-  Returns:
-    `[B, N]` of x's type.
 
   Raises:
     ValueError: if the batch is too large.
@@ -77,16 +70,7 @@ def matmul(
 
 
 def input_gradient(g: Array, condensed: Condensed, layout: Pattern | Packed) -> Array:
-  """Gradient of a loss in `x`, from its gradient in the product.
-
-  Args:
-    g: `[B, N]` float32 or bfloat16.
-    condensed: the layer.
-    layout: of the layer. One for inference has no transposed tiles; it is left to XLA.
-
-  Returns:
-    `[B, I]` of g's type.
-  """
+  """As `xla.input_gradient`; a layout for inference has no transposed tiles, is left to that."""
   if isinstance(layout, Packed) or layout.transposed is None:
     return xla.input_gradient(g, condensed)
   if not g.size or not condensed.values.size:
@@ -99,17 +83,7 @@ def input_gradient(g: Array, condensed: Condensed, layout: Pattern | Packed) -> 
 
 
 def values_gradient(g: Array, x: Array, condensed: Condensed, layout: Pattern | Packed) -> Array:
-  """Gradient of a loss in `condensed.values`, from its gradient in the product.
-
-  Args:
-    g: `[B, N]` float32 or bfloat16.
-    x: `[B, I]` float32 or bfloat16.
-    condensed: the layer; its values are not read.
-    layout: of the layer. One for inference is left to XLA.
-
-  Returns:
-    `[A, K]` of the type of the values.
-  """
+  """As `xla.values_gradient`; a layout for inference is left to that."""
   if isinstance(layout, Packed):
     return xla.values_gradient(g, x, condensed)
   if not x.size or not condensed.values.size:
@@ -240,14 +214,10 @@ def _cut(batch: int, num_rows: int, num_inputs: int) -> tuple[int, int]:
 def _products(shape: tuple[int, int], mode: int) -> Any:
   """The call; under vmap a loop of calls, as every example has a gradient of its own."""
 
-  @jax.custom_batching.custom_vmap
+  @in_a_loop
   def call(g: Array, x: Array, tiles: Tiles) -> Array:
     return jax.ffi.ffi_call(library.PRODUCTS, jax.ShapeDtypeStruct(shape, x.dtype))(
       g, x, tiles.positions, tiles.starts, tiles.sources, mode=np.int64(mode)
     )
-
-  @call.def_vmap
-  def rule(axis_size: int, batched: Any, *args: Any) -> Any:
-    return map_calls(call, batched, args), True
 
   return call
