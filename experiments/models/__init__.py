@@ -132,10 +132,10 @@ def init(
   Raises:
     ValueError: as `build`.
   """
-  common = {"num_classes": num_classes, "image_shape": image_shape, "dtype": dtype}
+  shared: dict[str, Any] = {"num_classes": num_classes, "image_shape": image_shape}
 
   def build_fn(rngs):
-    model = build(name, **common, rngs=rngs, **kwargs)
+    model = build(name, **shared, dtype=dtype, rngs=rngs, **kwargs)
     if batch_axis:
       layers.share_batch_statistics(model, batch_axis)
     return model

@@ -7,7 +7,7 @@ the 1×1 convolution before it. ResNet-18 is as it is used on CIFAR.
 
 import functools
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -86,7 +86,7 @@ class ResNet(nnx.Module):
   `layer1/0/shortcut/kernel`, `layer1/0/shortcut_bn/scale`, ..., `head/kernel`, `head/bias`.
   """
 
-  _block: ClassVar[type[nnx.Module]] = BottleneckBlock
+  _block: ClassVar[Any] = BottleneckBlock
   _expansion: ClassVar[int] = 4
   _for_small_images: ClassVar[bool] = False
 

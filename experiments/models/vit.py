@@ -54,8 +54,10 @@ class MLPBlock(nnx.Module):
   """Two layers with GELU between them, the exact one."""
 
   def __init__(self, width: int, mlp_width: int, *, dtype: DTypeLike, rngs: nnx.Rngs):
-    inits = {"kernel_init": _glorot, "bias_init": nnx.initializers.normal(1e-6)}
-    linear = functools.partial(nnx.Linear, **inits, dtype=dtype, rngs=rngs)
+    small = nnx.initializers.normal(1e-6)
+    linear = functools.partial(
+      nnx.Linear, kernel_init=_glorot, bias_init=small, dtype=dtype, rngs=rngs
+    )
     self.up = linear(width, mlp_width)
     self.down = linear(mlp_width, width)
 
