@@ -162,13 +162,10 @@ void AddTile(const TileView& view, const ValuesGradient& call, int64_t row_begin
   const int64_t neurons = (panel_end - panel_begin) * kPanelRows;
   PackColumns<kVecs>(call.g, call.out_features, call.active + first,
                      neurons < left ? neurons : left, row_begin, num_rows, g);
-  MatMul inputs = {};
-  inputs.x = call.x;
-  inputs.in_features = call.in_features;
   for (int64_t block = block_begin; block < block_end; ++block) {
     const int64_t column = block * view.block_columns;
     const int64_t columns_left = view.in_features - column;
-    PackRows<kVecs>(inputs, row_begin, num_rows, column,
+    PackRows<kVecs>(call.x, call.in_features, row_begin, num_rows, column,
                     columns_left < view.block_columns ? columns_left : view.block_columns, tile);
     for (int64_t panel = panel_begin; panel < panel_end; ++panel) {
       const int64_t row = (panel - panel_begin) * kPanelRows;

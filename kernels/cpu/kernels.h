@@ -56,6 +56,28 @@ struct ValuesGradient {
   int64_t fan_in;
 };
 
+// A layer in training and a batch of it. The layer is read as the optimizer keeps it, so its pattern
+// may change from call to call: entry e belongs to the active neuron e / fan_in. Activations and
+// their gradients (x, g, y, dx) are all float32, or all bfloat16; sums are float32.
+struct Training {
+  const float* values;    // [num_active, fan_in]
+  const void* indices;    // [num_active, fan_in], ascending in each neuron: uint16, or int32
+  const int32_t* active;  // [num_active], ascending, each within 0..out_features - 1
+  const void* x;          // [batch, in_features]
+  const void* g;          // [batch, out_features]
+  const float* bias;      // [out_features] or nullptr
+  void* y;                // [batch, out_features]
+  void* dx;               // [batch, in_features]
+  float* dvalues;         // [num_active, fan_in]
+  int64_t batch;
+  int64_t in_features;
+  int64_t out_features;
+  int64_t num_active;
+  int64_t fan_in;
+  bool wide_indices;  // int32
+  bool bfloat16;
+};
+
 inline constexpr int kMaxLanes = 64;    // batch rows of a tile
 inline constexpr int kMaxPanels = 16;   // panels of one tile task: bounds the scratch memory
 inline constexpr size_t kScratchFloats =
@@ -65,6 +87,22 @@ inline constexpr size_t kStageFloats = 1 << 18;  // of a convolution's images: 1
 // Lanes of a tile, so that a block's inputs stay in the first-level cache.
 constexpr int64_t TileLanes(int64_t block_columns) {
   return block_columns <= kMaxBlockColumns / 2 ? kMaxLanes : kMaxLanes / 2;
+}
+
+// Batch rows that training takes together. All inputs of so many rows are packed, and should stay in
+// the second-level cache.
+constexpr int64_t TrainingLanes(int64_t in_features) {
+  return in_features <= 6144 ? kMaxLanes : in_features <= 12288 ? kMaxLanes / 2 : kMaxLanes / 4;
+}
+
+inline constexpr int64_t kTrainingNeurons = 256;  // whose sums are kept at a time
+
+// Scratch memory of a training kernel: of each lane its inputs and its neurons, as whole registers,
+// and zeros; then a place in the entries of each neuron.
+constexpr size_t TrainingScratchFloats(int64_t in_features) {
+  return static_cast<size_t>(in_features + kTrainingNeurons + 2 * 16 + 1) *
+             static_cast<size_t>(TrainingLanes(in_features)) +
+         kTrainingNeurons;
 }
 
 struct Kernels {
@@ -95,6 +133,21 @@ struct Kernels {
   // for the last. `num_values` lies within 1..2^31 - 1.
   void (*gather)(const void* values, int64_t num_values, const int32_t* sources, int64_t begin,
                  int64_t end, ValueType type, void* packed);
+
+  // Training; see training.h. Each returns false on an index beyond the inputs, with part of the
+  // result unwritten. `scratch`: TrainingScratchFloats, 64-aligned.
+
+  // y for batch rows [row_begin, row_end), of active neurons [begin, end) and the ablated ones up to
+  // the next active one, with the first also those before it.
+  bool (*train_forward)(const Training& call, int64_t row_begin, int64_t row_end, int64_t begin,
+                        int64_t end, float* scratch);
+
+  // dx for batch rows [row_begin, row_end) and inputs [begin, end).
+  bool (*train_input_gradient)(const Training& call, int64_t row_begin, int64_t row_end,
+                               int64_t begin, int64_t end, float* scratch);
+
+  // dvalues of active neurons [begin, end).
+  bool (*train_values_gradient)(const Training& call, int64_t begin, int64_t end, float* scratch);
 };
 
 extern const Kernels kGenericKernels;

@@ -2,7 +2,7 @@
 
 #define SRIGL_TARGET avx2
 #define SRIGL_WIDTH 8
-#include "gradients-inl.h"
+#include "training-inl.h"
 
 namespace srigl {
 
@@ -11,6 +11,9 @@ const Kernels kAvx2Kernels = {"avx2",
                               nullptr,
                               avx2::Constant,
                               avx2::ValuesGradientOfRange,
-                              avx2::Gather};
+                              avx2::Gather,
+                              avx2::TrainForward,
+                              avx2::TrainInputGradient,
+                              avx2::TrainValuesGradient};
 
 }  // namespace srigl

@@ -6,7 +6,7 @@
 
 #include <algorithm>
 
-#include "gradients-inl.h"
+#include "training-inl.h"
 
 namespace srigl {
 namespace avx512 {
@@ -153,6 +153,9 @@ const Kernels kAvx512Kernels = {"avx512",
                                 avx512::Window,
                                 avx512::Constant,
                                 avx512::ValuesGradientOfRange,
-                                avx512::Gather};
+                                avx512::Gather,
+                                avx512::TrainForward,
+                                avx512::TrainInputGradient,
+                                avx512::TrainValuesGradient};
 
 }  // namespace srigl

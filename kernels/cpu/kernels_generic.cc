@@ -2,7 +2,7 @@
 
 #define SRIGL_TARGET generic
 #define SRIGL_WIDTH 4
-#include "gradients-inl.h"
+#include "training-inl.h"
 
 namespace srigl {
 
@@ -11,6 +11,9 @@ const Kernels kGenericKernels = {"generic",
                                  nullptr,
                                  generic::Constant,
                                  generic::ValuesGradientOfRange,
-                                 generic::Gather};
+                                 generic::Gather,
+                                 generic::TrainForward,
+                                 generic::TrainInputGradient,
+                                 generic::TrainValuesGradient};
 
 }  // namespace srigl

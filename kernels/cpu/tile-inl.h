@@ -30,6 +30,23 @@ inline float ToFloat(uint16_t bfloat16) {
   return value;
 }
 
+inline Vec Load(const uint16_t* bfloat16) {
+  typedef uint16_t Half __attribute__((vector_size(2 * SRIGL_WIDTH)));
+  typedef uint32_t Word __attribute__((vector_size(4 * SRIGL_WIDTH)));
+  Half half;
+  memcpy(&half, bfloat16, sizeof(half));
+  return reinterpret_cast<Vec>(__builtin_convertvector(half, Word) << 16);
+}
+
+// The first `left` numbers, at most a register of them; zeros after them.
+template <typename Element>
+inline Vec LoadSome(const Element* p, int64_t left) {
+  if (left >= kWidth) return Load(p);
+  Element buffer[kWidth] = {};
+  memcpy(buffer, p, left * sizeof(Element));
+  return Load(buffer);
+}
+
 // ---- element-wise ----
 
 // exp(x), relative error below 2e-7; 0 below -87, infinity above 88.7; NaN stays NaN.
@@ -136,10 +153,11 @@ namespace srigl {
 namespace SRIGL_TARGET {
 namespace {
 
-// tile[c, lane] = x[row_begin + lane, column_begin + c]; lanes beyond the batch are 0.
-template <int kVecs>
-void PackRows(const MatMul& call, int64_t row_begin, int64_t num_rows, int64_t column_begin,
-                int64_t num_columns, float* tile) {
+// tile[c, lane] = x[row_begin + lane, column_begin + c], x being `width` wide; lanes beyond the batch
+// are 0.
+template <int kVecs, typename Element>
+void PackRows(const Element* x, int64_t width, int64_t row_begin, int64_t num_rows,
+              int64_t column_begin, int64_t num_columns, float* tile) {
   constexpr int kLanes = kVecs * kWidth;
   for (int lane = 0; lane < kLanes; lane += kWidth) {
     for (int64_t c = 0; c < num_columns; c += kWidth) {
@@ -149,14 +167,7 @@ void PackRows(const MatMul& call, int64_t row_begin, int64_t num_rows, int64_t c
       for (int i = 0; i < kWidth; ++i) {
         rows[i] = Vec{};
         if (lane + i >= num_rows) continue;
-        const float* x = call.x + (row_begin + lane + i) * call.in_features + column_begin + c;
-        if (left >= kWidth) {
-          rows[i] = Load(x);
-        } else {
-          float buffer[kWidth] = {};
-          memcpy(buffer, x, left * sizeof(float));
-          rows[i] = Load(buffer);
-        }
+        rows[i] = LoadSome(x + (row_begin + lane + i) * width + column_begin + c, left);
       }
       Transpose(rows);
       // The scratch memory has whole registers of columns, so the last one needs no care.
@@ -169,8 +180,8 @@ void PackRows(const MatMul& call, int64_t row_begin, int64_t num_rows, int64_t c
 // tile[c, lane] = x[row_begin + lane, columns[c]], x being `width` wide; lanes beyond the batch are
 // 0. Each turn takes the columns that lie within a register from its first one: all that follow, if
 // they are neighbours.
-template <int kVecs>
-void PackColumns(const float* x, int64_t width, const int32_t* columns, int64_t num_columns,
+template <int kVecs, typename Element>
+void PackColumns(const Element* x, int64_t width, const int32_t* columns, int64_t num_columns,
                  int64_t row_begin, int64_t num_rows, float* tile) {
   constexpr int kLanes = kVecs * kWidth;
   for (int lane = 0; lane < kLanes; lane += kWidth) {
@@ -181,14 +192,7 @@ void PackColumns(const float* x, int64_t width, const int32_t* columns, int64_t 
       for (int i = 0; i < kWidth; ++i) {
         rows[i] = Vec{};
         if (lane + i >= num_rows) continue;
-        const float* from = x + (row_begin + lane + i) * width + first;
-        if (left >= kWidth) {
-          rows[i] = Load(from);
-        } else {
-          float buffer[kWidth] = {};
-          memcpy(buffer, from, left * sizeof(float));
-          rows[i] = Load(buffer);
-        }
+        rows[i] = LoadSome(x + (row_begin + lane + i) * width + first, left);
       }
       Transpose(rows);
       float turned[kWidth * kWidth];
@@ -212,7 +216,8 @@ void PackInputs(const MatMul& call, const Stage* stage, int64_t row_begin, int64
     PackColumns<kVecs>(call.x, call.in_features, call.columns + column_begin, num_columns,
                        row_begin, num_rows, tile);
   } else if (call.patches == nullptr) {
-    PackRows<kVecs>(call, row_begin, num_rows, column_begin, num_columns, tile);
+    PackRows<kVecs>(call.x, call.in_features, row_begin, num_rows, column_begin, num_columns,
+                    tile);
   } else if (stage == nullptr) {
     PackPatches<kVecs>(call, row_begin, num_rows, column_begin, num_columns, tile);
   } else {

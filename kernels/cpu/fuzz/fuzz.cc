@@ -1,5 +1,5 @@
 // Fuzzes the plain C++ layer, to be compiled with AddressSanitizer and UBSan: random layers, batches
-// and their gradients on every CPU target against a double-precision reference, then the same layers
+// and their gradients, packed and in training, on every CPU target against a double-precision reference, then the same layers
 // with corrupted, truncated and exchanged packed buffers, which may give wrong numbers or an error
 // but must not touch memory out of bounds. Every other case is a convolution.
 //
@@ -109,7 +109,8 @@ bool RunCase(uint64_t seed, int64_t* refused, int64_t* accepted) {
       ++*(multiply(buffers, y) == nullptr ? accepted : refused);
     }
   }
-  return FuzzGradients(c, &random, seed, refused, accepted);
+  return FuzzGradients(c, &random, seed, refused, accepted) &&
+         FuzzTraining(c, &random, seed, refused, accepted);
 }
 
 }  // namespace

@@ -240,6 +240,10 @@ inline size_t UncheckedWindowBegin(const std::vector<uint8_t>& bytes) {
 bool FuzzGradients(const Case& c, Random* random, uint64_t seed, int64_t* refused,
                    int64_t* accepted);
 
+// The same layer in training.
+bool FuzzTraining(const Case& c, Random* random, uint64_t seed, int64_t* refused,
+                  int64_t* accepted);
+
 // One random convolution on every CPU target; see fuzz.cc. False, and a message, on a finding.
 bool RunConvCase(uint64_t seed, int64_t* refused, int64_t* accepted);
 
