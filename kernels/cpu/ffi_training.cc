@@ -8,10 +8,11 @@
 namespace srigl {
 namespace {
 
-// What all three read. values, indices: [capacity]; active: [capacity of neurons]; sizes: the number
+// What all three read. indices: [capacity]; active: [capacity of neurons]; sizes: the number
 // of active neurons and the fan-in, in that order: data, as both may change while a program runs.
-struct Operands {
-  ffi::BufferR1<ffi::F32> values;
+struct Layer {
+  const float* values;  // nullptr where only their gradient is wanted
+  int64_t capacity;
   ffi::AnyBuffer indices;
   ffi::BufferR1<ffi::S32> active, sizes;
 };
@@ -41,13 +42,12 @@ ffi::Error AsError(const char* error) {
 }
 
 // Fills in the layer; nullptr, or what is wrong.
-const char* Read(const Operands& layer, Training* call) {
+const char* Read(const Layer& layer, Training* call) {
   const bool wide = layer.indices.element_type() == ffi::DataType::S32;
   if (!wide && layer.indices.element_type() != ffi::DataType::U16) {
     return "indices must be uint16 or int32";
   }
-  const int64_t capacity = static_cast<int64_t>(layer.values.element_count());
-  if (static_cast<int64_t>(layer.indices.element_count()) != capacity) {
+  if (static_cast<int64_t>(layer.indices.element_count()) != layer.capacity) {
     return "there must be one index per value";
   }
   if (layer.sizes.element_count() != 2) return "sizes must be two numbers";
@@ -55,17 +55,17 @@ const char* Read(const Operands& layer, Training* call) {
   call->fan_in = layer.sizes.typed_data()[1];
   if (call->num_active < 0 || call->fan_in < 0 ||
       call->num_active > static_cast<int64_t>(layer.active.element_count()) ||
-      call->num_active * call->fan_in > capacity) {
+      call->num_active * call->fan_in > layer.capacity) {
     return "sizes exceed the capacity";
   }
-  call->values = layer.values.typed_data();
+  call->values = layer.values;
   call->indices = layer.indices.untyped_data();
   call->active = layer.active.typed_data();
   call->wide_indices = wide;
   return nullptr;
 }
 
-// x: [..., in]; bias: [out], or [0] for none; y: [..., out].
+// x: [..., in]; values: [capacity]; bias: [out], or [0] for none; y: [..., out].
 ffi::Error ForwardHandler(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::BufferR1<ffi::F32> values,
                           ffi::AnyBuffer indices, ffi::BufferR1<ffi::S32> active,
                           ffi::BufferR1<ffi::S32> sizes, ffi::BufferR1<ffi::F32> bias,
@@ -81,7 +81,9 @@ ffi::Error ForwardHandler(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::BufferR1<
   if (bias_size != 0 && bias_size != out.features) {
     return Invalid("the bias must have one number per output, or none");
   }
-  if (const char* error = Read({values, indices, active, sizes}, &call)) return Invalid(error);
+  const auto capacity = static_cast<int64_t>(values.element_count());
+  const char* error = Read({values.typed_data(), capacity, indices, active, sizes}, &call);
+  if (error != nullptr) return Invalid(error);
   call.x = in.data;
   call.bias = bias_size == 0 ? nullptr : bias.typed_data();
   call.y = y->untyped_data();
@@ -104,7 +106,9 @@ ffi::Error InputGradientHandler(ffi::ThreadPool pool, ffi::AnyBuffer g,
       same != call.bfloat16 || in.batch != out.batch) {
     return Invalid("g and dx must have the same leading dimensions and be float32 or bfloat16");
   }
-  if (const char* error = Read({values, indices, active, sizes}, &call)) return Invalid(error);
+  const auto capacity = static_cast<int64_t>(values.element_count());
+  const char* error = Read({values.typed_data(), capacity, indices, active, sizes}, &call);
+  if (error != nullptr) return Invalid(error);
   call.g = out.data;
   call.dx = dx->untyped_data();
   call.batch = in.batch;
@@ -116,8 +120,8 @@ ffi::Error InputGradientHandler(ffi::ThreadPool pool, ffi::AnyBuffer g,
 
 // g: [..., out]; x: [..., in]; dvalues: [capacity], 0 beyond the layer's entries.
 ffi::Error ValuesGradientHandler(ffi::ThreadPool pool, ffi::AnyBuffer g, ffi::AnyBuffer x,
-                                 ffi::BufferR1<ffi::F32> values, ffi::AnyBuffer indices,
-                                 ffi::BufferR1<ffi::S32> active, ffi::BufferR1<ffi::S32> sizes,
+                                 ffi::AnyBuffer indices, ffi::BufferR1<ffi::S32> active,
+                                 ffi::BufferR1<ffi::S32> sizes,
                                  ffi::ResultBufferR1<ffi::F32> dvalues) {
   Training call = {};
   Features in, out;
@@ -126,10 +130,9 @@ ffi::Error ValuesGradientHandler(ffi::ThreadPool pool, ffi::AnyBuffer g, ffi::An
       same != call.bfloat16 || in.batch != out.batch) {
     return Invalid("g and x must have the same leading dimensions and be float32 or bfloat16");
   }
-  if (dvalues->element_count() != values.element_count()) {
-    return Invalid("there must be one gradient per value");
-  }
-  if (const char* error = Read({values, indices, active, sizes}, &call)) return Invalid(error);
+  const auto capacity = static_cast<int64_t>(dvalues->element_count());
+  const char* error = Read({nullptr, capacity, indices, active, sizes}, &call);
+  if (error != nullptr) return Invalid(error);
   call.g = out.data;
   call.x = in.data;
   call.dvalues = dvalues->typed_data();
@@ -137,7 +140,7 @@ ffi::Error ValuesGradientHandler(ffi::ThreadPool pool, ffi::AnyBuffer g, ffi::An
   call.in_features = in.features;
   call.out_features = out.features;
   const int64_t used = call.num_active * call.fan_in;
-  std::fill(call.dvalues + used, call.dvalues + dvalues->element_count(), 0.0f);
+  std::fill(call.dvalues + used, call.dvalues + capacity, 0.0f);
   PoolExecutor executor(pool);
   return AsError(TrainingValuesGradient(call, &executor));
 }
@@ -175,7 +178,6 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(srigl_training_values_gradient, srigl::ValuesGradi
                                   .Ctx<xla::ffi::ThreadPool>()
                                   .Arg<xla::ffi::AnyBuffer>()                // g
                                   .Arg<xla::ffi::AnyBuffer>()                // x
-                                  .Arg<xla::ffi::BufferR1<xla::ffi::F32>>()  // values
                                   .Arg<xla::ffi::AnyBuffer>()                // indices
                                   .Arg<xla::ffi::BufferR1<xla::ffi::S32>>()  // active
                                   .Arg<xla::ffi::BufferR1<xla::ffi::S32>>()  // sizes

@@ -30,8 +30,8 @@ template <typename Index>
 Neurons<Index> Take(const Training& call, int64_t begin, int64_t end, int32_t* next) {
   const int64_t count = Min(end - begin, kTrainingNeurons), first = begin * call.fan_in;
   memset(next, 0, count * sizeof(int32_t));
-  return {static_cast<const Index*>(call.indices) + first, call.values + first, call.fan_in, count,
-          next};
+  const float* values = call.values == nullptr ? nullptr : call.values + first;
+  return {static_cast<const Index*>(call.indices) + first, values, call.fan_in, count, next};
 }
 
 inline uint16_t ToUnsigned(uint16_t index) { return index; }

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from srigl_kernels.backends import xla
+from srigl_kernels.backends.cpu import training as native
 from srigl_kernels.pattern import Pattern, dense_rows, for_entries
 
 Probe = tuple[Array, Array]
@@ -56,6 +57,8 @@ def sparse_linear(
 
 @jax.custom_vjp
 def _product(x: Array, values: Array, pattern: Pattern, probe: Probe | None) -> Array:
+  if _is_native(x, values):
+    return native.forward(x, values, pattern)
   return forward(x.astype(jnp.float32), values, pattern).astype(x.dtype)
 
 
@@ -67,15 +70,24 @@ def _product_fwd(
 
 def _product_bwd(saved: Any, g: Array) -> tuple[Array, Array, None, Probe | None]:
   x, values, pattern, probe = saved
-  g32 = g.astype(jnp.float32)
-  dx = input_gradient(g32, values, pattern).astype(x.dtype)
-  dvalues = values_gradient(g32, x.astype(jnp.float32), pattern).astype(values.dtype)
+  if _is_native(x, values):
+    dx = native.input_gradient(g, values, pattern)
+    dvalues = native.values_gradient(g, x, pattern)
+  else:
+    g32 = g.astype(jnp.float32)
+    dx = input_gradient(g32, values, pattern).astype(x.dtype)
+    dvalues = values_gradient(g32, x.astype(jnp.float32), pattern).astype(values.dtype)
   if probe is not None:
     probe = (x.astype(probe[0].dtype), g.astype(probe[1].dtype))
   return dx, dvalues, None, probe
 
 
 _product.defvjp(_product_fwd, _product_bwd)
+
+
+def _is_native(x: Array, values: Array) -> bool:
+  types = (jnp.float32, jnp.bfloat16)
+  return native.is_available() and x.dtype in types and values.dtype == jnp.float32
 
 
 def forward(x: Array, values: Array, pattern: Pattern) -> Array:

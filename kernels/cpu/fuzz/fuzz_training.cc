@@ -112,6 +112,19 @@ bool FuzzTraining(const Case& c, Random* random, uint64_t seed, int64_t* refused
     const char* error = TrainingForward(call, &executor);
     if (error == nullptr) error = TrainingInputGradient(call, &executor);
     if (error == nullptr) error = TrainingValuesGradient(call, &executor);
+    // The order of sums does not depend on the number of threads.
+    const auto results = [&] {
+      std::vector<float> all(dvalues.data(), dvalues.data() + dvalues.size());
+      for (size_t i = 0; i < want_y.size(); ++i) all.push_back(y.Get(i));
+      for (size_t i = 0; i < want_dx.size(); ++i) all.push_back(dx.Get(i));
+      return all;
+    };
+    const std::vector<float> before = results();
+    SerialExecutor serial;
+    TrainingForward(call, &serial);
+    TrainingInputGradient(call, &serial);
+    TrainingValuesGradient(call, &serial);
+    if (error == nullptr && results() != before) error = "other sums with other threads";
     const double worst[] = {
         Worst(want_y, size_y, half, [&](size_t i) { return y.Get(i); }),
         Worst(want_dx, size_dx, half, [&](size_t i) { return dx.Get(i); }),

@@ -25,7 +25,13 @@ CONV = "srigl_condensed_conv"
 INPUT_GRADIENT = "srigl_input_gradient"
 VALUES_GRADIENT = "srigl_values_gradient"
 PACK_VALUES = "srigl_pack_values"
-_HANDLERS = (MATMUL, CONV, INPUT_GRADIENT, VALUES_GRADIENT, PACK_VALUES)
+TRAINING_FORWARD = "srigl_training_forward"
+TRAINING_INPUT_GRADIENT = "srigl_training_input_gradient"
+TRAINING_VALUES_GRADIENT = "srigl_training_values_gradient"
+_HANDLERS = (
+  *(MATMUL, CONV, INPUT_GRADIENT, VALUES_GRADIENT, PACK_VALUES),
+  *(TRAINING_FORWARD, TRAINING_INPUT_GRADIENT, TRAINING_VALUES_GRADIENT),
+)
 
 _POINTER, _INT32, _INT64 = ctypes.c_void_p, ctypes.c_int32, ctypes.c_int64
 # Other functions of the library: what each returns, and its arguments.
