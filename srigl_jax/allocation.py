@@ -28,7 +28,7 @@ class Allocation(NamedTuple):
   """Densities and budgets of the sparse layers; dense layers are absent from both.
 
   Attributes:
-    densities: share of weights kept, by path, as the distribution gives it, in (0, 1).
+    densities: fraction of weights kept, by path, as the distribution gives it, in (0, 1).
     budgets: active connections that the layer may have, by path. Constant fan-in leaves up to
       `N - 1` of them unused.
     layers: every layer that counts, dense ones included, by path.
@@ -58,7 +58,7 @@ def allocate(
 
   Args:
     params: parameter tree, of arrays or of `jax.ShapeDtypeStruct`.
-    sparsity: share of the weights of all layers that are missing, in [0, 1). The density is
+    sparsity: fraction of the weights of all layers that are missing, in [0, 1). The density is
       formed in decimal: 0.9 means a density of 0.1, as the authors' configs say it.
     distribution: `"erk"` (Erdős–Rényi-Kernel), `"uniform"`, `{path: density}` (then without
       `sparsity`), or a function of `{path: Layer}` and the target density (None if there is

@@ -16,7 +16,7 @@ def erk(
 
   Args:
     layers: all layers that count, by path, in order (the first of several equals goes first).
-    density: share of weights to keep in all of them together, in (0, 1].
+    density: fraction of weights to keep in all of them together, in (0, 1].
     dense: paths of layers that stay dense from the start.
 
   Returns:
@@ -51,7 +51,7 @@ def uniform(
 
   Args:
     layers: all layers that count, by path.
-    density: share of weights to keep in all of them together, in (0, 1].
+    density: fraction of weights to keep in all of them together, in (0, 1].
     dense: paths of layers that stay dense.
 
   Returns:

@@ -94,7 +94,7 @@ def truncated_product(n: Array | int, digits: np.ndarray | Array) -> Array:
 
 
 def truncated_count(n: Array | int, fraction: Fraction) -> Array:
-  """`trunc(n * fraction)`: how many a share of n is, counted as in IEEE double.
+  """`trunc(n * fraction)`: how many a fraction of n is, counted as in IEEE double.
 
   Args:
     n: `[]` int32, not negative.

@@ -39,7 +39,7 @@ class LayerView(NamedTuple):
     scores: the dense gradient that scores growth, same shape.
     mask: the old mask, bool, same shape.
     key: a random key of this layer and update.
-    drop_fraction: share of the active weights to prune; for `truncated_count`.
+    drop_fraction: fraction of the active weights to prune; for `truncated_count`.
     step: `[]` int32, optimizer steps done.
   """
 
@@ -78,7 +78,7 @@ class MaskUpdater(NamedTuple):
     drop_fraction: the initial value of the cosine, or a function of the step.
     grad_accumulation_steps: how many of the last dense gradients a growth score averages.
     grad_decay: if more than 0, growth is scored by the decaying mean of all dense gradients
-      instead, of which each step keeps this share.
+      instead, of which each step keeps this fraction.
     ablate: which layers may lose neurons.
   """
 

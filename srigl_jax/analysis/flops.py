@@ -105,7 +105,7 @@ def sparsity_for_flops(
   structure: Structure | str = "constant_fan_in",
   **sparsity_kwargs: Any,
 ) -> float:
-  """The sparsity at which a network costs a given share of its dense FLOPs.
+  """The sparsity at which a network costs a given fraction of its dense FLOPs.
 
   Distributions spend the same number of weights differently: Erdős–Rényi-Kernel keeps more of
   the layers that are computed at many positions. This makes them comparable at equal FLOPs.

@@ -26,7 +26,7 @@ class LayerSummary(NamedTuple):
     active_neurons: neurons with a connection at all.
     min_fan_in: the smallest fan-in of an active neuron (0 if none is active).
     max_fan_in: the largest one.
-    itop_rate: share of the weights that were ever active; None if not asked for.
+    itop_rate: fraction of the weights that were ever active; None if not asked for.
     macs: multiply-accumulates of the dense layer for one example; None if not asked for.
   """
 
@@ -170,7 +170,7 @@ def warn_if_over_ablated(
   Args:
     summary: from `summarize`, soon after the first topology updates.
     gamma_sal: the setting in force.
-    threshold: share of ablated neurons from which to warn.
+    threshold: fraction of ablated neurons from which to warn.
 
   Returns:
     Paths of those layers (sparsity at most 0.95), each warned about.

@@ -83,8 +83,8 @@ def lottery_ticket(
     steps_per_round: optimizer steps of the first round, from step 0 to its pruning.
     rounds: prunings.
     rewind_step: to which to rewind, less than `steps_per_round`; 0 is the initialisation.
-    sparsity: after the last pruning, each one leaving the same share of the weights; in [0, 1).
-    share_per_round: in its place, the share of the weights left that each pruning takes; the
+    sparsity: after the last pruning, each one leaving the same fraction of the weights; in [0, 1).
+    share_per_round: in its place, the fraction of the weights left that each pruning takes; the
       source has 0.2.
     sparse: which layers may be pruned.
     axes: which axes of a kernel are neurons.

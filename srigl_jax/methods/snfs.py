@@ -38,7 +38,7 @@ def snfs(
     sparsity: of all layers together; it stays as it is.
     distribution: of the initial masks; layers that it leaves dense take no part.
     update_every: see `srigl`; the source has one epoch.
-    grad_decay: share of the mean gradient that each step keeps.
+    grad_decay: fraction of the mean gradient that each step keeps.
 
   Raises:
     ValueError: if an argument is out of range.
@@ -103,7 +103,7 @@ def divide(total: Array, weights: Array, room: Array) -> Array:
 
   What does not fit is divided among the others in the same way. A part differs from its exact
   share by less than one (and the rounding of float32): parts are differences of the truncated
-  running sums of the shares.
+  running sums of the fractions.
 
   Args:
     total: `[]` int32, at most `sum(room)`.

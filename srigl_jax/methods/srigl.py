@@ -57,16 +57,16 @@ def srigl(
 
   In each step the inner optimizer moves the weights; every `update_every` steps before
   `update_until` the topology is then updated (`srigl_update`), magnitudes being those after the
-  move and gradients those of before.
+  move and gradients those before it.
 
   Args:
     inner: the optimizer to wrap; gradient clipping that should see masked gradients goes inside.
     update_until: T_end, the step at which topology updates end; the papers use three quarters
       of the run.
-    sparsity: share of the layers' weights that are missing; like `distribution`, `density` and
+    sparsity: fraction of the layers' weights that are missing; like `distribution`, `density` and
       `fan_in`, see `allocate`.
     update_every: ΔT, steps between topology updates.
-    drop_fraction: share of the active weights that an update prunes: the initial one of a cosine
+    drop_fraction: fraction of the active weights that an update prunes: the initial one of a cosine
       that reaches 0 at `update_until`; or a function of the step (traced) that returns it.
     gamma_sal: see `srigl_update`; 0 for no ablation. 0.3 suits convolutional networks, 0.95
       vision transformers (which are pruned in width far more).
@@ -175,9 +175,9 @@ def srigl_update(
     mask: bool, same shape, True where active.
     budget: connections the layer may have, at least one for each neuron (or block) and fewer
       than `I * N`; from `allocate`. May be traced, and is not checked then.
-    drop_fraction: share of the active weights to prune, in [0, 1]. Python floats are counted in
+    drop_fraction: fraction of the active weights to prune, in [0, 1]. Python floats are counted in
       double, traced values exactly at their own precision.
-    gamma_sal: the share of `salient_base` that must be salient in a neuron that stays, 0 for no
+    gamma_sal: the fraction of `salient_base` that must be salient in a neuron that stays, 0 for no
       ablation; 1 and above is an absolute number of weights.
     salient_base: `"constant_fan_in"`, the fan-in of the layer with no neuron ablated, or
       `"dense_fan_in"`, I.
@@ -269,7 +269,7 @@ def salient_threshold(
     gamma_sal: as for `srigl_update`.
     constant_fan_in: fan-in of the layer's neurons when none is ablated; may be traced.
     dense_fan_in: fan-in of a dense neuron.
-    salient_base: which of the two a `gamma_sal` below 1 is a share of.
+    salient_base: which of the two a `gamma_sal` below 1 is a fraction of.
 
   Raises:
     ValueError: if `gamma_sal` is negative or not a number, or `salient_base` unknown.
@@ -278,7 +278,7 @@ def salient_threshold(
     raise ValueError(f"salient_base is {salient_base!r}; it must be one of {SALIENT_BASES}.")
   if isinstance(gamma_sal, Array) or not 0 <= gamma_sal < math.inf:
     raise ValueError(
-      f"gamma_sal is {gamma_sal}; it must be a Python number: 0 for no ablation, a share of the "
+      f"gamma_sal is {gamma_sal}; it must be a Python number: 0 for no ablation, a fraction of the "
       "fan-in below 1 (the paper's 0.3), or an absolute number of weights from 1 on."
     )
   if gamma_sal == 0:
