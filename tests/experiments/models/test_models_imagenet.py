@@ -14,6 +14,7 @@ from flax import nnx
 import srigl_jax as sx
 from experiments import models
 from experiments.models import import_torch
+from srigl_jax.layer_filters import select
 from tests.experiments.tiny import abstract_model, quick_compiler
 from tests.helpers import assert_constant_fan_in, assert_zero_off_mask
 
@@ -106,7 +107,7 @@ def test_layers_of_vit_b16():
 def test_layers_of_mobilenet_v3(name, blocks, squeezing):
   """All blocks but the first widen; their shapes are held to torchvision's by the import tests."""
   layers = sx.allocate(full(f"mobilenet_v3_{name}").params, 0.5).layers
-  depthwise = sx.rules.select(sx.only("depthwise"), layers, name="sparse")
+  depthwise = select(sx.only("depthwise"), layers, name="sparse")
   assert len(depthwise) == blocks
   for path in depthwise:
     kh, kw, one, features = layers[path].shape
