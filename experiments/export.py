@@ -80,7 +80,7 @@ def main() -> int:
 
 if __name__ == "__main__":
   flags.DEFINE_string("workdir", None, "Directory of the run.", required=True)
-  flags.DEFINE_string("out", None, "File to write, by custom NAME.safetensors.", required=True)
+  flags.DEFINE_string("out", None, "File to write, conventionally NAME.safetensors.", required=True)
   flags.DEFINE_enum("checkpoint", "last", ["last", "best"], "Which checkpoint.")
   flags.DEFINE_string("data_dir", "", "TFDS folder, if it is not where the run's config says.")
   flags.DEFINE_bool("overwrite", False, "Replace FILE if it exists.")

@@ -10,7 +10,6 @@ import contextlib
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -38,6 +37,7 @@ from experiments.common import cli
 from experiments.common.environment import environment
 from experiments.common.files import write_json
 from experiments.common.markdown import markdown_table
+from experiments.processes.local_launch import free_port
 from experiments.workdir.provenance import read_sessions
 
 _PUBLISHED = Path("experiments/results/faults.json")
@@ -112,7 +112,7 @@ def start(workdir: Path, num_processes: int, extra: tuple[str, ...], name: str) 
   """Starts a run in the background."""
   several = [f"--processes={num_processes}"] if num_processes > 1 else []
   if any(flag.startswith("--process_id") for flag in extra):
-    several = [f"--coordinator=127.0.0.1:{_free_port()}"]
+    several = [f"--coordinator=127.0.0.1:{free_port()}"]
   command = [sys.executable, "-m", "experiments.train", *_FLAGS, f"--workdir={workdir}"]
   log = workdir.parent / f"{workdir.name}.{name}.log"
   environ = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
@@ -200,12 +200,6 @@ def _arguments(process: Path) -> bytes:
     return b"" if process.name == str(os.getpid()) else (process / "cmdline").read_bytes()
   except OSError:
     return b""
-
-
-def _free_port() -> int:
-  with socket.socket() as s:
-    s.bind(("127.0.0.1", 0))
-    return int(s.getsockname()[1])
 
 
 def table(rows: list[Row]) -> str:

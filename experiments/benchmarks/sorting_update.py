@@ -16,33 +16,33 @@ class Select(NamedTuple):
   """How a baseline selects, by non-negative scores without ties.
 
   Attributes:
-    largest: `(scores [I, N], k) -> [I, N] bool`, the k largest.
-    largest_per_column: `(scores [I, N], k [N]) -> [I, N] bool`, the k largest of each column.
+    topk_mask: `(scores [I, N], k) -> [I, N] bool`, the k largest.
+    topk_mask_per_column: `(scores [I, N], k [N]) -> [I, N] bool`, the k largest of each column.
   """
 
-  largest: Callable[[Array, Array], Array]
-  largest_per_column: Callable[[Array, Array], Array]
+  topk_mask: Callable[[Array, Array], Array]
+  topk_mask_per_column: Callable[[Array, Array], Array]
 
 
-def _argsort_largest(scores: Array, k: Array) -> Array:
+def _argsort_mask(scores: Array, k: Array) -> Array:
   order = jnp.argsort(-scores.reshape(-1))
   chosen = jnp.arange(scores.size) < k
   return jnp.zeros(scores.size, bool).at[order].set(chosen).reshape(scores.shape)
 
 
-def _argsort_largest_per_column(scores: Array, k: Array) -> Array:
+def _argsort_mask_per_column(scores: Array, k: Array) -> Array:
   order = jnp.argsort(-scores, axis=0)
   chosen = jnp.arange(scores.shape[0])[:, None] < k[None]
   return jnp.put_along_axis(jnp.zeros(scores.shape, bool), order, chosen, axis=0, inplace=False)
 
 
-def _sort_largest(scores: Array, k: Array) -> Array:
+def _sort_mask(scores: Array, k: Array) -> Array:
   bits = lax.bitcast_convert_type(scores, jnp.uint32)
   threshold = jnp.sort(bits.reshape(-1))[bits.size - jnp.maximum(k, 1)]
   return (bits >= threshold) & (k > 0)
 
 
-def _sort_largest_per_column(scores: Array, k: Array) -> Array:
+def _sort_mask_per_column(scores: Array, k: Array) -> Array:
   bits = lax.bitcast_convert_type(scores, jnp.uint32)
   index = bits.shape[0] - jnp.maximum(k, 1)[:, None]
   # Sorting along the last axis of the transpose is faster than along the first axis.
@@ -50,8 +50,8 @@ def _sort_largest_per_column(scores: Array, k: Array) -> Array:
   return (bits >= threshold.T) & (k > 0)[None]
 
 
-ARGSORT = Select(_argsort_largest, _argsort_largest_per_column)
-SORT = Select(_sort_largest, _sort_largest_per_column)
+ARGSORT = Select(_argsort_mask, _argsort_mask_per_column)
+SORT = Select(_sort_mask, _sort_mask_per_column)
 
 
 def sorting_update(
@@ -88,7 +88,7 @@ def sorting_update(
 
   stays = jnp.ones(num_neurons, bool)
   if gamma_sal:
-    salient = select.largest(magnitudes, num_kept) | select.largest(gradients, num_pruned)
+    salient = select.topk_mask(magnitudes, num_kept) | select.topk_mask(gradients, num_pruned)
     num_salient = salient.sum(0)
     required = max(1, math.trunc(gamma_sal * (budget // num_neurons)))
     floor = jnp.sort(num_salient, descending=True)[budget // num_inputs]
@@ -96,9 +96,9 @@ def sorting_update(
   fan_in = budget // stays.sum()
 
   candidates = nonzero & stays[None]
-  kept = select.largest(jnp.where(candidates, magnitudes, 0.0), num_kept) & candidates
+  kept = select.topk_mask(jnp.where(candidates, magnitudes, 0.0), num_kept) & candidates
   overfull = (kept.sum(0) > fan_in)[None]
   to_trim = jnp.where(kept, magnitudes, 0.0)
   to_fill = jnp.where(kept, jnp.inf, gradients)
   k = jnp.where(stays, fan_in, 0)
-  return select.largest_per_column(jnp.where(overfull, to_trim, to_fill), k).reshape(shape)
+  return select.topk_mask_per_column(jnp.where(overfull, to_trim, to_fill), k).reshape(shape)

@@ -7,8 +7,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from flax import nnx
 from jax import Array
 
+import srigl_jax as sx
 from experiments import models
 
 GAMMA_SAL = 0.3
@@ -88,20 +90,11 @@ def vit(batch_size: int, *, quick: bool) -> Problem:
 
 def resnet50_shapes(*, quick: bool) -> Shapes:
   """Kernels of ResNet-50 (v1.5) by path: 25.5 M weights in 54 layers; `quick`: far fewer."""
-  width, num_classes = (8, 10) if quick else (64, 1000)
-  shapes: Shapes = {"conv1/kernel": (7, 7, 3, width)}
-  inputs = width
-  for stage, num_blocks in enumerate((1,) if quick else (3, 4, 6, 3)):
-    inner = width << stage
-    for block in range(num_blocks):
-      path = f"layer{stage + 1}/{block}"
-      shapes[f"{path}/conv1/kernel"] = (1, 1, inputs, inner)
-      shapes[f"{path}/conv2/kernel"] = (3, 3, inner, inner)
-      shapes[f"{path}/conv3/kernel"] = (1, 1, inner, 4 * inner)
-      if block == 0:
-        shapes[f"{path}/shortcut/kernel"] = (1, 1, inputs, 4 * inner)
-      inputs = 4 * inner
-  return shapes | {"head/kernel": (inputs, num_classes)}
+  size: dict[str, Any] = {"stage_sizes": (1,), "width": 8, "num_classes": 10}
+  size = size if quick else {"num_classes": 1000}
+  make = lambda: models.build("resnet50", image_shape=(224, 224, 3), rngs=nnx.Rngs(0), **size)
+  params = nnx.state(nnx.eval_shape(make), nnx.Param)
+  return {path: layer.shape for path, layer in sx.allocate(params, density=1.0).layers.items()}
 
 
 def normal(shapes: Mapping[str, tuple[int, ...]]) -> Arrays:

@@ -17,12 +17,7 @@ from PIL import Image
 
 from experiments.common.registry import choose
 from experiments.data import tfds_folder
-from experiments.data.crops import (
-  centre_crop,
-  random_flip,
-  random_resized_crop,
-  resized_crop,
-)
+from experiments.data.crops import centre_crop, random_flip, random_resized_crop, resized_crop
 from experiments.data.dataset import scale
 from experiments.data.mixup import random_mix
 from experiments.data.randaugment import NUM_BINS, rand_augment
@@ -114,16 +109,10 @@ def load_synthetic_imagenet(
   """Noise in the shape of ImageNet, to measure training without reading and decoding.
 
   A few images are made once and repeated. It takes the arguments of `load_imagenet2012`, so that
-  a config only has to change the name; mixing is done as there.
+  a config only has to change the name; mixing is done as there, and what concerns reading, cropping
+  and workers is checked and not used (copying an image takes less than passing it on).
 
   Args:
-    data_dir: unused, nothing is read.
-    image_size: side of the images in pixels.
-    crop: checked and unused, like the next.
-    randaugment_magnitude: see `load_imagenet2012`.
-    mixup: alpha of mixup.
-    cutmix: alpha of CutMix.
-    num_workers: checked and unused: copying an image takes less than passing it on.
     num_train: number of training images.
     num_test: number of test images.
     num_different: how many of them differ.
@@ -132,11 +121,8 @@ def load_synthetic_imagenet(
   recipe = _Recipe(image_size, crop, randaugment_magnitude, mixup, cutmix)
   recipe.check()
   _num_workers(num_workers)
-  for name, value in (
-    ("num_train", num_train),
-    ("num_test", num_test),
-    ("num_different", num_different),
-  ):
+  sizes = {"num_train": num_train, "num_test": num_test, "num_different": num_different}
+  for name, value in sizes.items():
     if value < 1:
       raise ValueError(f"{name} is {value}; it must be 1 or more.")
   shape = (num_different, image_size, image_size, 3)

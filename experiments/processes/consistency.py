@@ -163,7 +163,7 @@ def check_same_masks(masks: dict[str, Array]) -> None:
   """Compares the masks of all devices of all processes; every process must call it.
 
   Args:
-    masks: as they lie on the devices, a copy on each (`replicate`).
+    masks: on the devices, a copy on each (`replicate`).
 
   Raises:
     RuntimeError: if they are not the same everywhere; it names the devices.

@@ -31,7 +31,7 @@ def launch(arguments: Sequence[str], *, num_processes: int, num_devices: int = 0
   Returns:
     The exit code of the first process that failed, 128 + n if signal n ended it; 0 if none did.
   """
-  coordinator = f"127.0.0.1:{_free_port()}"
+  coordinator = f"127.0.0.1:{free_port()}"
   processes: list[subprocess.Popen[bytes]] = []
   received: list[int] = []
 
@@ -119,7 +119,8 @@ def _give_share(pid: int, index: int, count: int) -> None:
       )
 
 
-def _free_port() -> int:
+def free_port() -> int:
+  """A port of loopback that nothing listens on."""
   with socket.socket() as s:
     s.bind(("127.0.0.1", 0))
     return int(s.getsockname()[1])

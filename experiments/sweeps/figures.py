@@ -13,7 +13,6 @@ def sweep_figure(sweep: SweepResults, path: Path) -> bool:
 
   Args:
     sweep: see `results.collect`.
-    path: of the image to write.
 
   Returns:
     Whether there is one: a mere comparison of methods has none besides that of all sweeps.

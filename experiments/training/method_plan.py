@@ -52,7 +52,7 @@ class Plan(NamedTuple):
     return self.rounds.length if self.rounds else self.total_steps
 
   def schedule_step(self, step: int) -> int:
-    """The inner optimizer's count, which its schedule goes by, after `step` optimizer steps."""
+    """The inner optimizer's count, which its schedule follows, after `step` optimizer steps."""
     return self.rounds.inner_step(step) if self.rounds else step
 
   def training_flops(

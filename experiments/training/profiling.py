@@ -47,7 +47,7 @@ def memory_by_part(state: TrainState, device_data: Any, *, is_sparse: bool) -> d
   """Bytes that the arrays of a run take on each device, masks and moments by themselves.
 
   Args:
-    state: as it lies on the devices, a copy on each.
+    state: on the devices, a copy on each.
     device_data: the data there.
     is_sparse: whether the optimizer's state has masks.
   """

@@ -79,7 +79,7 @@ class Checkpoints:
     Args:
       step: of the state.
       state: a pytree of arrays, the same on all devices.
-      test_accuracy: of this very state, by which the best checkpoint is told; None if unknown.
+      test_accuracy: of this very state, by which the best checkpoint is chosen; None if unknown.
 
     Raises:
       OSError: if it cannot be written.

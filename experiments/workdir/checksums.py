@@ -1,4 +1,4 @@
-"""Checksums of a tree of arrays, leaf by leaf, by which damage on a disk is told.
+"""Checksums of a tree of arrays, leaf by leaf, by which damage on a disk is detected.
 
 They are taken of the arrays before they are written and again after they were read, so they cover
 all that lies between: files, file system, and the libraries that write and read.

@@ -18,7 +18,7 @@ class MetricsWriter:
   """
 
   def __init__(self, workdir: Path, *, step: int, tracker: Tracker | None = None):
-    """Opens the files for a run that goes on from `step`; a tracker is told the same."""
+    """Opens the files for a run that goes on from `step`; so does a tracker."""
     self._tracker = tracker
     self._lines = Appender(workdir / "metrics.jsonl", lines=True)
     self._tensorboard = TensorBoardWriter(workdir / "tensorboard", step=step)

@@ -54,7 +54,7 @@ class Rounds(NamedTuple):
     return range(self.length, self.length + self.num_prunings * every, every)
 
   def inner_step(self, step: int) -> int:
-    """The inner optimizer's own count after `step` steps in all, which its schedule goes by."""
+    """The inner optimizer's own count after `step` steps in all, which its schedule follows."""
     every = self.length - self.rewind_step
     done = min(max(0, (step - self.length) // every + 1), self.num_prunings)
     return step - done * every
