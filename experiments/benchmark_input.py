@@ -32,7 +32,7 @@ from experiments import data
 from experiments.benchmarks.input_cases import Step, model_step, open_stream
 from experiments.benchmarks.timing import quartiles, take_turns
 from experiments.common import cli
-from experiments.common.environment import command_line, environment
+from experiments.common.environment import available_cores, command_line, environment
 from experiments.common.files import RESULTS, write_json
 from experiments.common.markdown import markdown_table
 from experiments.common.progress import progress
@@ -128,20 +128,17 @@ def pipeline_rows(
   candidates = {str(n): lambda n=n: seconds_per_image(n) for n in workers}
   with progress("input pipeline", step=0, total_steps=rounds) as show:
     times = take_turns(candidates, rounds=rounds, after_round=show)
+  num_cores = len(available_cores())
   return [
     {
       "workers": n,
       "images_per_s": 1 / quartiles(times[str(n)])[1],
       "quartiles": [1 / t for t in quartiles(times[str(n)])[::-2]],
-      "images_per_s_per_core": 1 / quartiles(times[str(n)])[1] / min(max(1, n), _cores()),
+      "images_per_s_per_core": 1 / quartiles(times[str(n)])[1] / min(max(1, n), num_cores),
       "rounds": rounds,
     }
     for n in workers
   ]
-
-
-def _cores() -> int:
-  return int(environment()["cpu_cores"])
 
 
 def waiting_row(

@@ -31,7 +31,7 @@ from experiments.benchmarks.kernels import fit_cost_model, layers, report, targe
 from experiments.benchmarks.kernels.baselines import baselines, versions
 from experiments.benchmarks.kernels.measurement import Effort, Measurement, measure_layer
 from experiments.common import cli
-from experiments.common.environment import command_line, environment
+from experiments.common.environment import available_cores, command_line, environment
 from experiments.common.files import RESULTS, read_json, write_json
 from experiments.common.progress import progress
 
@@ -107,14 +107,8 @@ def _check_options() -> None:
   baselines(tuple(options.method))
 
 
-def _cores() -> list[int]:
-  if hasattr(os, "sched_getaffinity"):
-    return sorted(os.sched_getaffinity(0))
-  return list(range(os.cpu_count() or 1))
-
-
 def _num_threads(text: str) -> int:
-  cores = len(_cores())
+  cores = len(available_cores())
   if text == "all":
     return cores
   if not text.isdigit() or not 1 <= int(text) <= cores:
@@ -124,7 +118,7 @@ def _num_threads(text: str) -> int:
 
 def _in_process(what: str, threads: int) -> list[dict[str, Any]]:
   """What another process measured, bound to so many cores before libraries size their pools."""
-  cores = _cores()
+  cores = available_cores()
   with tempfile.TemporaryDirectory() as folder:
     to = Path(folder) / "measured.json"
     command = [sys.executable, "-m", "experiments.benchmark_kernels", *sys.argv[1:]]

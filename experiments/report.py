@@ -12,7 +12,7 @@ from experiments.common import cli
 from experiments.common.files import write_json
 from experiments.reports.run_report import write_run_report
 from experiments.sweeps.report import write_sweep_report
-from experiments.sweeps.results import collect, results_file
+from experiments.sweeps.results import read_sweep_results, results_file
 
 
 def main() -> int:
@@ -22,7 +22,7 @@ def main() -> int:
     path, table = write_sweep_report(workdir)
     print(table)
     if flags.FLAGS.out:
-      write_json(Path(flags.FLAGS.out), results_file(collect(workdir), table))
+      write_json(Path(flags.FLAGS.out), results_file(read_sweep_results(workdir), table))
     if flags.FLAGS.figure:
       drawn = workdir / "figures" / "study.png"
       drawn = drawn if drawn.exists() else workdir / "figures" / "comparison.png"

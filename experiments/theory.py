@@ -122,11 +122,6 @@ def _masks(key: Array, names: Sequence[str], case: Case) -> dict[str, Array]:
 def simulate(case: Case, num_samples: int, *, seed: int = _SEED) -> list[Point]:
   """Computes and simulates the variance after each of a case's layers.
 
-  Args:
-    case: what to draw.
-    num_samples: networks.
-    seed: of the draws.
-
   Returns:
     A point for each depth from 1 to `case.depth`, from the same networks.
   """
@@ -237,9 +232,6 @@ def write_results(study: Study, out: Path, figure: Path, *, command: str) -> dic
   """Runs a study and writes its results file and its figure.
 
   Args:
-    study: what to compute.
-    out: the results file.
-    figure: the image.
     command: that asked for it, for the record.
 
   Returns:

@@ -29,11 +29,16 @@ def environment() -> dict[str, Any]:
     **versions(),
     "device": f"{jax.local_device_count()} × {device.device_kind}",
     "processor": _processor(),
-    "cpu_cores": len(os.sched_getaffinity(0))
-    if hasattr(os, "sched_getaffinity")
-    else os.cpu_count(),
+    "cpu_cores": len(available_cores()),
     **settings(),
   }
+
+
+def available_cores() -> list[int]:
+  """The cores that this process may use, ascending."""
+  if hasattr(os, "sched_getaffinity"):
+    return sorted(os.sched_getaffinity(0))
+  return list(range(os.cpu_count() or 1))
 
 
 def settings() -> dict[str, str]:

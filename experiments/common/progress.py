@@ -21,13 +21,7 @@ class Show(Protocol):
 
 @contextlib.contextmanager
 def progress(name: str, *, step: int, total_steps: int) -> Iterator[Show]:
-  """Shows a run's progress on standard error while the context lasts.
-
-  Args:
-    name: of the run.
-    step: where it starts.
-    total_steps: where it ends.
-  """
+  """Shows a run's progress on standard error while the context lasts."""
   console = Console(stderr=True)
   if not console.is_terminal:
     yield _lines(name, total_steps)

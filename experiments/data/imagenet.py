@@ -5,7 +5,6 @@ normalised and mixed, all as the authors do it.
 """
 
 import functools
-import os
 import warnings
 from collections.abc import Callable
 from typing import NamedTuple
@@ -15,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
+from experiments.common.environment import available_cores
 from experiments.common.registry import choose
 from experiments.data import tfds_folder
 from experiments.data.crops import centre_crop, random_flip, random_resized_crop, resized_crop
@@ -201,19 +201,14 @@ def _mixed(
 def _num_workers(asked: int | None) -> int:
   """The number of worker processes."""
   if asked is None:
-    return max(1, _cores() - 1)
+    return max(1, len(available_cores()) - 1)
   if asked < 0:
     raise ValueError(f"num_workers is {asked}; it must be 0 (no processes) or more.")
   return asked
 
 
-def _cores() -> int:
-  """Those that this process may use."""
-  return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def _warn_of_few_cores(num_workers: int) -> None:
-  if num_workers > (cores := _cores()):
+  if num_workers > (cores := len(available_cores())):
     warnings.warn(
       f"num_workers is {num_workers}, but this process may use {cores} of the machine's cores: "
       "images may come slowly. Under SLURM, srun gives a task one core unless --cpus-per-task is "

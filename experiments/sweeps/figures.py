@@ -12,7 +12,7 @@ def sweep_figure(sweep: SweepResults, path: Path) -> bool:
   """Draws the figure of a study in the paper's form.
 
   Args:
-    sweep: see `results.collect`.
+    sweep: see `results.read_sweep_results`.
 
   Returns:
     Whether there is one: a mere comparison of methods has none besides that of all sweeps.

@@ -6,7 +6,7 @@ from experiments.common.files import write_text
 from experiments.reports import figures
 from experiments.sweeps import tables
 from experiments.sweeps.figures import sweep_figure
-from experiments.sweeps.results import collect
+from experiments.sweeps.results import read_sweep_results
 
 
 def write_sweep_report(workdir: Path) -> tuple[Path, str]:
@@ -18,7 +18,7 @@ def write_sweep_report(workdir: Path) -> tuple[Path, str]:
   Raises:
     ValueError: if no run of the sweep is finished.
   """
-  sweep = collect(workdir)
+  sweep = read_sweep_results(workdir)
   table, pivot = tables.comparison(sweep), tables.pivot(sweep)
   finished = {v.name: v for v in sweep.variants if v.runs}
   figures.comparison(

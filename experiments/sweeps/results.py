@@ -80,7 +80,7 @@ def mean_and_interval(values: Sequence[float]) -> tuple[float, float]:
   return mean, float(half_width)
 
 
-def collect(workdir: Path) -> SweepResults:
+def read_sweep_results(workdir: Path) -> SweepResults:
   """Reads the runs of a sweep that are finished.
 
   A directory whose run has another config than the sweep's is passed over: it is what an earlier
@@ -118,8 +118,7 @@ def results_file(sweep: SweepResults, table: str) -> dict[str, Any]:
   """What `experiments/results/NAME.json` holds of a study: all that its tables come from.
 
   Args:
-    sweep: see `collect`.
-    table: as printed.
+    sweep: see `read_sweep_results`.
   """
   finished = [v for v in sweep.variants if v.runs]
   return {

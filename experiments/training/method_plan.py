@@ -74,10 +74,6 @@ class Plan(NamedTuple):
 def plan_method(config: ConfigDict, *, total_steps: int) -> Plan:
   """What the training loop must know of a method.
 
-  Args:
-    config: the `method` section.
-    total_steps: optimizer steps of the run.
-
   Raises:
     ValueError: if the method's name or an argument is unknown, or the steps are too few for it.
   """
@@ -143,11 +139,6 @@ def common_arguments(config: ConfigDict, total_steps: int, seed: int) -> dict[st
 def arguments_of(config: ConfigDict, *, total_steps: int, seed: int = 0) -> dict[str, Any]:
   """All arguments of the config's method, shares of the run turned into steps.
 
-  Args:
-    config: the `method` section.
-    total_steps: optimizer steps of the run.
-    seed: of masks and random growth.
-
   Raises:
     ValueError: if the method's name or an argument is unknown.
   """
@@ -176,7 +167,6 @@ def with_sparsity(config: ConfigDict, params: Any, macs: Mapping[str, int]) -> C
   """The `method` section with the sparsity that `relative_flops` asks for, if it does.
 
   Args:
-    config: the section.
     params: parameter tree of the model.
     macs: dense multiply-accumulates of an example, by path.
 
@@ -210,10 +200,7 @@ def make_method(
   """Wraps the inner optimizer in the config's method.
 
   Args:
-    config: the `method` section.
     inner: the optimizer, its schedule made for `Plan.schedule_steps`.
-    total_steps: optimizer steps of the run.
-    seed: of masks and random growth.
 
   Raises:
     ValueError: if the method's name or an argument is unknown, or a setting out of range.

@@ -86,8 +86,6 @@ class RunLog:
     """Records training since the last record, and the topology if it was updated since.
 
     Args:
-      step: batches done.
-      state: after them.
       waited: seconds in all that the loop has waited for batches.
 
     Returns:
@@ -140,8 +138,6 @@ class RunLog:
     """Starts saving a checkpoint.
 
     Args:
-      step: of the state.
-      state: on every device.
       test_accuracy: of this very state; None if unknown.
 
     Raises:

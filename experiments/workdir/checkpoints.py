@@ -77,7 +77,6 @@ class Checkpoints:
     for: the disk may have room again, and if not, it is time to stop.
 
     Args:
-      step: of the state.
       state: a pytree of arrays, the same on all devices.
       test_accuracy: of this very state, by which the best checkpoint is chosen; None if unknown.
 

@@ -74,12 +74,7 @@ class FoldingReport(NamedTuple):
 
 
 def folding_report(model: Model, condensed_model: Model) -> FoldingReport:
-  """Compares a model with what `condense_model` made of it.
-
-  Args:
-    model: the dense model.
-    condensed_model: the condensed one.
-  """
+  """Compares a model with what `condense_model` made of it."""
   flax = import_with_flax("nnx_layers")
   before, after = flax.find_modules(model), flax.find_modules(condensed_model)
   layers, folded, norms = [], [], []

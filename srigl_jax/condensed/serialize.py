@@ -119,9 +119,6 @@ def save_condensed(
 def load_condensed(path: str | os.PathLike[str]) -> tuple[dict[str, Condensed], dict[str, Any]]:
   """Reads the layers that `save_condensed` wrote; see `load_condensed_file`.
 
-  Args:
-    path: the file.
-
   Returns:
     `(layers, metadata)`, the layers in the order in which they were given.
   """
@@ -131,9 +128,6 @@ def load_condensed(path: str | os.PathLike[str]) -> tuple[dict[str, Condensed], 
 
 def load_condensed_file(path: str | os.PathLike[str]) -> CondensedFile:
   """Reads what `save_condensed` wrote, checking every size, index and weight.
-
-  Args:
-    path: the file.
 
   Returns:
     `(layers, arrays, metadata)`, in the order in which they were given.

@@ -101,15 +101,11 @@ def condensed_srigl(
 ) -> CondensedTraining:
   """SRigL on layers in condensed form: the patterns are those of `srigl`'s masks.
 
+  Arguments not listed: as for `srigl`.
+
   Args:
     inner: an element-wise optimizer, clipping by global norm included; adafactor, muon and others
       that see a parameter as a matrix are refused.
-    update_until: see `srigl`.
-    update_every: see `srigl`.
-    drop_fraction: see `srigl`.
-    gamma_sal: see `srigl`.
-    salient_base: see `srigl`.
-    ablate: see `srigl`.
     axis_name: the mapped axis of the devices that share a batch, under `pmap` or `shard_map`:
       blocks of dense gradients are averaged over it. Averaging `grads` is the caller's part.
     block_bytes: of a block of a layer's dense gradient; an update holds a few at a time.
@@ -150,14 +146,10 @@ def condensed_set(
   """SET with a constant fan-in: prunes by magnitude, grows each neuron anew at random.
 
   Its `update` looks at no signals, but takes them (or `{}`) as word that the topology may change.
+  Arguments not listed: as for `condensed_srigl`.
 
   Args:
-    inner: see `condensed_srigl`.
-    update_until: see `srigl`.
-    update_every: see `srigl`.
-    drop_fraction: see `srigl`.
     seed: of random growth.
-    block_bytes: see `condensed_srigl`.
 
   Source: Mocanu et al., 2018 (doi:10.1038/s41467-018-04316-3), on RigL's schedule.
   """

@@ -15,7 +15,7 @@ from experiments.reports import figures
 from experiments.reports.run_report import write_run_report
 from experiments.sweeps import plots
 from experiments.sweeps.report import write_sweep_report
-from experiments.sweeps.results import collect, mean_and_interval, results_file
+from experiments.sweeps.results import mean_and_interval, read_sweep_results, results_file
 from experiments.sweeps.spec import write_record
 from experiments.workdir.metrics import read_metrics
 
@@ -305,7 +305,7 @@ def test_results_file_of_a_study(tmp_path):
   write_run(tmp_path / "a" / "seed0", accuracy=0.5, layers=layers, train_seconds=7.0)
   elsewhere = {"python": "3.12"}
   write_run(tmp_path / "a" / "seed1", accuracy=0.6, environment=elsewhere)
-  values = results_file(collect(tmp_path), "the table")
+  values = results_file(read_sweep_results(tmp_path), "the table")
   assert json.loads(json.dumps(values)) == values
   assert (values["command"], values["table"]) == ("python -m x", "the table")
   assert values["environment"] == {"python": "3.11"} and values["missing_runs"] == 2

@@ -18,13 +18,11 @@ from srigl_kernels.conv_geometry import Geometry
 def conv(
   x: Array, packed: Packed, bias: Array | None, activation: str | None, geometry: Geometry
 ) -> Array:
-  """The convolution; with three or more spatial axes by `matmul`.
+  """The convolution; with three or more spatial axes by `matmul`, as which it takes the rest.
 
   Args:
     x: `[B, *S, C]` float32 or bfloat16.
     packed: the layer, of `prod(kernel_size) * C` inputs.
-    bias: `[N]`, or None.
-    activation: a name in `matmul.ACTIVATIONS`.
     geometry: the convolution; of one group.
 
   Returns:
