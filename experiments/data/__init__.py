@@ -10,9 +10,10 @@ from experiments.data.dataset import Dataset
 from experiments.data.digits import load_digits
 from experiments.data.imagenet import load_imagenet2012, load_synthetic_imagenet
 from experiments.data.input_pipeline import InputPipeline, make_input_pipeline, test_examples
-from experiments.data.prefetch import Prefetch, put_on_devices
+from experiments.data.prefetch import Prefetch
 from experiments.data.stream import ImageStream, ProcessShard
 from experiments.data.synthetic import load_synthetic
+from experiments.processes.sharding import put_on_devices
 
 __all__ = [
   "DATASETS",

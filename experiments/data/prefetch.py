@@ -6,10 +6,6 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any, Generic, NamedTuple, TypeVar
 
-import jax
-import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
-
 T = TypeVar("T")
 
 _POLL_SECONDS = 0.1
@@ -112,30 +108,3 @@ class Prefetch(Generic[T]):
         continue
       return True
     return False
-
-
-def put_on_devices(batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
-  """Divides a batch among the local devices, evenly and in order.
-
-  Args:
-    batch: arrays `[B, ...]` by name, `B` a multiple of the number of local devices `D`.
-
-  Returns:
-    Arrays `[D, B / D, ...]` by name, each device holding its part: what `jax.pmap` takes as a
-    batch without moving it.
-
-  Raises:
-    ValueError: if `B` cannot be divided.
-  """
-  devices = jax.local_devices()
-  sharding = NamedSharding(Mesh(np.asarray(devices), ("devices",)), PartitionSpec("devices"))
-
-  def put(name, array):
-    if array.shape[0] % len(devices):
-      raise ValueError(
-        f"{name!r} has {array.shape[0]} examples in this process, which {len(devices)} devices "
-        "cannot share: give a batch size that is a multiple of the number of all devices."
-      )
-    return jax.device_put(array.reshape(len(devices), -1, *array.shape[1:]), sharding)
-
-  return {name: put(name, array) for name, array in batch.items()}

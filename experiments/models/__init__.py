@@ -26,32 +26,20 @@ from experiments.models.functional import (
   with_arrays,
 )
 from experiments.models.mlp import MLP
-from experiments.models.mobilenet_v3 import MobileNetV3, mobilenet_v3_large, mobilenet_v3_small
-from experiments.models.resnet import ResNet, ResNetCifar, resnet18, resnet50
-from experiments.models.vit import VisionTransformer, vit_b16
+from experiments.models.mobilenet_v3 import mobilenet_v3_large, mobilenet_v3_small
+from experiments.models.resnet import resnet18, resnet50
+from experiments.models.vit import vit_b16
 from experiments.models.wide_resnet import WideResNet, wide_resnet22_2
 
 __all__ = [
-  "MLP",
   "MODELS",
   "Apply",
-  "ConvNet",
   "FunctionalModel",
-  "MobileNetV3",
-  "ResNet",
-  "ResNetCifar",
-  "VisionTransformer",
   "WideResNet",
   "build",
   "functional",
   "init",
-  "init_functional",
-  "mobilenet_v3_large",
-  "mobilenet_v3_small",
-  "resnet18",
-  "resnet50",
-  "vit_b16",
-  "wide_resnet22_2",
+  "layers",
   "with_arrays",
 ]
 

@@ -184,16 +184,8 @@ def _mobilenet_v3(module: str, modules: Collection[str]) -> str:
   if module in ends:
     return ends[module]
   _, block, part, *inner = module.split("/")
-  there = [
-    kind
-    for kind, probe in (
-      ("expand", "expand"),
-      ("depthwise", "depthwise"),
-      ("se", "se/fc1"),
-      ("project", "project"),
-    )
-    if f"blocks/{block}/{probe}" in modules
-  ]
+  probes = {"expand": "expand", "depthwise": "depthwise", "se": "se/fc1", "project": "project"}
+  there = [kind for kind, probe in probes.items() if f"blocks/{block}/{probe}" in modules]
   start = f"features.{int(block) + 1}.block.{there.index(part.removesuffix('_bn'))}"
   last = inner[0] if inner else str(int(part.endswith("_bn")))
   return f"{start}.{last}"

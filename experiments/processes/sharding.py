@@ -42,11 +42,7 @@ def shard_batches(batches: Sequence[Batch], max_steps: int) -> dict[str, jax.Arr
 
   def join(*parts):
     size, *shape = parts[0].shape
-    if size % count:
-      raise ValueError(
-        f"A batch has {size} examples in this process, which {count} devices cannot share: give a "
-        "batch size that is a multiple of the number of all devices."
-      )
+    _check_divides("A batch", size, count)
     # A single batch is only looked at differently, which costs nothing.
     whole = parts[0][None] if len(parts) == 1 else np.stack(parts)
     whole = np.moveaxis(whole.reshape(num_steps, count, size // count, *shape), 1, 0)
@@ -56,6 +52,30 @@ def shard_batches(batches: Sequence[Batch], max_steps: int) -> dict[str, jax.Arr
     return whole
 
   return jax.device_put(jax.tree.map(join, *batches), _sharding(PartitionSpec(AXIS)))
+
+
+def put_on_devices(batch: Batch) -> dict[str, jax.Array]:
+  """Divides a single batch among the local devices, in order: `shard_batches` without steps.
+
+  Returns:
+    Arrays `[D, B / D, ...]` by name, each device holding its part.
+
+  Raises:
+    ValueError: if `B` cannot be divided.
+  """
+  count = jax.local_device_count()
+  for name, array in batch.items():
+    _check_divides(repr(name), len(array), count)
+  parts = {name: array.reshape(count, -1, *array.shape[1:]) for name, array in batch.items()}
+  return jax.device_put(parts, _sharding(PartitionSpec(AXIS)))
+
+
+def _check_divides(what: str, size: int, count: int) -> None:
+  if size % count:
+    raise ValueError(
+      f"{what} has {size} examples in this process, which {count} devices cannot share: give a "
+      "batch size that is a multiple of the number of all devices."
+    )
 
 
 def _sharding(spec: PartitionSpec) -> NamedSharding:

@@ -8,11 +8,10 @@ import jax
 from ml_collections import ConfigDict
 
 from experiments.common.files import read_json
-from experiments.data import load
 from experiments.processes.sharding import replicate, shard_batches
 from experiments.sweeps import workers
 from experiments.sweeps.spec import expand
-from experiments.training.setup import prepare
+from experiments.training.setup import load_data, prepare
 from experiments.training.steps import make_train_fn
 
 _CALIBRATION_SECONDS, _CALIBRATION_STEPS = 2.0, 20
@@ -58,9 +57,7 @@ def sweep_cost(sweep: ConfigDict, workdir: Path, *, jobs: int, calibrate: bool) 
   for config in left.values():
     key = repr(sorted(config.data.to_dict().items()))
     if key not in data:
-      data[key] = load(
-        config.data.name, data_dir=config.data.data_dir or None, **config.data.kwargs.to_dict()
-      )
+      data[key] = load_data(config.data)
     size = config.data.batch_size
     of_run = max(1, round(config.train.total_epochs * (data[key].num_train // size)))
     steps += of_run

@@ -145,9 +145,7 @@ def prepare(config: ConfigDict) -> Run:
     FileNotFoundError: if the data set is not there.
   """
   _check(config)
-  data = load(
-    config.data.name, data_dir=config.data.data_dir or None, **config.data.kwargs.to_dict()
-  )
+  data = load_data(config.data)
   pipeline = _make_pipeline(config, data)
   steps_per_epoch = data.num_train // config.data.batch_size
   total_steps = max(1, round(config.train.total_epochs * steps_per_epoch))
@@ -177,6 +175,11 @@ def prepare(config: ConfigDict) -> Run:
     total_steps=total_steps,
     max_steps=steps_per_dispatch(asked, params),
   )
+
+
+def load_data(config: ConfigDict) -> Dataset | ImageStream:
+  """The data set that the `data` section of a config names."""
+  return load(config.name, data_dir=config.data_dir or None, **config.kwargs.to_dict())
 
 
 def _make_pipeline(config: ConfigDict, data: Dataset | ImageStream) -> InputPipeline:

@@ -20,8 +20,9 @@ import numpy as np
 import pytest
 
 from experiments import data
-from experiments.data.prefetch import Prefetch, put_on_devices
+from experiments.data.prefetch import Prefetch
 from experiments.data.stream import ImageStream, ProcessShard
+from experiments.processes.sharding import put_on_devices
 from tests.experiments.tiny import devices
 
 
