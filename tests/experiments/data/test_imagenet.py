@@ -298,7 +298,7 @@ def test_the_usual_number_of_workers_leaves_a_core(monkeypatch):
 
 def test_more_workers_than_cores_are_warned_of(small_imagenet, monkeypatch):
   """As where SLURM binds a task to one core; they may still be right, so they are not refused."""
-  monkeypatch.setattr(imagenet, "_cores", lambda: 1)
+  monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0}, raising=False)
   with pytest.warns(UserWarning, match=r"num_workers is 2, but .* use 1 .* --cpus-per-task"):
     assert load(small_imagenet[0], image_size=14, num_workers=2).num_workers == 2
   with warnings.catch_warnings():
