@@ -16,7 +16,7 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from experiments.common import cli
-from experiments.common.files import held, read_json
+from experiments.common.files import locked, read_json
 from experiments.processes.signals import Interrupted
 from experiments.sweeps import estimate, workers
 from experiments.sweeps.failures import Failure, forget_failure, read_failure, write_failure
@@ -55,7 +55,7 @@ def run_sweep(
   runs = expand(sweep)
   for name, config in runs.items():
     check_owner(workdir / name, config)
-  with held(workdir):
+  with locked(workdir):
     write_record(sweep, workdir, command)
     failures = _train(runs, workdir, jobs, retry)
     path, table = write_sweep_report(workdir)

@@ -69,7 +69,7 @@ def read_json(path: Path) -> Any:
 
 
 @contextlib.contextmanager
-def held(directory: Path) -> Iterator[None]:
+def locked(directory: Path) -> Iterator[None]:
   """Keeps a directory for this process, by a lock on the file `.lock` in it.
 
   The system takes the lock back when the process ends, in whatever way. One in use is waited for,

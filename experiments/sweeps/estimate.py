@@ -97,7 +97,7 @@ def _calibrate(config: ConfigDict) -> float:
 
   Processes that share the machine are faster together; so the time is an upper limit.
   """
-  run = prepare(config)
+  run, init_state = prepare(config)
   train_fn = make_train_fn(
     run.model.apply,
     run.tx,
@@ -106,7 +106,7 @@ def _calibrate(config: ConfigDict) -> float:
     seed=config.seed,
     max_steps=run.max_steps,
   )
-  state, device_data = replicate((run.init_state, run.pipeline.device_data))
+  state, device_data = replicate((init_state, run.pipeline.device_data))
   step = 0
 
   def train() -> None:

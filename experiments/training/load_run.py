@@ -49,11 +49,11 @@ def load_run(workdir: Path, *, which: str = "last", data_dir: str = "") -> Loade
     raise ValueError(f"{workdir} holds no run: it has no config.json.{hint}")
   config = ConfigDict(converted(values))
   config.data.data_dir = data_dir or config.data.data_dir
-  run = prepare(config)
+  run, init_state = prepare(config)
   checkpoints = Checkpoints(workdir / "checkpoints", keep=1, read_only=True)
   try:
     step = checkpoints.best_step() if which == "best" else None
-    state = checkpoints.restore(run.init_state, step=step)
+    state = checkpoints.restore(init_state, step=step)
   finally:
     checkpoints.close()
   if state is None:

@@ -3,12 +3,12 @@
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, closing
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 from ml_collections import ConfigDict
 
-from experiments.common.files import held, read_json, write_json
+from experiments.common.files import locked, read_json, write_json
 from experiments.common.progress import Show, progress
 from experiments.data import Prefetch
 from experiments.processes.cluster import is_process_0
@@ -31,6 +31,20 @@ from experiments.training.steps import TrainFn, TrainState, make_eval_fn, make_t
 from experiments.workdir.owner import check_owner
 
 ShowProgress = Callable[..., AbstractContextManager[Show]]
+
+
+class Dispatch(NamedTuple):
+  """One call of `train_fn`, from step `start` to step `stop`.
+
+  Attributes:
+    start: steps done before it.
+    stop: steps done after it.
+    batches: of its steps; stacked on the devices once `shard_batches` has had them.
+  """
+
+  start: int
+  stop: int
+  batches: list[Batch] | Batch
 
 
 def train(
@@ -57,8 +71,8 @@ def train(
     Interrupted: after SIGINT or SIGTERM, once the state is saved.
   """
   with ExitStack() as stack:
-    if not decide_on_process_0(lambda: _is_finished(workdir, config, stack)):
-      log = stack.enter_context(closing(RunLog(prepare(config), workdir)))
+    if not decide_on_process_0(lambda: _finished_or_locked(workdir, config, stack)):
+      log = stack.enter_context(closing(RunLog(*prepare(config), workdir)))
       state = _train(log, show_progress, profiling)
       log.wait()  # there are no results without the network that they are of
       if is_process_0():
@@ -69,7 +83,7 @@ def train(
 
 
 def _train(log: RunLog, show_progress: ShowProgress, profiling: Profiling) -> TrainState:
-  """Trains from the state of the log to the last step, recording, testing and saving on the way."""
+  """Trains from the state of the log to the last step; records, evaluates and saves on the way."""
   run, step = log.run, log.step
   train_fn = make_train_fn(
     run.model.apply,
@@ -82,35 +96,37 @@ def _train(log: RunLog, show_progress: ShowProgress, profiling: Profiling) -> Tr
   eval_fn = make_eval_fn(run.model.apply, run.pipeline)
   state, device_data = replicate((log.take_state(), run.pipeline.device_data))
   stop_signal = StopSignal()
-  to_devices = lambda call: (*call[:2], shard_batches(call[2], run.max_steps))
+  to_devices = lambda x: x._replace(batches=shard_batches(x.batches, run.max_steps))
   with (
     watch_signals() as interrupted,
     show_progress(run.config.name, step=step, total_steps=run.total_steps) as show,
     closing(run.pipeline),
-    Prefetch(_calls(run, step), to_devices) as calls,
+    Prefetch(_dispatches(run, step), to_devices) as dispatches,
     closing(Trace(profiling.trace_steps if is_process_0() else None, log.workdir)) as trace,
   ):
     if is_process_0():
       _report_memory(log, train_fn, state, device_data, profiling)
     log.start()
-    for start, step, batches in calls:
+    for start, step, batches in dispatches:
       trace.before(start, step)
-      pausing, asked = step == run.next_pause(start), interrupted()
+      at_boundary, stop_requested = step == run.next_boundary(start), interrupted()
       # Nothing in here waits for the devices, nor they for what is not on them by now.
       with jax.transfer_guard("disallow"):
-        state, metrics, signal = train_fn(state, device_data, batches, step - start, asked, pausing)
+        state, metrics, signal = train_fn(
+          state, device_data, batches, step - start, stop_requested, with_norms=at_boundary
+        )
       trace.after(step, metrics)
       log.add(metrics)
-      finished, stopping = step == run.total_steps, stop_signal.agreed(asked, signal)
-      if not (pausing or finished or stopping):
+      finished, stopping = step == run.total_steps, stop_signal.agreed(stop_requested, signal)
+      if not (at_boundary or finished or stopping):
         continue
 
-      shown = log.train(step, state, waited=calls.waited_seconds)
+      shown = log.record_train(step, state, waited=dispatches.waited_seconds)
       if is_process_0():
         show(step, **shown)
       accuracy = None
       if finished or step % run.eval_every == 0:
-        accuracy = log.test(step, eval_fn(state, device_data, run.tests_left(step)))
+        accuracy = log.record_eval(step, eval_fn(state, device_data, run.tests_left(step)))
       if finished or stopping or step % run.save_every == 0:
         log.save(step, state, test_accuracy=accuracy)
       if accuracy is not None:
@@ -121,14 +137,14 @@ def _train(log: RunLog, show_progress: ShowProgress, profiling: Profiling) -> Tr
   return state
 
 
-def _calls(run: Run, step: int) -> Iterator[tuple[int, int, list[Batch]]]:
-  """First step, last step and batches of each call of `train_fn`, none across a pause."""
+def _dispatches(run: Run, step: int) -> Iterator[Dispatch]:
+  """The calls of `train_fn` from a step to the last, none across a boundary."""
   stream = run.pipeline.train_batches(step, run.total_steps)
   with ExitStack() as stack:
     stack.callback(getattr(stream, "close", lambda: None))
     while step < run.total_steps:
-      end = min(step + run.max_steps, run.next_pause(step))
-      yield step, end, [next(stream) for _ in range(step, end)]
+      end = min(step + run.max_steps, run.next_boundary(step))
+      yield Dispatch(step, end, [next(stream) for _ in range(step, end)])
       step = end
 
 
@@ -143,8 +159,8 @@ def _report_memory(
   report_memory(log.workdir, memory_by_part(state, device_data, is_sparse=run.is_sparse), step)
 
 
-def _is_finished(workdir: Path, config: ConfigDict, stack: ExitStack) -> bool:
-  """Whether a run has its results; if not, keeps its directory for this process.
+def _finished_or_locked(workdir: Path, config: ConfigDict, stack: ExitStack) -> bool:
+  """Whether a run has its results; if not, locks its directory until `stack` is closed.
 
   Raises:
     ValueError: if the directory is another run's, or in use.
@@ -152,8 +168,8 @@ def _is_finished(workdir: Path, config: ConfigDict, stack: ExitStack) -> bool:
   results = workdir / "results.json"
   check_owner(workdir, config)
   if not results.exists():
-    stack.enter_context(held(workdir))
-    check_owner(workdir, config)  # as whoever held it has left it
+    stack.enter_context(locked(workdir))
+    check_owner(workdir, config)  # as whoever had the lock has left it
   return results.exists()
 
 

@@ -28,31 +28,29 @@ class RunLog:
   """The records and checkpoints of a run.
 
   Attributes:
-    run: the run, its `init_state` in shapes only.
+    run: the run.
     workdir: its directory.
     step: batches done when it was opened.
   """
 
-  def __init__(self, run: Run, workdir: Path):
+  def __init__(self, run: Run, init_state: TrainState, workdir: Path):
     """Opens the directory and reads the last checkpoint.
 
     Raises:
       ValueError: if the run is not the same in all processes, or no checkpoint can be read.
     """
     check_same(lambda: _facts(run))
-    # Whatever is referred to from here stays in memory as long as training lasts.
-    self.run = run._replace(init_state=jax.eval_shape(lambda: run.init_state))
-    self.workdir = workdir
+    self.run, self.workdir = run, workdir
     if is_process_0():
       write_json(workdir / "config.json", run.config.to_dict())
     self._checkpoints = Checkpoints(workdir / "checkpoints", keep=run.config.train.keep_checkpoints)
     self._metrics: MetricsWriter | None = None
     try:
-      restored = self._checkpoints.restore(run.init_state)
+      restored = self._checkpoints.restore(init_state)
     except BaseException:
       self._checkpoints.close()
       raise
-    self._state: TrainState | None = run.init_state if restored is None else restored
+    self._state: TrainState | None = init_state if restored is None else restored
     self.step = int(self._state.step)
     self._summary, self._summary_step = run.summarize(self._state), self.step
     self._window: list[Metrics] = []
@@ -82,7 +80,7 @@ class RunLog:
     """Keeps the metrics of some steps for the next record; waits for nothing."""
     self._window.append(metrics)
 
-  def train(self, step: int, state: TrainState, *, waited: float) -> dict[str, float | str]:
+  def record_train(self, step: int, state: TrainState, *, waited: float) -> dict[str, float | str]:
     """Records training since the last record, and the topology if it was updated since.
 
     Args:
@@ -123,8 +121,8 @@ class RunLog:
       self._metrics.write_topology(step, self._summary, last_update=self.run.last_update(step))
       self.run.warn_early(self._summary, step)
 
-  def test(self, step: int, metrics: Sequence[Metrics]) -> float:
-    """Records a test; returns its accuracy.
+  def record_eval(self, step: int, metrics: Sequence[Metrics]) -> float:
+    """Records an evaluation; returns its accuracy.
 
     Raises:
       FloatingPointError: if its loss is not finite.

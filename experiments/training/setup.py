@@ -47,8 +47,6 @@ class Run(NamedTuple):
     model: the network.
     tx: the optimizer, wrapped in the method.
     schedule: learning rate by optimizer step.
-    init_state: the state at step 0, weights masked, in the host's memory; its shapes once training
-      has begun (`RunLog`).
     steps_per_epoch: batches in an epoch.
     total_steps: batches of the run.
     max_steps: batches in one call of the device.
@@ -61,7 +59,6 @@ class Run(NamedTuple):
   model: Model
   tx: optax.GradientTransformationExtraArgs
   schedule: optax.Schedule
-  init_state: TrainState
   steps_per_epoch: int
   total_steps: int
   max_steps: int
@@ -73,7 +70,7 @@ class Run(NamedTuple):
 
   @property
   def eval_every(self) -> int:
-    """Steps from one test to the next."""
+    """Steps from one evaluation to the next."""
     return self._steps(self.config.train.eval_every_epochs)
 
   @property
@@ -85,8 +82,8 @@ class Run(NamedTuple):
     """Epochs as a number of steps, at least 1."""
     return max(1, round(epochs * self.steps_per_epoch))
 
-  def next_pause(self, step: int) -> int:
-    """The first step after `step` at which something is recorded, tested or saved."""
+  def next_boundary(self, step: int) -> int:
+    """The first step after `step` at which something is recorded, evaluated or saved."""
     every = self.config.train.log_every_steps, self.eval_every, self.save_every
     return min(self._next_update(step), *(step - step % n + n for n in every))
 
@@ -134,11 +131,14 @@ class Run(NamedTuple):
     return sx.summarize(state.params, masks, explored=explored, macs=self.model.macs)
 
 
-def prepare(config: ConfigDict) -> Run:
+def prepare(config: ConfigDict) -> tuple[Run, TrainState]:
   """Loads the data, builds model and optimizer, and initialises the state.
 
   Args:
     config: see `configs/base.py`.
+
+  Returns:
+    The run, and its state at step 0: weights masked, in the host's memory.
 
   Raises:
     ValueError: if a setting is unknown, out of range, or does not fit the others.
@@ -162,7 +162,7 @@ def prepare(config: ConfigDict) -> Run:
   init_state = TrainState(jnp.zeros((), jnp.int32), params, model_state, opt_state)
   # Images of many steps would not fit beside the network.
   asked = 1 if pipeline.is_stream else config.train.steps_per_dispatch
-  return Run(
+  run = Run(
     config=config,
     data=data,
     pipeline=pipeline,
@@ -170,11 +170,11 @@ def prepare(config: ConfigDict) -> Run:
     model=model,
     tx=tx,
     schedule=schedule,
-    init_state=jax.device_get(init_state),
     steps_per_epoch=steps_per_epoch,
     total_steps=total_steps,
     max_steps=steps_per_dispatch(asked, params),
   )
+  return run, jax.device_get(init_state)
 
 
 def load_data(config: ConfigDict) -> Dataset | ImageStream:

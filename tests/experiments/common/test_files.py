@@ -72,9 +72,9 @@ def test_choose():
 HOLD = """
 import sys, time
 from pathlib import Path
-from experiments.common.files import held
+from experiments.common.files import locked
 
-with held(Path(sys.argv[1])):
+with locked(Path(sys.argv[1])):
   print("held", flush=True)
   time.sleep(60)
 """
@@ -87,14 +87,14 @@ def test_a_directory_is_one_process_s(tmp_path, monkeypatch):
   try:
     assert other.stdout.readline() == b"held\n"
     said = f"in use by process {other.pid} on .*--workdir"
-    with pytest.raises(files.InUseError, match=said), files.held(tmp_path):
+    with pytest.raises(files.InUseError, match=said), files.locked(tmp_path):
       raise AssertionError("two hold it")
   finally:
     other.kill()
     other.communicate()
-  with files.held(tmp_path):
+  with files.locked(tmp_path):
     assert f"process {os.getpid()} on" in (tmp_path / ".lock").read_text()
-  with files.held(tmp_path):  # it was given back
+  with files.locked(tmp_path):  # it was given back
     pass
 
 
@@ -102,5 +102,5 @@ def test_a_directory_in_use_is_waited_for(tmp_path):
   other = subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE)
   assert other.stdout.readline() == b"held\n"
   threading.Timer(0.2, other.kill).start()
-  with pytest.warns(UserWarning, match="waiting"), files.held(tmp_path):
+  with pytest.warns(UserWarning, match="waiting"), files.locked(tmp_path):
     other.communicate()

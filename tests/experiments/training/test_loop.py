@@ -118,7 +118,7 @@ def test_method(tmp_path, name):
 def test_a_run_starts_sparse_and_scaled_to_its_fan_in():
   """Weights drawn for the fan-in that there is; without, the model's own, masked."""
   states = {
-    scheme: prepare(tiny_config({"method.sparse_init": scheme, "data.batch_size": 32})).init_state
+    scheme: prepare(tiny_config({"method.sparse_init": scheme, "data.batch_size": 32}))[1]
     for scheme in ("he_normal", "")
   }
   for state in states.values():
@@ -127,18 +127,18 @@ def test_a_run_starts_sparse_and_scaled_to_its_fan_in():
       assert weights[np.asarray(mask)].all() and not weights[~np.asarray(mask)].any()
   scale = [np.std(s.params["hidden/0/kernel"]) for s in states.values()]
   assert scale[0] > 1.2 * scale[1]
-  dense = prepare(tiny_config({"method.name": "dense"})).init_state.params["hidden/0/kernel"]
+  dense = prepare(tiny_config({"method.name": "dense"}))[1].params["hidden/0/kernel"]
   mask = np.asarray(states[""].opt_state.masks["hidden/0/kernel"])
   np.testing.assert_array_equal(states[""].params["hidden/0/kernel"], np.where(mask, dense, 0))
 
 
 def test_the_first_state_takes_no_room_while_training_lasts(tmp_path):
   """Neither on a device, nor in the host's memory."""
-  run = prepare(tiny_config())
-  assert {type(leaf) for leaf in jax.tree.leaves(run.init_state)} == {np.ndarray}
-  kernel = weakref.ref(run.init_state.params["hidden/0/kernel"])
-  with contextlib.closing(RunLog(run, tmp_path)) as log:
-    del run
+  run, state = prepare(tiny_config())
+  assert {type(leaf) for leaf in jax.tree.leaves(state)} == {np.ndarray}
+  kernel = weakref.ref(state.params["hidden/0/kernel"])
+  with contextlib.closing(RunLog(run, state, tmp_path)) as log:
+    del state
     log.take_state()
     gc.collect()
     assert kernel() is None
@@ -148,7 +148,7 @@ def test_results_are_those_of_the_last_checkpoint(finished_run):
   """The network of the last checkpoint, computed by hand, has the test accuracy of the report."""
   workdir, results = finished_run
   params = {k: v.astype(np.float64) for k, v in part(read_checkpoint(workdir), "params").items()}
-  data = prepare(tiny_config()).data
+  data = prepare(tiny_config())[0].data
   x = data.test_images.reshape(len(data.test_images), -1) / 255
   hidden = np.maximum(x @ params["hidden/0/kernel"] + params["hidden/0/bias"], 0)
   logits = hidden @ params["head/kernel"] + params["head/bias"]
