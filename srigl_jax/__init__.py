@@ -24,6 +24,11 @@ from srigl_jax.condensed.serialize import (
   save_condensed,
 )
 from srigl_jax.condensed_training.init import init_condensed_weights, init_patterns
+from srigl_jax.condensed_training.methods import (
+  condensed_set,
+  condensed_srigl,
+  condensed_static,
+)
 from srigl_jax.condensed_training.sparsify import (
   condense_trained,
   condensed_optimizer,
@@ -31,13 +36,7 @@ from srigl_jax.condensed_training.sparsify import (
   sparse_layers,
   sparsify,
 )
-from srigl_jax.condensed_training.transform import (
-  CondensedTraining,
-  CondensedTrainingState,
-  condensed_set,
-  condensed_srigl,
-  condensed_static,
-)
+from srigl_jax.condensed_training.transform import CondensedTraining, CondensedTrainingState
 from srigl_jax.condensed_training.tree import pattern_mask, to_condensed
 from srigl_jax.exact_counts import truncated_count
 from srigl_jax.initializers import init_sparse_weights

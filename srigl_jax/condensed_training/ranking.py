@@ -52,21 +52,22 @@ def topk_entries(keys: Array, inputs: Array, neurons: Array, k: Array) -> Array:
   Returns:
     `[C]` bool with k entries set. Ties: the lower input, then the lower neuron.
   """
+  lower_first = lambda x: (ALWAYS - x).astype(jnp.uint32)
 
-  def choose(keys: Array, k: Array, *tie_breakers: Array) -> Array:
-    threshold, num_reaching = topk_threshold(keys, k)
-    reaching = keys >= threshold
-    if not tie_breakers:
-      return reaching
+  def choose(state: tuple[Array, Array, Array, Array]) -> tuple[Array, Array, Array, Array]:
+    stage, chosen, tied, left = state
+    rank = lax.select_n(stage, keys, lower_first(inputs), lower_first(neurons))
+    rank = jnp.where(tied, rank, 0)
+    threshold, num_reaching = topk_threshold(rank, left)
+    chosen |= rank > threshold
+    tied &= rank == threshold
+    settled = num_reaching <= left
+    chosen |= tied & settled
+    left -= jnp.where(settled, left, (rank > threshold).sum(dtype=jnp.int32))
+    return stage + 1, chosen, tied, left
 
-    def break_ties() -> Array:
-      above = keys > threshold
-      rank = jnp.where(keys == threshold, ALWAYS - tie_breakers[0], 0).astype(jnp.uint32)
-      return above | choose(rank, k - above.sum(dtype=jnp.int32), *tie_breakers[1:])
-
-    return lax.cond(num_reaching > k, break_ties, lambda: reaching)
-
-  return choose(keys, k, inputs, neurons)
+  start = jnp.int32(0), jnp.zeros(keys.shape, bool), keys > 0, k
+  return lax.while_loop(lambda state: state[3] > 0, choose, start)[1]
 
 
 class GradientThreshold(NamedTuple):

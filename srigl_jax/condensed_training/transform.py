@@ -1,4 +1,4 @@
-"""SRigL, SET and static sparsity in condensed form, around any element-wise optimizer.
+"""Training in condensed form around any element-wise optimizer: what every method is made of.
 
 Where the transformations of `srigl_jax.methods` mask dense parameters, here a sparse layer's
 parameter is its `values` `[C]`, and its pattern is state beside the parameters. A topology update
@@ -15,16 +15,13 @@ import jax.numpy as jnp
 import optax
 from jax import Array, lax
 
-from srigl_jax.condensed_training.init import random_scores
 from srigl_jax.condensed_training.optimizers import check_elementwise
-from srigl_jax.condensed_training.ranking import Gradients, dense_gradient
 from srigl_jax.condensed_training.tree import dense_shapes
-from srigl_jax.condensed_training.update import BLOCK_BYTES, Moves, streamed_update
+from srigl_jax.condensed_training.update import Moves
 from srigl_jax.exact_counts import Fraction
-from srigl_jax.layer_filters import LayerFilter, all_but, find_layers, select
+from srigl_jax.layer_filters import find_layers, select
 from srigl_jax.layers import check_paths, leaf_dict, map_leaves, natural_key
-from srigl_jax.mask_updates import DropFraction, MaskUpdater, check_mask_updater, drop_fraction_at
-from srigl_jax.methods.srigl import salient_threshold
+from srigl_jax.mask_updates import MaskUpdater, check_mask_updater, drop_fraction_at
 from srigl_jax.moments import map_moments, mask_moments
 from srigl_jax.schedule import is_update_step
 from srigl_kernels.pattern import Pattern
@@ -33,8 +30,6 @@ Patterns = Mapping[str, Pattern]
 Signals = Mapping[str, tuple[Array, Array]]
 """Inputs `[B, I]` and gradients in the outputs `[B, N]` of sparse layers, by path: what the loss
 has for gradients in the layers' probes."""
-
-_NOT_THE_HEAD = all_but("head")
 
 
 class CondensedTrainingState(NamedTuple):
@@ -68,118 +63,52 @@ class CondensedTraining(NamedTuple):
   is_update_step: Callable[[Any], Any]
 
 
-class _Topology(NamedTuple):
-  """When and how patterns change: `needs_signals` if dense gradients score the growth."""
+class LayerView(NamedTuple):
+  """What a topology update sees of one layer.
 
-  updater: MaskUpdater
-  update_layer: Callable[["_LayerView"], Moves]
-  needs_signals: bool
-
-
-class _LayerView(NamedTuple):
-  """What a topology update sees of one layer."""
+  Attributes:
+    values: `[C]`, the weights as the optimizer leaves them.
+    pattern: where they are.
+    signals: `(x, g)`, or `()` if growth is not scored by gradients.
+    key: a random key of this layer and update.
+    drop_fraction: share of the active weights to prune; for `truncated_count`.
+    may_ablate: whether neurons of it may be ablated.
+  """
 
   values: Array
   pattern: Pattern
-  gradients: Gradients | None
-  may_ablate: bool
-  drop_fraction: Fraction
+  signals: tuple[Array, ...]
   key: Array
+  drop_fraction: Fraction
+  may_ablate: bool
 
 
-def condensed_srigl(
-  inner: optax.GradientTransformation,
-  *,
-  update_until: int,
-  update_every: int = 100,
-  drop_fraction: DropFraction = 0.3,
-  gamma_sal: float = 0.3,
-  salient_base: str = "constant_fan_in",
-  ablate: LayerFilter = _NOT_THE_HEAD,
-  axis_name: str | None = None,
-  block_bytes: int = BLOCK_BYTES,
-) -> CondensedTraining:
-  """SRigL on layers in condensed form: the patterns are those of `srigl`'s masks.
+class Topology(NamedTuple):
+  """When and how patterns change.
 
-  Arguments not listed: as for `srigl`.
-
-  Args:
-    inner: an element-wise optimizer, clipping by global norm included; adafactor, muon and others
-      that see a parameter as a matrix are refused.
-    axis_name: the mapped axis of the devices that share a batch, under `pmap` or `shard_map`:
-      blocks of dense gradients are averaged over it. Averaging `grads` is the caller's part.
-    block_bytes: of a block of a layer's dense gradient; an update holds a few at a time.
-
-  Raises:
-    ValueError: if an argument is out of range; on `init` if the optimizer is refused or there is
-      no value for a pattern.
-
-  Source: SRigL (arXiv:2305.02299), section 3.
+  Attributes:
+    updater: when, and which layers may lose neurons; its `update` is not used.
+    update: the topology update of one layer.
+    needs_signals: whether gradients score the growth.
   """
-  salient_threshold(gamma_sal, constant_fan_in=1, dense_fan_in=1, salient_base=salient_base)
 
-  def update(layer: _LayerView) -> Moves:
-    assert layer.gradients is not None
-    return streamed_update(
-      layer.values,
-      layer.pattern,
-      layer.gradients,
-      drop_fraction=layer.drop_fraction,
-      gamma_sal=gamma_sal if layer.may_ablate else 0,
-      salient_base=salient_base,
-      block_bytes=block_bytes,
-    )
-
-  updater = MaskUpdater(lambda _: {}, update_every, update_until, drop_fraction, ablate=ablate)
-  return _condensed_training(inner, _Topology(updater, update, True), axis_name=axis_name)
+  updater: MaskUpdater
+  update: Callable[[LayerView], Moves]
+  needs_signals: bool
 
 
-def condensed_set(
+def condensed_training(
   inner: optax.GradientTransformation,
-  *,
-  update_until: int,
-  update_every: int = 100,
-  drop_fraction: DropFraction = 0.3,
+  topology: Topology | None,
   seed: int = 0,
-  block_bytes: int = BLOCK_BYTES,
 ) -> CondensedTraining:
-  """SET with a constant fan-in: prunes by magnitude, grows each neuron anew at random.
-
-  Its `update` looks at no signals, but takes them (or `{}`) as word that the topology may change.
-  Arguments not listed: as for `condensed_srigl`.
+  """What every method in condensed form is made of.
 
   Args:
+    inner: an element-wise optimizer.
+    topology: how patterns change; None: never.
     seed: of random growth.
-
-  Source: Mocanu et al., 2018 (doi:10.1038/s41467-018-04316-3), on RigL's schedule.
   """
-
-  def update(layer: _LayerView) -> Moves:
-    return streamed_update(
-      layer.values,
-      layer.pattern,
-      functools.partial(random_scores, layer.key, layer.pattern),
-      drop_fraction=layer.drop_fraction,
-      gamma_sal=0,
-      block_bytes=block_bytes,
-    )
-
-  updater = MaskUpdater(lambda _: {}, update_every, update_until, drop_fraction)
-  return _condensed_training(inner, _Topology(updater, update, False), seed=seed)
-
-
-def condensed_static(inner: optax.GradientTransformation) -> CondensedTraining:
-  """Patterns that never change; `inner` as for `condensed_srigl`."""
-  return _condensed_training(inner, None)
-
-
-def _condensed_training(
-  inner: optax.GradientTransformation,
-  topology: _Topology | None,
-  *,
-  axis_name: str | None = None,
-  seed: int = 0,
-) -> CondensedTraining:
   inner = optax.with_extra_args_support(inner)
   check_mask_updater(topology.updater if topology else None)
 
@@ -198,46 +127,58 @@ def _condensed_training(
 
   def update_fn(grads, signals, state, params, patterns, **extra_args):
     _check_layers(params, patterns)
-    step = functools.partial(_inner_step, inner, grads, state.inner_state, params, extra_args)
+    step = functools.partial(_inner_step, inner, grads, extra_args)
 
-    def change_nothing():
-      new_params, inner_state = step({})
-      return new_params, dict(patterns), inner_state
+    def plain_step(carry):
+      params, inner_state, patterns = carry
+      return *step(params, inner_state, {}), patterns
 
-    def change_topology(topology: _Topology):
-      gradients = {
-        path: dense_gradient(*signals[path], axis_name=axis_name)
-        for path in (patterns if topology.needs_signals else ())
-      }
-      moves = _update_layers(topology, leaf_dict(step({})[0]), patterns, gradients, state)
+    def topology_step(topology: Topology, carry):
+      params, inner_state, patterns = carry
+      after = leaf_dict(step(params, inner_state, {})[0])
+      moves = _update_layers(topology, after, patterns, signals, state)
       # As in `sparse_training`: what was just pruned takes no part in the step that counts.
-      new_params, inner_state = step({path: move.stays for path, move in moves.items()})
-      new_params = map_leaves(lambda values, move: move.apply(values), new_params, moves)
-      inner_state = map_moments(
-        lambda path, leaf: moves[path].apply(leaf), inner_state, params, moves
+      new_params, new_state = step(
+        params, inner_state, {path: move.stays for path, move in moves.items()}
       )
-      return new_params, {path: move.pattern for path, move in moves.items()}, inner_state
+      move_moments = lambda path, leaf: moves[path].apply(leaf)
+      return (
+        map_leaves(lambda values, move: move.apply(values), new_params, moves),
+        map_moments(move_moments, new_state, params, moves),
+        {path: move.pattern for path, move in moves.items()},
+      )
 
+    carry = params, state.inner_state, dict(patterns)
     if topology is None or signals is None:
-      params, patterns, inner_state = change_nothing()
+      carry = plain_step(carry)
     else:
       if topology.needs_signals:
         check_paths(patterns, signals, name="patterns")
-      params, patterns, inner_state = lax.cond(
-        is_update(state.step), functools.partial(change_topology, topology), change_nothing
-      )
+      changes = is_update(state.step)
+      carry = _apply_if(~changes, plain_step, carry)
+      carry = _apply_if(changes, functools.partial(topology_step, topology), carry)
+    params, inner_state, patterns = carry
     new_step = optax.safe_increment(state.step)
     return params, patterns, CondensedTrainingState(new_step, state.key, inner_state)
 
   return CondensedTraining(init_fn, update_fn, is_update)
 
 
+def _apply_if(predicate: Array, fn: Callable[[Any], Any], carry: Any) -> Any:
+  """`fn(carry)` if the predicate holds, else `carry`.
+
+  As a loop of one pass or none, which works in place: XLA copies what `lax.cond` returns.
+  """
+  once = lambda state: (jnp.zeros((), bool), fn(state[1]))
+  return lax.while_loop(lambda state: state[0], once, (predicate, carry))[1]
+
+
 def _inner_step(
   inner: optax.GradientTransformationExtraArgs,
   grads: Any,
-  inner_state: Any,
-  params: Any,
   extra_args: Mapping[str, Any],
+  params: Any,
+  inner_state: Any,
   stays: Mapping[str, Array],
 ) -> tuple[Any, Any]:
   """Parameters and state after the optimizer's step, as if connections that go were 0 already."""
@@ -249,31 +190,40 @@ def _inner_step(
 
 
 def _update_layers(
-  topology: _Topology,
+  topology: Topology,
   values: Mapping[str, Array],
   patterns: Patterns,
-  gradients: Mapping[str, Gradients],
+  signals: Signals,
   state: CondensedTrainingState,
 ) -> dict[str, Moves]:
   """The topology updates of all layers, from the parameters after the optimizer's step."""
   layers = find_layers(dense_shapes(values, patterns), sparse=lambda path, _: path in patterns)
   ablatable = select(topology.updater.ablate, layers, name="ablate")
-  step = state.step + 1
-  key = jax.random.fold_in(jax.random.wrap_key_data(state.key), step)
-  fraction = drop_fraction_at(topology.updater, step)
-  return {
-    path: topology.update_layer(
-      _LayerView(
-        values[path],
-        patterns[path],
-        gradients.get(path),
-        path in ablatable,
-        fraction,
-        jax.random.fold_in(key, i),
-      )
+  key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step + 1)
+  fraction = drop_fraction_at(topology.updater, state.step + 1)
+  alike: dict[Any, dict[str, Any]] = {}  # layers by all that the compiled update depends on
+  for i, path in enumerate(sorted(patterns, key=natural_key)):
+    arrays = {
+      "values": values[path],
+      "pattern": patterns[path],
+      "signals": signals[path] if topology.needs_signals else (),
+      "key": jax.random.fold_in(key, i),
+    }
+    leaves, structure = jax.tree.flatten(arrays)
+    shapes = tuple((x.shape, x.dtype) for x in leaves)
+    alike.setdefault((shapes, structure, path in ablatable), {})[path] = arrays
+  moves: dict[str, Moves] = {}
+  for (*_, may_ablate), group in alike.items():
+    update = lambda arrays, may_ablate=may_ablate: topology.update(
+      LayerView(**arrays, drop_fraction=fraction, may_ablate=may_ablate)
     )
-    for i, path in enumerate(sorted(patterns, key=natural_key))
-  }
+    if len(group) == 1:
+      results = [update(*group.values())]
+    else:  # compiled once, run one after the other
+      stacked = lax.map(update, jax.tree.map(lambda *xs: jnp.stack(xs), *group.values()))
+      results = [jax.tree.map(lambda x, i=i: x[i], stacked) for i in range(len(group))]
+    moves |= dict(zip(group, results, strict=True))
+  return moves
 
 
 def _check_layers(params: Any, patterns: Patterns) -> None:

@@ -78,7 +78,7 @@ def streamed_update(
   Source: SRigL (arXiv:2305.02299), section 3, as `srigl_update`.
   """
   num_inputs, num_neurons, budget = pattern.in_features, pattern.out_features, pattern.capacity
-  block = max(1, min(num_neurons, block_bytes // (4 * num_inputs)))
+  block = _block_size(num_neurons, block_bytes // (4 * num_inputs))
   entries = lax.iota(jnp.int32, pattern.capacity)
   inputs = pattern.indices.astype(jnp.int32)
   neurons = entry_neurons(pattern, entries)
@@ -140,6 +140,13 @@ def streamed_update(
   new = dataclasses.replace(pattern, active=active, sizes=jnp.stack([num_active, fan_in]))
   fan_ins = jnp.where(stays, fan_in, 0)
   return _grow(pattern, new, fan_ins, kept, magnitudes, per_neuron(kept) > fan_in, gradients, block)
+
+
+def _block_size(num_neurons: int, most: int) -> int:
+  """Neurons in a block: a divisor of their number if there is one, since a rest compiles anew."""
+  most = max(1, min(num_neurons, most))
+  divisor = max(n for n in range(1, most + 1) if num_neurons % n == 0)
+  return divisor if 2 * divisor >= most else most
 
 
 def _grow(

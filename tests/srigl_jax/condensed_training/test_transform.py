@@ -9,16 +9,16 @@ import optax
 import pytest
 
 import srigl_jax as sx
-from srigl_jax.condensed_training import init, transform
+from srigl_jax.condensed_training import init, methods
 from srigl_jax.condensed_training.tree import pattern_mask, to_condensed
 from srigl_jax.layers import leaf_dict
 from srigl_kernels.training import sparse_linear
 
-SIZES = (20, 24, 8)
-LAYERS = ("fc", "head")
-BLOCK_BYTES = 4 * 20 * 12  # two blocks for the first layer
+SIZES = (24, 24, 24, 8)  # the first two layers are alike, and compiled as one
+LAYERS = ("fc1", "fc2", "head")
+BLOCK_BYTES = 4 * 24 * 12  # two blocks of neurons for them
 SCHEDULE = {"update_every": 3, "update_until": 20}
-FAN_IN = {f"{name}/kernel": k for name, k in zip(LAYERS, (4, 5), strict=True)}
+FAN_IN = {f"{name}/kernel": k for name, k in zip(LAYERS, (4, 4, 5), strict=True)}
 
 
 def shapes():
@@ -28,7 +28,7 @@ def shapes():
 
 def batch(step):
   rng = np.random.default_rng(step)
-  return jnp.asarray(rng.normal(size=(16, 20)), jnp.float32), jnp.asarray(rng.integers(0, 8, 16))
+  return jnp.asarray(rng.normal(size=(16, 24)), jnp.float32), jnp.asarray(rng.integers(0, 8, 16))
 
 
 def loss_of(linear, params, x, labels):
@@ -110,9 +110,7 @@ MOMENTUM = optax.sgd(0.2, momentum=0.9, nesterov=True)
 def test_masks_and_weights_agree_over_the_whole_run(inner, options):
   options = {**SCHEDULE, **options}
   masked = masked_run(sx.srigl(inner, fan_in=FAN_IN, **options), 24)
-  condensed = condensed_run(
-    transform.condensed_srigl(inner, block_bytes=BLOCK_BYTES, **options), 24
-  )
+  condensed = condensed_run(methods.condensed_srigl(inner, block_bytes=BLOCK_BYTES, **options), 24)
   ablated, revived, before = 0, 0, None
   for i, ((masks, weights, moments), (patterns, params, moved)) in enumerate(
     zip(masked, condensed, strict=True)
@@ -136,7 +134,7 @@ def test_masks_and_weights_agree_over_the_whole_run(inner, options):
 
 
 def test_a_step_without_signals_leaves_the_patterns():
-  tx = transform.condensed_srigl(optax.adam(0.1), **SCHEDULE)
+  tx = methods.condensed_srigl(optax.adam(0.1), **SCHEDULE)
   params, patterns = start()
   state = tx.init(params, patterns)
   assert [i + 1 for i in range(22) if tx.is_update_step(i)] == [3, 6, 9, 12, 15, 18]
@@ -147,7 +145,7 @@ def test_a_step_without_signals_leaves_the_patterns():
 
 
 def test_set_grows_at_random_and_keeps_the_fan_in():
-  tx = transform.condensed_set(optax.sgd(0.1), update_every=1, update_until=4)
+  tx = methods.condensed_set(optax.sgd(0.1), update_every=1, update_until=4)
   params, patterns = start()
   state = tx.init(params, patterns)
   grads = jax.tree.map(jnp.ones_like, params)
@@ -159,11 +157,11 @@ def test_set_grows_at_random_and_keeps_the_fan_in():
 
 
 def test_static_patterns_never_change():
-  tx = transform.condensed_static(optax.sgd(0.1))
+  tx = methods.condensed_static(optax.sgd(0.1))
   params, patterns = start()
   grads = jax.tree.map(jnp.ones_like, params)
   _, after, state = tx.update(grads, {}, tx.init(params, patterns), params, patterns)
-  assert int(state.step) == 1 and after["fc/kernel"] is patterns["fc/kernel"]
+  assert int(state.step) == 1 and after["fc1/kernel"] is patterns["fc1/kernel"]
 
 
 @pytest.mark.parametrize(
@@ -172,10 +170,10 @@ def test_static_patterns_never_change():
 )
 def test_optimizers_that_see_matrices_are_refused(inner):
   with pytest.raises(ValueError, match="each weight by itself"):
-    transform.condensed_static(inner).init(*start())
+    methods.condensed_static(inner).init(*start())
 
 
 def test_dense_kernels_are_refused():
   _, patterns = start()
   with pytest.raises(ValueError, match="not the dense kernel"):
-    transform.condensed_static(optax.sgd(0.1)).init(shapes(), patterns)
+    methods.condensed_static(optax.sgd(0.1)).init(shapes(), patterns)
