@@ -11,6 +11,7 @@ import srigl_jax as sx
 from experiments.common import old_configs
 from experiments.common.registry import check_arguments, choose
 from experiments.training.methods import METHODS, PRESETS, Method
+from srigl_jax.layer_filters import find_layers, select
 from srigl_jax.structures import as_structure
 
 _HOW_SPARSE = ("sparse", "sparsity", "distribution")
@@ -41,7 +42,7 @@ class Plan(NamedTuple):
   def sparse_from(self) -> int:
     """The optimizer step from which the network is as sparse as asked for.
 
-    Accuracies of before are those of a denser network, and no candidates for the best one.
+    Earlier accuracies are those of a denser network, and no candidates for the best one.
     """
     starts_dense = self.method.flops == "mean"
     return self.updates[-1] if starts_dense and self.updates else 0
@@ -161,6 +162,22 @@ def arguments_of(config: ConfigDict, *, total_steps: int, seed: int = 0) -> dict
   if "fan_in" in given:  # which is in their place
     takes -= {"sparsity", "distribution"}
   return {k: v for k, v in common.items() if k in takes} | given
+
+
+def check_layer_names(config: ConfigDict, params: Any) -> None:
+  """Checks the `method` section's names of layers where the messages can name its fields.
+
+  Args:
+    config: the section.
+    params: parameter tree of the model.
+
+  Raises:
+    ValueError: if a name fits no layer.
+  """
+  given, layers = arguments_of(config, total_steps=1), find_layers(params)
+  for argument, field in (("sparse", "dense"), ("ablate", "never_ablate")):
+    if argument in given:
+      select(sx.only(*config.get(field, ())), layers, name=f"config.method.{field}")
 
 
 def with_sparsity(config: ConfigDict, params: Any, macs: Mapping[str, int]) -> ConfigDict:

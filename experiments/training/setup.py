@@ -13,7 +13,13 @@ from experiments import models
 from experiments.data import Dataset, ImageStream, InputPipeline, load, make_input_pipeline
 from experiments.models.small_dense import small_dense_kwargs
 from experiments.processes.sharding import AXIS, num_devices
-from experiments.training.method_plan import Plan, make_method, plan_method, with_sparsity
+from experiments.training.method_plan import (
+  Plan,
+  check_layer_names,
+  make_method,
+  plan_method,
+  with_sparsity,
+)
 from experiments.training.optimizer import learning_rate, make_optimizer
 from experiments.training.steps import TrainState, steps_per_dispatch
 
@@ -236,6 +242,7 @@ def _make_tx(
   config: ConfigDict, plan: Plan, schedule: optax.Schedule, params: Any, macs: dict[str, int]
 ) -> optax.GradientTransformationExtraArgs:
   """The optimizer, wrapped in the sparse training method; over several batches if asked for."""
+  check_layer_names(config.method, params)
   tx = make_method(
     with_sparsity(config.method, params, macs),
     make_optimizer(config.optimizer, schedule),
