@@ -77,7 +77,7 @@ def get_config(method: str = "srigl") -> ConfigDict:
         "dense": (),  # layers kept dense: presets or regular expressions, srigl_jax.layer_filters
         "never_ablate": ("head",),  # the same, of layers that keep all neurons
         "update_every_steps": 100,  # ΔT
-        "update_until_fraction": 0.75,  # T_end as a share of all steps
+        "update_until_fraction": 0.75,  # T_end as a fraction of all steps
         "drop_fraction": 0.3,  # initial, cosine to 0
         "grad_accumulation_steps": 1,  # gradients that a growth score averages
         "sparse_init": "he_normal",  # a scheme of init_sparse_weights; empty: the model's, masked

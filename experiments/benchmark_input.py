@@ -6,7 +6,7 @@ For a streamed data set, ImageNet by default, it measures
   and augmenting it, and the way of a batch to the devices;
 - the pipeline alone with several numbers of worker processes: batches are taken as soon as they
   come, from the moment that the first ones are there, in rounds that take turns;
-- the share of a training step that is spent waiting for its batch: with `--step_ms`, a step that
+- the fraction of a training step that is spent waiting for its batch: with `--step_ms`, a step that
   takes so long and leaves the host alone, as an accelerator does; with `--model_step`, the
   training step of a real network on the devices that there are (on a CPU, it competes with the
   workers for the cores).
@@ -144,7 +144,7 @@ def pipeline_rows(
 def waiting_row(
   stream: ImageStream, step: Step, what: str, *, num_workers: int, steps: int, batch_size: int
 ) -> Row:
-  """Measures the share of the time of training steps in which they wait for their batch."""
+  """Measures the fraction of the time of training steps in which they wait for their batch."""
   with _batches(stream, num_workers, batch_size) as batches:
     _warm_up(batches, num_workers, batch_size)
     jax.block_until_ready(step(next(batches)))  # compiles

@@ -13,7 +13,7 @@ import srigl_jax
 ROOT = Path(__file__).resolve().parent.parent
 # Packages and where they lie, from the ground up: each may import those before it.
 PACKAGES = {"srigl_kernels": "kernels", "srigl_jax": "", "experiments": "", "configs": ""}
-DOORS = "kernels/benchmark"  # stands on top: published commands that lead into `experiments`
+DOORS = "kernels/benchmark"  # above all of them: published commands that lead into `experiments`
 # The folders of `experiments` from the ground up; its files, the commands, stand on top.
 FOLDERS = (
   "common", "processes", "workdir", "data", "models", "reports", "analysis", "training",

@@ -72,7 +72,7 @@ def sorting_update(
     mask: bool, of the same shape.
     budget: connections that the layer may have.
     drop_fraction: a number of which products with integers are exact, such as 1/4.
-    gamma_sal: share of the fan-in that must be salient; 0: no ablation.
+    gamma_sal: fraction of the fan-in that must be salient; 0: no ablation.
     select: how.
   """
   shape = mask.shape

@@ -33,7 +33,7 @@ def small_dense_kwargs(
 
   Args:
     name: a key of `MODELS`.
-    density: share of the weights of all layers that the sparse network keeps, in (0, 1].
+    density: fraction of the weights of all layers that the sparse network keeps, in (0, 1].
     num_classes: number of logits.
     image_shape: `(H, W, C)` of one input.
     **kwargs: further arguments of the model, its width among them or left at its default.

@@ -42,7 +42,7 @@ def active_neurons(
   """Active neurons by layer and sparsity, a panel for each method.
 
   Args:
-    methods: share of neurons with an incoming weight, by method, sparsity and layer
+    methods: fraction of neurons with an incoming weight, by method, sparsity and layer
       (`active_by_layer`); what is missing stays blank.
   """
   layers, sparsities = _rows_and_columns(methods)
@@ -129,11 +129,11 @@ def gamma_sal(
   *,
   title: str = "",
 ) -> None:
-  """Accuracy and active neurons over the share of salient weights that keeps a neuron.
+  """Accuracy and active neurons over the fraction of salient weights that keeps a neuron.
 
   Args:
     sparsities: by sparsity and γ_sal: `{"accuracy": ..., "active_neurons": ...}`.
-    layers: share of neurons with an incoming weight, by sparsity, γ_sal and layer
+    layers: fraction of neurons with an incoming weight, by sparsity, γ_sal and layer
       (`active_by_layer`), drawn below.
   """
   height = 1.6 + 0.26 * len(_rows_and_columns(layers)[0])

@@ -138,7 +138,7 @@ def common_arguments(config: ConfigDict, total_steps: int, seed: int) -> dict[st
 
 
 def arguments_of(config: ConfigDict, *, total_steps: int, seed: int = 0) -> dict[str, Any]:
-  """All arguments of the config's method, shares of the run turned into steps.
+  """All arguments of the config's method, fractions of the run turned into steps.
 
   Raises:
     ValueError: if the method's name or an argument is unknown.

@@ -48,7 +48,7 @@ class Method(NamedTuple):
   draws_weights: bool = True
 
 
-# ---------------------------------------------------------------- methods by shares of the run
+# ---------------------------------------------------------------- methods by fractions of the run
 
 
 def gradual_pruning(
@@ -60,7 +60,7 @@ def gradual_pruning(
   prune_from_fraction: float = 0.1,
   **how_sparse: Any,
 ) -> optax.GradientTransformationExtraArgs:
-  """`sx.gradual_magnitude_pruning` from a share of the run until T_end."""
+  """`sx.gradual_magnitude_pruning` from a fraction of the run until T_end."""
   return sx.gradual_magnitude_pruning(
     inner,
     begin_step=int(prune_from_fraction * total_steps),
@@ -84,7 +84,7 @@ def one_shot(
   ranking: str = "layer",
   **how_sparse: Any,
 ) -> optax.GradientTransformationExtraArgs:
-  """`sx.one_shot_pruning` after a share of the run."""
+  """`sx.one_shot_pruning` after a fraction of the run."""
   step = max(1, int(prune_at_fraction * total_steps))
   return sx.one_shot_pruning(inner, prune_step=step, ranking=ranking, **how_sparse)
 
@@ -116,7 +116,7 @@ def lottery(
 
 
 def rounds_of(total_steps: int, rounds: int, rewind_fraction: float) -> sx.Rounds:
-  """The longest rounds that so many steps have room for, rewound to a share of a round.
+  """The longest rounds that so many steps have room for, rewound to a fraction of a round.
 
   Raises:
     ValueError: if they have room for none, or an argument is out of range.

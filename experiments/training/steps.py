@@ -127,7 +127,7 @@ def make_train_fn(
     apply: the model, see `experiments.models.functional`.
     tx: the optimizer, including sparse training. It gets gradients averaged over devices.
     pipeline: for its `train_inputs`.
-    label_smoothing: share of the target spread over all classes.
+    label_smoothing: fraction of the target spread over all classes.
     seed: of augmentation and dropout.
     max_steps: the most steps that one call will do.
 
