@@ -1,5 +1,8 @@
 """Flax NNX models that train in condensed form, against the same models with masks."""
 
+import subprocess
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -120,3 +123,22 @@ def test_a_layer_called_twice_or_never_is_refused():
     sx.condensed_value_and_grad(twice)(model, jnp.ones((2, 8)))
   with pytest.raises(ValueError, match="does not call"):
     sx.condensed_value_and_grad(lambda model, x: x.sum())(model, jnp.ones((2, 8)))
+
+
+@pytest.mark.slow
+def test_an_extreme_classifier_is_built_within_300_megabytes():
+  script = """
+import resource
+import jax, jax.numpy as jnp
+from flax import nnx
+import srigl_jax as sx
+
+jax.block_until_ready(jnp.zeros(3) + 1)
+peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+before = peak()
+model = sx.sparsify(lambda: nnx.Linear(768, 670_091, rngs=nnx.Rngs(0)), fan_in=32)
+jax.block_until_ready(nnx.state(model))
+print(peak() - before)
+"""
+  out = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+  assert int(out.stdout) < 300

@@ -1,7 +1,5 @@
 """Whole trajectories of the two engines: the same masks, weights and moments to rounding."""
 
-import itertools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -66,14 +64,14 @@ def start():
   return params, patterns
 
 
-def condensed_run(tx, num_steps):
-  params, patterns = start()
-  state = tx.init(params, patterns)
+def step_of(tx, rows, axis_name=None):
+  """A training step on batches of so many rows."""
 
-  @jax.jit
   def step(params, patterns, state, x, labels):
-    widths = dict(zip(LAYERS, itertools.pairwise(SIZES), strict=True))
-    probes = {f"{n}/kernel": tuple(jnp.zeros((16, w)) for w in widths[n]) for n in LAYERS}
+    probes = {
+      path: (jnp.zeros((rows, p.in_features)), jnp.zeros((rows, p.out_features)))
+      for path, p in patterns.items()
+    }
 
     def loss(params, probes):
       def linear(name, layer, x):
@@ -83,8 +81,16 @@ def condensed_run(tx, num_steps):
       return loss_of(linear, params, x, labels)
 
     grads, signals = jax.grad(loss, argnums=(0, 1))(params, probes)
+    grads = grads if axis_name is None else jax.lax.pmean(grads, axis_name)
     return tx.update(grads, signals, state, params, patterns)
 
+  return step
+
+
+def condensed_run(tx, num_steps):
+  params, patterns = start()
+  state = tx.init(params, patterns)
+  step = jax.jit(step_of(tx, 16))
   for i in range(num_steps):
     params, patterns, state = step(params, patterns, state, *batch(i))
     yield patterns, leaf_dict(params), state.inner_state
@@ -131,6 +137,32 @@ def test_masks_and_weights_agree_over_the_whole_run(inner, options):
       revived += sum(int((now[p] & ~before[p]).sum()) for p in now)
     before = now
   assert (ablated and revived) or not options["gamma_sal"]
+
+
+def test_devices_and_a_scan_find_the_patterns_of_one_device_and_a_loop():
+  """Two devices with half of a batch each, and three steps scanned in donated memory."""
+  options = {"gamma_sal": 0.95, "ablate": True, "block_bytes": BLOCK_BYTES, **SCHEDULE}
+  params, patterns = start()
+  tx = methods.condensed_srigl(MOMENTUM, axis_name="batch", **options)
+  state = tx.init(params, patterns)
+  batches = jax.tree.map(lambda *xs: jnp.stack(xs), *map(batch, range(3)))
+  step = step_of(tx, 8, "batch")
+
+  def scanned(params, patterns, state, batches):
+    return jax.lax.scan(
+      lambda carry, b: (step(*carry, *b), None), (params, patterns, state), batches
+    )[0]
+
+  halves = jax.tree.map(lambda x: x.reshape(3, 2, 8, *x.shape[2:]).swapaxes(0, 1), batches)
+  run = jax.pmap(
+    scanned, axis_name="batch", in_axes=(None, None, None, 0), out_axes=None, donate_argnums=(0, 2)
+  )
+  *_, (expected, *_) = condensed_run(methods.condensed_srigl(MOMENTUM, **options), 3)
+  _, found, state = run(params, patterns, state, halves)
+  assert int(state.step) == 3
+  for path, pattern in found.items():
+    np.testing.assert_array_equal(pattern_mask(pattern), pattern_mask(expected[path]))
+    assert not np.array_equal(pattern_mask(pattern), pattern_mask(patterns[path]))
 
 
 def test_a_step_without_signals_leaves_the_patterns():
