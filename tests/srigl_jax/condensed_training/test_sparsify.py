@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import orbax.checkpoint as ocp
 import pytest
 from flax import nnx
 
@@ -61,7 +62,19 @@ def masked_run(num_steps):
     yield step(model, optimizer, *batch(i)), sx.get_masks(optimizer.opt_state)
 
 
-def test_a_network_trains_as_with_masks_and_is_exported():
+def saved_and_restored(tree, folder):
+  """The NNX objects as a new process finds them in a checkpoint."""
+  graphdef, state = nnx.split(tree)
+  with ocp.CheckpointManager(folder) as manager:
+    manager.save(0, args=ocp.args.StandardSave(state))
+    manager.wait_until_finished()
+    template = jax.eval_shape(lambda: state)
+    restored = manager.restore(0, args=ocp.args.StandardRestore(template))
+  assert jax.tree.all(jax.tree.map(lambda a, b: jnp.array_equal(a, b), state, restored))
+  return nnx.merge(graphdef, restored)
+
+
+def test_a_network_trains_as_with_masks_and_is_exported(tmp_path):
   model = sx.sparsify(lambda: Net(nnx.Rngs(0)), seed=4, **SPARSITY)
   optimizer = sx.condensed_optimizer(model, sx.condensed_srigl(optax.adam(0.02), **OPTIONS))
 
@@ -73,6 +86,8 @@ def test_a_network_trains_as_with_masks_and_is_exported():
 
   for i, (expected, masks) in enumerate(masked_run(6)):
     np.testing.assert_allclose(step(model, optimizer, *batch(i)), expected, rtol=1e-4)
+    if i == 2:  # between two updates
+      model, optimizer = saved_and_restored((model, optimizer), tmp_path)
     layers = sx.sparse_layers(model)
     patterns = {path: layer.pattern.get_value() for path, layer in layers.items()}
     assert patterns.keys() == masks.keys() == {"conv/kernel", "head/kernel"}
