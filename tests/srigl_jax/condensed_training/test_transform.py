@@ -10,6 +10,7 @@ import srigl_jax as sx
 from srigl_jax.condensed_training import init, methods
 from srigl_jax.condensed_training.tree import pattern_mask, to_condensed
 from srigl_jax.layers import leaf_dict
+from srigl_jax.schedule import cosine_drop_fraction
 from srigl_kernels.training import sparse_linear
 
 SIZES = (24, 24, 24, 8)  # the first two layers are alike, and compiled as one
@@ -176,16 +177,25 @@ def test_a_step_without_signals_leaves_the_patterns():
   assert jax.tree.all(jax.tree.map(lambda a, b: a is b, after, dict(patterns)))
 
 
-def test_set_grows_at_random_and_keeps_the_fan_in():
-  tx = methods.condensed_set(optax.sgd(0.1), update_every=1, update_until=4)
+def test_set_is_the_update_of_masks_with_random_scores():
+  tx = methods.condensed_set(optax.sgd(0.1), update_every=1, update_until=4, seed=5)
   params, patterns = start()
   state = tx.init(params, patterns)
-  grads = jax.tree.map(jnp.ones_like, params)
-  params, after, state = jax.jit(tx.update)(grads, {}, state, params, patterns)
-  for path, pattern in after.items():
-    old, new = pattern_mask(patterns[path]), pattern_mask(pattern)
-    np.testing.assert_array_equal(new.sum(0), old.sum(0))
-    assert not np.array_equal(old, new)
+  grads = jax.tree.map(jnp.zeros_like, params)
+  _, after, state = jax.jit(tx.update)(grads, {}, state, params, patterns)
+  key = jax.random.fold_in(jax.random.key(5), 1)
+  for i, (path, pattern) in enumerate(after.items()):
+    kernel, mask = expand(leaf_dict(params)[path], patterns[path])
+    expected = sx.srigl_update(
+      jnp.asarray(kernel),
+      jax.random.uniform(jax.random.fold_in(key, i), mask.shape),
+      jnp.asarray(mask),
+      budget=pattern.capacity,
+      drop_fraction=cosine_drop_fraction(1, 0.3, 4),
+      gamma_sal=0,
+    )
+    np.testing.assert_array_equal(pattern_mask(pattern), expected)
+    assert not np.array_equal(mask, expected)
 
 
 def test_static_patterns_never_change():
