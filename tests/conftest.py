@@ -10,8 +10,13 @@ import tempfile
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("NPROC", "64")
 # Most of the suite's time is compiling small programs that run once or twice: the compiler is not
-# to try hard, which saves a third; XLA_FLAGS=--xla_backend_optimization_level=3 overrules that.
-_FLAGS = {"--xla_force_host_platform_device_count": 8, "--xla_backend_optimization_level": 0}
+# to try hard, which saves a third, nor to fuse loops in MLIR first, which takes as long as all the
+# rest of it; XLA_FLAGS=--xla_backend_optimization_level=3 overrules the one, and so on.
+_FLAGS = {
+  "--xla_force_host_platform_device_count": 8,
+  "--xla_backend_optimization_level": 0,
+  "--xla_cpu_use_fusion_emitters": "false",
+}
 for _flag, _value in _FLAGS.items():
   if _flag not in os.environ.get("XLA_FLAGS", ""):
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_flag}={_value}".strip()
