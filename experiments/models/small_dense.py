@@ -88,7 +88,7 @@ def _default(constructor: Callable[..., Any], argument: str) -> Any:
   if isinstance(constructor, functools.partial):
     return constructor.keywords.get(argument, _default(constructor.func, argument))
   # The class itself shows its metaclass's signature.
-  return inspect.signature(vars(constructor)["__init__"]).parameters[argument].default
+  return inspect.signature(constructor.__init__).parameters[argument].default
 
 
 def _num_weights(make: Callable[[], nnx.Module]) -> int:

@@ -17,6 +17,6 @@ def import_with_flax(name: str, package: str = "condensed") -> Any:
       raise
     raise ModuleNotFoundError(
       "Condensed models are Flax NNX models, and flax is not installed: pip install 'flax>=0.12.8'."
-      " Single layers need no flax: see srigl_jax.condensed.condense.",
+      " Single layers need no flax: see srigl_jax.condense.",
       name="flax",
     ) from None

@@ -116,10 +116,10 @@ def test_the_loop_moves_nothing_between_host_and_devices(tmp_path, monkeypatch):
   def make_train_fn(*arguments, **kwargs):
     train_fn = real(*arguments, **kwargs)
 
-    def guarded(*arguments):
+    def guarded(*arguments, **kwargs):
       calls.append(arguments)
       with jax.transfer_guard("disallow"):
-        return train_fn(*arguments)
+        return train_fn(*arguments, **kwargs)
 
     return guarded
 

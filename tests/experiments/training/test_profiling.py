@@ -114,8 +114,8 @@ def test_a_resumed_run_holds_one_network(tmp_path, monkeypatch):
   def make_train_fn(*arguments, **kwargs):
     train_fn = real(*arguments, **kwargs)
 
-    def counting(*arguments):
-      results = jax.block_until_ready(train_fn(*arguments))
+    def counting(*arguments, **kwargs):
+      results = jax.block_until_ready(train_fn(*arguments, **kwargs))
       gc.collect()
       alive = [x for x in jax.live_arrays() if not x.is_deleted()]
       on_device.append(sum(x.nbytes for x in alive) - before)

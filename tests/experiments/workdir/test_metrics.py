@@ -187,11 +187,7 @@ def test_environment_names_what_was_set_that_changes_speed(monkeypatch):
   assert environment()["XLA_FLAGS"] == "--xla_a=1" and "NPROC" not in environment()
 
 
-def test_environment_of_a_checkout_that_is_not_installed(monkeypatch):
-  def version(package):
-    if package == "srigl-jax":
-      raise importlib.metadata.PackageNotFoundError(package)
-    return "1.0"
-
-  monkeypatch.setattr(importlib.metadata, "version", version)
-  assert environment()["srigl-jax"] == "not installed"
+def test_environment_of_a_checkout_goes_by_what_is_imported(monkeypatch):
+  monkeypatch.setattr(importlib.metadata, "version", lambda package: "1.0")
+  found = environment()
+  assert found["srigl-jax"] == sx.__version__ != found["jax"] == "1.0"

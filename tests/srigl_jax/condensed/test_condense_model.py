@@ -618,7 +618,7 @@ def test_importing_the_library_does_not_import_flax():
   subprocess.run([sys.executable, "-c", code], check=True)
   code = (
     "import sys; sys.modules['flax'] = None; import srigl_jax\n"
-    "try: srigl_jax.condensed.condense_model(None, {})\n"
+    "try: srigl_jax.condense_model(None, {})\n"
     "except ModuleNotFoundError as error: assert 'pip install' in str(error)\n"
     "else: raise AssertionError"
   )
