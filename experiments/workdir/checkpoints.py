@@ -49,6 +49,9 @@ class Checkpoints:
     several, process = jax.process_count() > 1, jax.process_index()
     if not self._read_only:
       self._directory.mkdir(parents=True, exist_ok=True)
+      # Not left to Orbax, whose thread for it outlives its manager and meets the next one's.
+      for leftover in self._directory.glob("*.orbax-checkpoint-tmp*"):
+        shutil.rmtree(leftover, ignore_errors=True)
     return ocp.CheckpointManager(
       self._directory,
       # Named, so that metadata can be read before anything else is.
@@ -59,7 +62,6 @@ class Checkpoints:
       options=ocp.CheckpointManagerOptions(
         preservation_policy=AnyPreservationPolicy([LatestN(self._keep), best]),
         best_fn=accuracy,  # without it the metrics are not written, and lost when the run resumes
-        cleanup_tmp_directories=not self._read_only,
         create=False,
         read_only=self._read_only,
         multiprocessing_options=ocp.options.MultiprocessingOptions(
