@@ -36,6 +36,7 @@ def load_sweep(
   """Reads the finished runs of a sweep.
 
   Args:
+    workdir: the sweep's.
     variants: to read; default: all.
     data_dir: where the data set is now; empty: where the configs say.
 

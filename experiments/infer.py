@@ -39,6 +39,9 @@ def infer(
   """Evaluates and times an exported network beside its twins.
 
   Args:
+    exported: the network.
+    batch_sizes: to time.
+    rounds: of timing.
     workdir: of the run that trained it, for the dense twin.
     data_dir: folder of the TensorFlow Datasets; empty: `$TFDS_DATA_DIR`.
 

@@ -232,6 +232,9 @@ def write_results(study: Study, out: Path, figure: Path, *, command: str) -> dic
   """Runs a study and writes its results file and its figure.
 
   Args:
+    study: what to compute.
+    out: the results file.
+    figure: the image.
     command: that asked for it, for the record.
 
   Returns:

@@ -39,6 +39,7 @@ def sparse_training(
   """Wraps an optimizer into sparse training: what every method is made of.
 
   Args:
+    inner: the optimizer.
     updater: how and when the masks change; None: never.
     initial: the masks to start with: `"random"` at the budgets, `"dense"` (every layer that has a
       budget starts with all of its weights), or masks by path, whose sizes then are the budgets.

@@ -36,6 +36,7 @@ def output_norm_variance_figure(points: Mapping[str, Sequence[Any]], path: Path)
 
   Args:
     points: `experiments.theory.Point`s by panel: "width", "fan_in", "depth".
+    path: of the image to write.
   """
   figure, axes = plt.subplots(2, 3, figsize=(13, 8), sharex="col", layout="constrained")
   width, fan_in, depth = points["width"], points["fan_in"], points["depth"]

@@ -133,6 +133,7 @@ class Appender:
     """Opens the file, at its end if it is there.
 
     Args:
+      path: of the file.
       lines: whether it is one of lines, of which a kill may have cut off the last; that one is not
         to swallow the next.
     """

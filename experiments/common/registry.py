@@ -13,6 +13,8 @@ def choose(table: Mapping[str, T], name: str, what: str) -> T:
   """`table[name]`.
 
   Args:
+    table: what there is, by name.
+    name: the one wanted.
     what: what is being chosen, for the message.
 
   Raises:
@@ -34,6 +36,7 @@ def check_arguments(
   """Refuses arguments that a function does not take.
 
   Args:
+    function: what will be called.
     given: names of the arguments that a config gives.
     reserved: names that the caller itself gives.
     what: where the arguments stand, for the message.

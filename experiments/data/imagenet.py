@@ -113,6 +113,13 @@ def load_synthetic_imagenet(
   and workers is checked and not used (copying an image takes less than passing it on).
 
   Args:
+    data_dir: unused, nothing is read.
+    image_size: side of the images in pixels.
+    crop: checked and unused, like the next.
+    randaugment_magnitude: see `load_imagenet2012`.
+    mixup: alpha of mixup.
+    cutmix: alpha of CutMix.
+    num_workers: checked and unused: copying an image takes less than passing it on.
     num_train: number of training images.
     num_test: number of test images.
     num_different: how many of them differ.

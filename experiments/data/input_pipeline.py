@@ -61,6 +61,7 @@ def make_input_pipeline(
   """Makes the pipeline of a data set.
 
   Args:
+    data: the data set.
     batch_size: images of a training step, in all processes together.
     eval_batch_size: images of a test batch, in all processes together.
     seed: of the order and of augmentation.
@@ -82,6 +83,7 @@ def test_examples(
   """The test images in order, `[B, H, W, C]` uint8, and labels `[B]`; the last may be fewer.
 
   Args:
+    data: the data set.
     batch_size: images at a time.
   """
   if isinstance(data, ImageStream):

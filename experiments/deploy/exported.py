@@ -35,6 +35,7 @@ def load_exported(path: Path, *, backend: str = "auto") -> Exported:
   """Reads an exported network; nothing in the file is executed.
 
   Args:
+    path: the file.
     backend: what its condensed layers are prepared for; see `srigl_jax.prepare`.
 
   Raises:
@@ -69,6 +70,7 @@ def load_data(exported: Exported, *, data_dir: str = "") -> Dataset:
   """The data set that the network was trained on.
 
   Args:
+    exported: the network.
     data_dir: folder of the TensorFlow Datasets; empty: `$TFDS_DATA_DIR`.
 
   Raises:

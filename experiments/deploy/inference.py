@@ -33,6 +33,7 @@ def predict(
 
   Args:
     models: by name; each image is loaded once for all of them.
+    data: the data set.
     batch_size: images at a time; 0: 1000 small ones, 50 as large as ImageNet's.
 
   Returns:
@@ -73,6 +74,7 @@ def latencies(
   """Seconds of one call of each model, the models taking turns.
 
   Args:
+    candidates: models by name.
     data: for the images, which rotate from call to call.
     batch_size: images of a call.
     rounds: of timing; each repeats the call for some time.

@@ -110,9 +110,14 @@ def init(
   Arguments not listed are those of `build`.
 
   Args:
+    name: a key of `MODELS`.
+    num_classes: number of logits.
+    image_shape: `(H, W, C)` of one input.
     key: `[]` random key of the initial parameters.
+    dtype: compute type, float32 or bfloat16; parameters and logits are always float32.
     batch_axis: name of the axis of devices that share a batch, if batch statistics are to be those
       of all of them.
+    **kwargs: further arguments of the model.
 
   Returns:
     `(apply, params, model_state)`, see `functional`.

@@ -52,6 +52,10 @@ class ConvNet(nnx.Module):
     Args:
       widths: neurons per layer of each stage; its last convolution halves the resolution.
       convs_per_stage: convolutions in each stage.
+      num_classes: number of logits.
+      image_shape: `(H, W, C)` of one input.
+      rngs: source of the initial parameters.
+      dtype: compute type, float32 or bfloat16; parameters are float32.
     """
     in_features = image_shape[-1]
     self.blocks: nnx.List[ConvBlock] = nnx.List()

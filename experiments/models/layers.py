@@ -106,6 +106,9 @@ def run_block(block: nnx.Module, x: jax.Array, *, train: bool, remat: bool) -> j
   """Computes `block(x, train=train)`.
 
   Args:
+    block: a part of a model.
+    x: its input.
+    train: whether to train.
     remat: whether the backward pass computes the inside of the block once more instead of holding
       it: a third more work, for memory that no longer grows with what is in a block.
   """

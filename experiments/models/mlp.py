@@ -31,6 +31,10 @@ class MLP(nnx.Module):
 
     Args:
       hidden: neurons of each hidden layer.
+      num_classes: number of logits.
+      image_shape: `(H, W, C)` of one input.
+      rngs: source of the initial parameters.
+      dtype: compute type, float32 or bfloat16; parameters are float32.
     """
     height, width, channels = image_shape
     sizes = [height * width * channels, *hidden]

@@ -144,6 +144,10 @@ class MobileNetV3(nnx.Module):
     Args:
       blocks: rows of `Block`.
       hidden: neurons of the layer before the last.
+      num_classes: number of logits.
+      image_shape: `(H, W, C)` of one input.
+      rngs: source of the initial parameters.
+      dtype: compute type, float32 or bfloat16; parameters are float32.
       remat: whether to recompute blocks in the backward pass, see `layers.run_block`.
     """
     self.remat = remat

@@ -106,6 +106,10 @@ class ResNet(nnx.Module):
     Args:
       stage_sizes: blocks of each stage; (3, 4, 23, 3) is ResNet-101.
       width: channels of the stem and inside the blocks of the first stage.
+      num_classes: number of logits.
+      image_shape: `(H, W, C)` of one input.
+      rngs: source of the initial parameters.
+      dtype: compute type, float32 or bfloat16; parameters are float32.
       remat: whether to recompute blocks in the backward pass, see `layers.run_block`.
     """
     self.remat = remat

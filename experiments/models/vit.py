@@ -114,7 +114,10 @@ class VisionTransformer(nnx.Module):
       width: size of a token.
       num_heads: attention heads.
       mlp_width: neurons between the two layers of a block's MLP.
+      num_classes: number of logits.
       image_shape: `(H, W, C)` of one input; the position embedding is made for it.
+      rngs: source of the initial parameters.
+      dtype: compute type, float32 or bfloat16; parameters are float32.
       remat: whether to recompute blocks in the backward pass, see `layers.run_block`.
 
     Raises:

@@ -76,7 +76,11 @@ class WideResNet(nnx.Module):
     Args:
       depth: layers in all, shortcuts not counted; `6 * blocks_per_stage + 4`.
       widen: factor on the 16, 32 and 64 neurons of the three stages; `16 * widen` is rounded.
+      num_classes: number of logits.
+      image_shape: `(H, W, C)` of one input.
+      rngs: source of the initial parameters.
       dropout_rate: share of activations dropped between the two convolutions of a block.
+      dtype: compute type, float32 or bfloat16; parameters are float32.
 
     Raises:
       ValueError: if no number of blocks gives this depth.

@@ -19,6 +19,7 @@ def training(metrics: Mapping[str, Records], path: Path) -> None:
 
   Args:
     metrics: from `read_metrics`.
+    path: of the image to write.
   """
   figure, (above, below) = plt.subplots(2, 1, figsize=(7, 6), sharex=True, layout="constrained")
   for kind in ("train", "test"):
@@ -70,6 +71,7 @@ def comparison(
   Args:
     curves: the test records of each run, by variant.
     finals: mean and half width of the 95 % interval of the final test accuracy, by variant.
+    path: of the image to write.
   """
   figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")
   for i, (name, runs) in enumerate(curves.items()):
@@ -100,6 +102,8 @@ def bars(
   Args:
     panels: by title of a panel, by what a bar stands for, by group: lower end of the interval,
       value and upper end.
+    path: of the image to write.
+    title: of the whole figure.
     xlabel: what the groups are.
     ylabel: what the values are.
   """
@@ -130,6 +134,7 @@ def latency(seconds: Mapping[int, Mapping[str, Sequence[float]]], path: Path) ->
 
   Args:
     seconds: by batch size and model, one for each round.
+    path: of the image to write.
   """
   figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
   sizes = list(seconds)

@@ -39,6 +39,7 @@ def sweep_cost(sweep: ConfigDict, workdir: Path, *, jobs: int, calibrate: bool) 
 
   Args:
     sweep: see `sweeps.variants_of`.
+    workdir: of the sweep.
     jobs: see `sweep.run_sweep`.
     calibrate: whether to train for a few seconds if there is no other figure; else no time is
       given then.

@@ -44,6 +44,7 @@ def read_failure(workdir: Path, config: Mapping[str, Any] | None = None) -> Fail
   """Why the run failed; None if it did not.
 
   Args:
+    workdir: the run's.
     config: if given, what failed with another one does not count: it may have been corrected.
   """
   values = read_json(workdir / _FILE)

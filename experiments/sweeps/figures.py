@@ -13,6 +13,7 @@ def sweep_figure(sweep: SweepResults, path: Path) -> bool:
 
   Args:
     sweep: see `results.read_sweep_results`.
+    path: of the image to write.
 
   Returns:
     Whether there is one: a mere comparison of methods has none besides that of all sweeps.

@@ -44,6 +44,8 @@ def active_neurons(
   Args:
     methods: fraction of neurons with an incoming weight, by method, sparsity and layer
       (`active_by_layer`); what is missing stays blank.
+    path: of the image to write.
+    title: of the whole figure.
   """
   layers, sparsities = _rows_and_columns(methods)
   size = (2 + len(methods) * (1 + 0.55 * len(sparsities)), 1.6 + 0.26 * len(layers))
@@ -95,8 +97,10 @@ def accuracy(
 
   Args:
     methods: accuracy by method and sparsity.
+    path: of the image to write.
     dense: of the dense network, a horizontal line with its interval.
     published: others' figures by the same names, drawn hollow and dashed in the same colours.
+    title: of the figure.
   """
   figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
   published = published or {}
@@ -135,6 +139,8 @@ def gamma_sal(
     sparsities: by sparsity and γ_sal: `{"accuracy": ..., "active_neurons": ...}`.
     layers: fraction of neurons with an incoming weight, by sparsity, γ_sal and layer
       (`active_by_layer`), drawn below.
+    path: of the image to write.
+    title: of the whole figure.
   """
   height = 1.6 + 0.26 * len(_rows_and_columns(layers)[0])
   figure = plt.figure(figsize=(11, 4 + height), layout="constrained")
@@ -166,6 +172,8 @@ def training_length(
 
   Args:
     panels: by title of a panel (a sparsity, say), method and length (1 the standard, 2 twice).
+    path: of the image to write.
+    title: of the whole figure.
   """
   figure, row = plt.subplots(
     1, len(panels), figsize=(1 + 4.5 * len(panels), 4), layout="constrained", squeeze=False
@@ -199,6 +207,7 @@ def diversity(
     ranks: effective rank by variant and layer.
     similarities: CKA `[layers, layers]` by pair of variants; rows are the first one's layers.
     num_features: of each layer, in the order of those axes.
+    path: of the image to write.
   """
   layers = list(num_features)
   num_rows = max(1, -(-len(similarities) // 3))

@@ -119,6 +119,7 @@ def results_file(sweep: SweepResults, table: str) -> dict[str, Any]:
 
   Args:
     sweep: see `read_sweep_results`.
+    table: as printed.
   """
   finished = [v for v in sweep.variants if v.runs]
   return {

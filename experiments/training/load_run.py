@@ -35,6 +35,7 @@ def load_run(workdir: Path, *, which: str = "last", data_dir: str = "") -> Loade
   """Reads a checkpoint of a run, finished or not; changes nothing in its directory.
 
   Args:
+    workdir: the run's.
     which: "last", or "best" by test accuracy.
     data_dir: where its data set is now; empty: where its config says.
 

@@ -184,6 +184,7 @@ def with_sparsity(config: ConfigDict, params: Any, macs: Mapping[str, int]) -> C
   """The `method` section with the sparsity that `relative_flops` asks for, if it does.
 
   Args:
+    config: the section.
     params: parameter tree of the model.
     macs: dense multiply-accumulates of an example, by path.
 
@@ -217,7 +218,10 @@ def make_method(
   """Wraps the inner optimizer in the config's method.
 
   Args:
+    config: the `method` section.
     inner: the optimizer, its schedule made for `Plan.schedule_steps`.
+    total_steps: optimizer steps of the run.
+    seed: of masks and random growth.
 
   Raises:
     ValueError: if the method's name or an argument is unknown, or a setting out of range.

@@ -17,7 +17,9 @@ def learning_rate(
   """Learning rate by optimizer step: constant, cosine or stepwise, after a linear warm-up.
 
   Args:
+    config: the `optimizer` section.
     steps_per_epoch: optimizer steps in an epoch; with accumulated gradients not a whole number.
+    total_steps: of the run.
 
   Raises:
     ValueError: if the schedule's name is unknown, or the cosine is shorter than the warm-up.
@@ -87,6 +89,7 @@ def make_optimizer(config: ConfigDict, schedule: optax.Schedule) -> optax.Gradie
   """The inner optimizer: clipping (of masked gradients, as the reference does), decay, the rule.
 
   Args:
+    config: the `optimizer` section.
     schedule: learning rate by optimizer step.
 
   Raises:

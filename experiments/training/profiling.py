@@ -48,6 +48,7 @@ def memory_by_part(state: TrainState, device_data: Any, *, is_sparse: bool) -> d
 
   Args:
     state: on the devices, a copy on each.
+    device_data: the data there.
     is_sparse: whether the optimizer's state has masks.
   """
   parts = {"parameters": _bytes(state.params), "statistics": _bytes(state.model_state)}
@@ -74,6 +75,7 @@ def report_memory(workdir: Path, parts: dict[str, int], step: int | None) -> Non
   """Prints where the memory of a device goes and writes it to `memory.json`.
 
   Args:
+    workdir: of the run.
     parts: see `memory_by_part`.
     step: bytes that one call of the training function takes besides: activations, gradients and
       other temporaries, as the compiler has planned them; None if not known.

@@ -14,6 +14,8 @@ def results_of(run: Run, state: TrainState, workdir: Path) -> dict[str, Any]:
   """What `results.json` holds of a finished run.
 
   Args:
+    run: the run.
+    state: its last.
     workdir: that holds its records.
 
   Returns:

@@ -84,6 +84,8 @@ class RunLog:
     """Records training since the last record, and the topology if it was updated since.
 
     Args:
+      step: batches done.
+      state: at this step.
       waited: seconds in all that the loop has waited for batches.
 
     Returns:
@@ -136,6 +138,8 @@ class RunLog:
     """Starts saving a checkpoint.
 
     Args:
+      step: of the state.
+      state: on every device.
       test_accuracy: of this very state; None if unknown.
 
     Raises:

@@ -225,6 +225,7 @@ def make_eval_fn(apply: Apply, pipeline: InputPipeline) -> Callable[..., list[Me
   """Builds `evaluate(state, device_data, passes=1) -> [metrics of a batch]`, each example once.
 
   Args:
+    apply: the model.
     pipeline: for its `test_inputs`, and `test_batches` of a size that all devices can share.
 
   Returns:

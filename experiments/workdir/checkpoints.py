@@ -4,12 +4,10 @@ With several processes, process 0 reads and writes and the others get from it wh
 have the same state, and only one needs the disk. Every process must make the same calls.
 """
 
-import collections
 import contextlib
 import shutil
 import time
 import warnings
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,9 +16,9 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
-import srigl_jax as sx
 from experiments.processes.consistency import broadcast_from_process_0
 from experiments.workdir import checksums
+from experiments.workdir.former_states import named_as_stored
 
 State = TypeVar("State")
 
@@ -50,8 +48,7 @@ class Checkpoints:
     if not self._read_only:
       self._directory.mkdir(parents=True, exist_ok=True)
       # Not left to Orbax, whose thread for it outlives its manager and meets the next one's.
-      for leftover in self._directory.glob("*.orbax-checkpoint-tmp*"):
-        shutil.rmtree(leftover, ignore_errors=True)
+      _remove_unfinished(self._directory)
     return ocp.CheckpointManager(
       self._directory,
       # Named, so that metadata can be read before anything else is.
@@ -79,6 +76,7 @@ class Checkpoints:
     for: the disk may have room again, and if not, it is time to stop.
 
     Args:
+      step: of the state.
       state: a pytree of arrays, the same on all devices.
       test_accuracy: of this very state, by which the best checkpoint is chosen; None if unknown.
 
@@ -189,7 +187,7 @@ class Checkpoints:
   def _read(self, step: int, template: State) -> State:
     metadata = self._manager.item_metadata(step)["state"].tree
     structure = jax.tree.structure(template)
-    template = _named_as_stored(template, metadata)
+    template = named_as_stored(template, metadata)
     # What is read stays in memory: the devices that saved it may have been others.
     arrays = jax.tree.map(lambda x: np.empty(x.shape, x.dtype), template)
     wanted: dict[str, Any] = {"state": ocp.args.StandardRestore(arrays)}
@@ -244,10 +242,7 @@ class Checkpoints:
     """
     quiet, until = 0, time.monotonic() + _CLEARING_SECONDS
     while quiet < 3 and time.monotonic() < until:
-      left = list(self._directory.glob("*.orbax-checkpoint-tmp*"))
-      for path in left:
-        shutil.rmtree(path, ignore_errors=True)
-      quiet = 0 if left else quiet + 1
+      quiet = 0 if _remove_unfinished(self._directory) else quiet + 1
       time.sleep(0.1)
 
   def close(self) -> None:
@@ -264,23 +259,12 @@ class Checkpoints:
       self._manager.close()
 
 
-_FORMER_FIELDS = tuple("memory" if name == "extra" else name for name in sx.SparseState._fields)
-_FormerState = collections.namedtuple("_FormerState", _FORMER_FIELDS)  # type: ignore[misc]
-
-
-def _named_as_stored(template: State, stored: Any) -> State:
-  """The template with the names of a stored one, where `SparseState.extra` may be `memory`."""
-  if not _has_key(stored, "memory"):
-    return template
-  is_sparse = lambda x: isinstance(x, sx.SparseState)
-  rename = lambda x: _FormerState(*x) if is_sparse(x) else x
-  return jax.tree.map(rename, template, is_leaf=is_sparse)
-
-
-def _has_key(tree: Any, key: str) -> bool:
-  if isinstance(tree, Mapping):
-    return key in tree or any(_has_key(x, key) for x in tree.values())
-  return isinstance(tree, list | tuple) and any(_has_key(x, key) for x in tree)
+def _remove_unfinished(directory: Path) -> bool:
+  """Removes what saves that were cut short have left; whether there was anything."""
+  left = list(directory.glob("*.orbax-checkpoint-tmp*"))
+  for path in left:
+    shutil.rmtree(path, ignore_errors=True)
+  return bool(left)
 
 
 def read_masks(workdir: Path) -> dict[str, Any]:

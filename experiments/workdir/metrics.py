@@ -28,6 +28,7 @@ class MetricsWriter:
 
     Args:
       kind: `"train"`, `"test"` or `"topology"`.
+      step: batches done.
       **values: numbers by name; None where there is none.
     """
     self._write_line({"kind": kind, "step": step, **values})

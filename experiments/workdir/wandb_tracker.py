@@ -25,6 +25,7 @@ def open_tracker(config: ConfigDict, workdir: Path) -> Tracker | None:
   """Opens the run's page, the same one each time that the run is resumed; None if not asked for.
 
   Args:
+    config: of the run.
     workdir: its directory, which remembers the page in `wandb.json`.
 
   Raises:

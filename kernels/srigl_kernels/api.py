@@ -30,6 +30,7 @@ def prepare(
   """Makes the layouts of one or more backends.
 
   Args:
+    condensed: the layer.
     backend: a name in `BACKENDS`, or several in order of preference, or `"auto"`: those that are
       expected to be fastest at some batch size; `condensed_matmul` then takes the fastest in every
       call. That is decided by `srigl_kernels.cost_model`: on CPU among `cpu` (where it can run),
@@ -157,6 +158,7 @@ def check_call(x: Array, layer: Condensed | Prepared, activation: str | None) ->
 
   Args:
     x: the input, of any shape.
+    layer: as it was given.
     activation: a name in `ACTIVATIONS`, or None.
   """
   condensed = layer.condensed if isinstance(layer, Prepared) else layer
@@ -174,6 +176,7 @@ def choose_layout(
   """The backend that runs a call, and its layout of the layer.
 
   Args:
+    layer: as it was given.
     backend: a name in `BACKENDS`, or `"auto"`.
     batch: rows of x; to the native kernels every pixel of a convolution's output is one.
     feature_group_count: groups of the convolution.

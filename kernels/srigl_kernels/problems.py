@@ -64,6 +64,7 @@ def make_problem(
   """A random input and layer: normal inputs and bias, values of variance `1 / K`.
 
   Args:
+    problem: the sizes.
     seed: of everything random.
     dtype: of the values, float32 or bfloat16.
     bias: whether the layer has one (float32).

@@ -77,6 +77,7 @@ def fold(
   """Rewrites the layers of a traced model.
 
   Args:
+    jaxpr: the traced model.
     scalars: values of its inputs that are scalars.
     layers: by path, linear layers and convolutions that may change.
     norms: by path, batch norms that may change.

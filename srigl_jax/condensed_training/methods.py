@@ -39,6 +39,12 @@ def condensed_srigl(
   Args:
     inner: an element-wise optimizer, clipping by global norm included; adafactor, muon and others
       that see a parameter as a matrix are refused.
+    update_until: see `srigl`.
+    update_every: see `srigl`.
+    drop_fraction: see `srigl`.
+    gamma_sal: see `srigl`.
+    salient_base: see `srigl`.
+    ablate: see `srigl`.
     axis_name: the mapped axis of the devices that share a batch, under `pmap` or `shard_map`:
       blocks of dense gradients are averaged over it. Averaging `grads` is the caller's part.
     block_bytes: of a block of a layer's dense gradient; an update holds a few at a time.
@@ -82,7 +88,12 @@ def condensed_set(
   Arguments not listed: as for `condensed_srigl`.
 
   Args:
+    inner: see `condensed_srigl`.
+    update_until: see `srigl`.
+    update_every: see `srigl`.
+    drop_fraction: see `srigl`.
     seed: of random growth.
+    block_bytes: see `condensed_srigl`.
 
   Source: Mocanu et al., 2018 (doi:10.1038/s41467-018-04316-3), on RigL's schedule.
   """

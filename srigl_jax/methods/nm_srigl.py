@@ -32,12 +32,20 @@ def nm_srigl(
   channel). With m = I this is `srigl(fan_in=n)`. Arguments not listed: as for `srigl`.
 
   Args:
+    inner: the optimizer to wrap.
     n: connections in each block.
     m: inputs of a block; must divide the inputs of each sparse layer.
+    update_until: see `srigl`.
+    update_every: see `srigl`.
+    drop_fraction: see `srigl`.
     gamma_sal: 0 keeps n as it is. With ablation, the neurons that stay share the connections of
       those that do not: `budget // (blocks of the neurons that stay)` in each block.
+    grad_accumulation_steps: see `srigl`.
     sparse: which layers may be sparse; `all_but(inputs_multiple_of=m)` leaves out those that m
       does not divide, such as a first convolution of 27 inputs.
+    ablate: see `srigl`.
+    axes: see `srigl`.
+    seed: of the initial masks.
 
   Raises:
     ValueError: if n is not in 1..m; on `init` if m does not divide a sparse layer's inputs.

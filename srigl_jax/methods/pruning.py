@@ -38,10 +38,15 @@ def gradual_magnitude_pruning(
   listed: as for `srigl`.
 
   Args:
+    inner: the optimizer to wrap.
     begin_step: optimizer step at which pruning begins.
     end_step: the step from which the network is as sparse as it will be.
     update_every: steps between prunings.
     sparsity: in the end; see `srigl`.
+    distribution: see `srigl`.
+    density: see `srigl`.
+    sparse: see `srigl`.
+    axes: see `srigl`.
 
   Raises:
     ValueError: if no multiple of `update_every` lies between the steps.
@@ -94,11 +99,16 @@ def one_shot_pruning(
   Arguments not listed: as for `srigl`.
 
   Args:
+    inner: the optimizer to wrap.
     prune_step: optimizer step after which to prune.
     ranking: `"layer"`, each layer to its own budget, or `"global"`, the largest magnitudes of all
       layers together, whose budgets only count in sum (and a layer may lose all of its weights).
+    sparsity: see `srigl`.
     distribution: see `srigl`; None is `"erk"`, or `"uniform"` for global ranking, which then
       counts all layers: those that a distribution leaves dense take no part.
+    density: see `srigl`.
+    sparse: see `srigl`.
+    axes: see `srigl`.
 
   Raises:
     ValueError: if an argument is out of range.

@@ -35,10 +35,17 @@ def snfs(
   `srigl`.
 
   Args:
+    inner: the optimizer to wrap.
+    update_until: see `srigl`.
     sparsity: of all layers together; it stays as it is.
     distribution: of the initial masks; layers that it leaves dense take no part.
+    density: see `srigl`.
     update_every: see `srigl`; the source has one epoch.
+    drop_fraction: see `srigl`.
     grad_decay: fraction of the mean gradient that each step keeps.
+    sparse: see `srigl`.
+    axes: see `srigl`.
+    seed: of the initial masks.
 
   Raises:
     ValueError: if an argument is out of range.

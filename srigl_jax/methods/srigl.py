@@ -65,6 +65,9 @@ def srigl(
       of the run.
     sparsity: fraction of the layers' weights that are missing; like `distribution`, `density` and
       `fan_in`, see `allocate`.
+    distribution: see `allocate`.
+    density: see `allocate`.
+    fan_in: see `allocate`.
     update_every: ΔT, steps between topology updates.
     drop_fraction: fraction of the active weights that an update prunes: the initial one of a cosine
       that reaches 0 at `update_until`; or a function of the step (traced) that returns it.

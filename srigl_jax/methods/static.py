@@ -53,6 +53,7 @@ def fixed_masks(
   Args:
     inner: the optimizer to wrap.
     masks: bool arrays by path, as from `get_masks`; layers without one are dense.
+    axes: see `srigl`.
 
   Raises:
     ValueError: on `init` if a mask's path is no leaf's, or its shape is not the leaf's.

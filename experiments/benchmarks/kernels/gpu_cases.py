@@ -96,6 +96,7 @@ def make_layer(case: Case, group: int = 1) -> Condensed:
   """A random layer in float32, of the case with batch 0 so that its batches share it.
 
   Args:
+    case: sizes.
     group: active neurons that share their inputs.
   """
   rng = np.random.default_rng(0)
@@ -118,6 +119,7 @@ def expected_rows(x: np.ndarray, condensed: Condensed) -> np.ndarray:
 
   Args:
     x: `[rows, I]`.
+    condensed: the layer.
   """
   values = np.asarray(condensed.values.astype(jnp.float32), np.float64)
   indices = np.asarray(condensed.indices)

@@ -96,8 +96,10 @@ def time_torch(
 
   Args:
     call: uses another copy of its inputs each time.
+    torch: the module.
     calls: in a row, that go through all copies.
     graph: whether they are replayed as a CUDA graph. Otherwise Python starts each.
+    rounds: how many times.
   """
   side = torch.cuda.Stream()
   with torch.cuda.stream(side):  # libraries set themselves up, which no graph can hold

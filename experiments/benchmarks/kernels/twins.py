@@ -68,7 +68,12 @@ def compare_twins(
   """The dense twin's time over the condensed one's.
 
   Args:
+    name: of what is compared.
+    dense: the twin.
+    condensed: the same in condensed form.
     *shapes: of the inputs; the functions take an array, or a tuple if there are several.
+    rounds: of each.
+    at_least: target.
     pick: of the dense result what the condensed one should equal; not timed.
 
   Raises:
@@ -150,7 +155,12 @@ def linear_row(
   """A model of linear layers.
 
   Args:
+    name: of the row.
+    shapes: of the layers.
     apply: `(x, layer) -> y`, with `layer(name, x, activation)`.
+    shape: of the input.
+    at_least: target.
+    rounds: of each.
   """
   batch = int(np.prod(shape[:-1]))
   layers = {key: random_layer(key, shape, _SPARSITY) for key, shape in shapes.items()}

@@ -94,6 +94,7 @@ def input_gradient(g: Array, condensed: Condensed, layout: Any = None) -> Array:
 
   Args:
     g: `[B, N]` float32 or bfloat16.
+    condensed: the layer.
     layout: of the layer. Not read here: backends without a gradient of their own run this one.
 
   Returns:

@@ -23,6 +23,8 @@ def conv(
   Args:
     x: `[B, *S, C]` float32 or bfloat16.
     packed: the layer, of `prod(kernel_size) * C` inputs.
+    bias: `[N]`, or None.
+    activation: a name in `matmul.ACTIVATIONS`.
     geometry: the convolution; of one group.
 
   Returns:

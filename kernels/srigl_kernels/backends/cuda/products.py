@@ -55,6 +55,10 @@ def matmul(
   """The product as `reference.matmul` defines it, of a layout from `pack` or `with_values`.
 
   Args:
+    x: `[B, I]` float32 or bfloat16.
+    layout: from `layout.pack` or `layout.with_values`.
+    bias: `[N]`, or None.
+    activation: None, `"relu"` or `"gelu"`.
     kernel: `"gather"` or `"tiles"`; by default as the batch asks for.
 
   Raises:

@@ -70,6 +70,13 @@ def grouped_sums(
     values: `[G, size, K]` float32 or bfloat16; `size` is a power of two of at least 16.
     indices: `[G, K]` integers in 0..I-1; neither size is 0.
     num_rows: rows of the groups that count, the last group being the one that may lack some.
+    columns: `[num_columns]` int32, each column once, those of the rows first; by default row `r`
+      is column `r`.
+    num_columns: of the result; `num_rows` by default.
+    bias: `[num_columns]`, or None.
+    activation: a name in `ACTIVATIONS`.
+    interpret: whether to run in interpret mode.
+    blocks: how to cut it, instead of `choose_blocks`.
 
   Returns:
     `[B, num_columns]` of x's type, from sums in float32.
