@@ -16,7 +16,7 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from experiments.common import cli
-from experiments.common.files import locked, read_json
+from experiments.common.files import locked, read_sound
 from experiments.processes.signals import Interrupted
 from experiments.sweeps import estimate, workers
 from experiments.sweeps.failures import Failure, forget_failure, read_failure, write_failure
@@ -24,6 +24,7 @@ from experiments.sweeps.progress import SweepProgress
 from experiments.sweeps.report import write_sweep_report
 from experiments.sweeps.spec import expand, write_record
 from experiments.workdir.owner import check_owner
+from experiments.workdir.patterns import SWEPT_RESULTS
 
 
 def run_sweep(
@@ -98,7 +99,7 @@ def _train(
 
 
 def _is_finished(workdir: Path) -> bool:
-  return read_json(workdir / "results.json") is not None
+  return read_sound(workdir / "results.json", SWEPT_RESULTS) is not None
 
 
 class _Recording:

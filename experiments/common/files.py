@@ -3,13 +3,17 @@
 import contextlib
 import json
 import os
+import re
 import shutil
 import socket
+import stat
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+
+from experiments.common.json_pattern import Pattern, misfit
 
 try:
   import fcntl
@@ -28,6 +32,33 @@ class InUseError(ValueError):
   """A directory is another process's."""
 
 
+def open_regular(path: Path, flags: int, *, follow: bool = False) -> int:
+  """Opens a file, and nothing else: a pipe would be waited for, a device read without end.
+
+  Args:
+    path: of the file; made if `flags` say so.
+    flags: of `os.open`.
+    follow: whether it may be a link. What is written to is better none: its target is another's.
+
+  Returns:
+    A descriptor, for the caller to close.
+
+  Raises:
+    OSError: if it cannot be opened.
+    ValueError: if it is a link or no regular file, naming it.
+  """
+  problem = f"{path} is {{}}: move it away, and a file of its own is made there."
+  if not follow and path.is_symlink():
+    raise ValueError(problem.format("a symbolic link, which is not followed"))
+  no_follow = 0 if follow else getattr(os, "O_NOFOLLOW", 0)
+  flags |= no_follow | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0)
+  number = os.open(path, flags, 0o666)
+  if not stat.S_ISREG(os.fstat(number).st_mode):
+    os.close(number)
+    raise ValueError(problem.format("no regular file"))
+  return number
+
+
 def write_text(path: Path, text: str) -> None:
   """Writes a text file beside its place and renames it there.
 
@@ -37,7 +68,8 @@ def write_text(path: Path, text: str) -> None:
   path.parent.mkdir(parents=True, exist_ok=True)
   beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
   try:
-    with open(beside, "w", encoding="utf-8") as file:
+    beside.unlink(missing_ok=True)  # a link of this name would lead elsewhere
+    with open(beside, "x", encoding="utf-8") as file:
       file.write(text)
       file.flush()
       os.fsync(file.fileno())  # a machine that fails after the renaming could leave an empty file
@@ -52,20 +84,82 @@ def write_json(path: Path, value: Any) -> None:
   write_text(path, json.dumps(value, indent=2) + "\n")
 
 
-def read_json(path: Path) -> Any:
+def read_json(path: Path, pattern: Pattern = object) -> Any:
   """Reads a JSON file; None if there is none.
 
+  Args:
+    path: of the file.
+    pattern: that its content must fit; any by default.
+
   Raises:
-    ValueError: if it is not JSON, naming the file.
+    ValueError: if it is not JSON, or does not fit, naming the file.
   """
   if not path.exists():
     return None
   try:
-    return json.loads(path.read_text(encoding="utf-8"))
-  except ValueError as error:  # nor text, perhaps
+    with open(open_regular(path, os.O_RDONLY, follow=True), encoding="utf-8") as file:
+      value = json.load(file)
+    reason = misfit(value, pattern)
+  except (ValueError, RecursionError) as error:  # nor text, perhaps
+    reason = str(error)
+  if reason:
     raise ValueError(
-      f"{path} is damaged ({error}). Copy it from a backup, or move it away to do without it."
-    ) from error
+      f"{path} is damaged ({reason}). Copy it from a backup, or move it away to do without it."
+    )
+  return value
+
+
+def read_sound(path: Path, pattern: Pattern) -> Any:
+  """As `read_json`, but None if it is damaged too, with a warning."""
+  try:
+    return read_json(path, pattern)
+  except ValueError as error:
+    warnings.warn(str(error), stacklevel=2)
+    return None
+
+
+def read_json_lines(path: Path, what: Callable[[Any], Pattern]) -> list[Any]:
+  """Reads a file of JSON lines; one that is damaged is passed over, with a warning.
+
+  Args:
+    path: of the file; none is the same as an empty one.
+    what: from the value of a line to the pattern that it must fit.
+
+  Raises:
+    ValueError: if it is no regular file.
+  """
+  values, problems = [], []
+  if not path.exists():
+    return []
+  with open(open_regular(path, os.O_RDONLY, follow=True), "rb") as file:
+    for number, line in enumerate(file, start=1):
+      if not line.strip():
+        continue
+      try:
+        value = json.loads(line.decode("utf-8"))
+        reason = misfit(value, what(value))
+      except (ValueError, RecursionError) as error:
+        reason = str(error)
+      if reason:
+        problems.append(f"line {number} ({reason})")
+      else:
+        values.append(value)
+  if problems:
+    more = f" and {len(problems) - 5} more" if len(problems) > 5 else ""
+    warnings.warn(
+      f"{path} is damaged: passed over are {', '.join(problems[:5])}{more}. Where a run was "
+      "killed, that is a record cut off, which it writes again; else copy the file from a backup.",
+      stacklevel=3,
+    )
+  return values
+
+
+def set_aside(path: Path) -> Path:
+  """Moves a file to a free name beside it, and returns that."""
+  places = (path.with_name(f"{path.name}.damaged{n or ''}") for n in range(1000))
+  place = next(place for place in places if not os.path.lexists(place))
+  path.rename(place)
+  return place
 
 
 @contextlib.contextmanager
@@ -80,14 +174,16 @@ def locked(directory: Path) -> Iterator[None]:
 
   Raises:
     InUseError: if another process still holds it after `PATIENCE_SECONDS`.
+    ValueError: if `.lock` is a link or no file.
   """
   directory.mkdir(parents=True, exist_ok=True)
   until = time.monotonic() + PATIENCE_SECONDS
-  with (directory / ".lock").open("a+") as file:
+  number = open_regular(directory / ".lock", os.O_RDWR | os.O_CREAT)
+  with open(number, "r+", encoding="utf-8", errors="replace") as file:
     said = False
     while not _lock(file):
       file.seek(0)
-      holder = file.read().strip() or "another process"
+      holder = file.read(1000).strip() or "another process"
       if time.monotonic() >= until:
         raise InUseError(
           f"{directory} is in use by {holder}, and two would spoil each other's files. Wait for it "
@@ -100,10 +196,18 @@ def locked(directory: Path) -> Iterator[None]:
           stacklevel=4,
         )
       time.sleep(min(0.5, PATIENCE_SECONDS))
-    file.truncate(0)
-    file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-    file.flush()
+    _sign(file.fileno())
     yield
+
+
+def _sign(number: int) -> None:
+  """Says in a lock file who holds it, over who did before; a file that says else is left alone."""
+  held = os.pread(number, 1000, 0)
+  is_ours = os.fstat(number).st_nlink == 1 and re.fullmatch(rb"(process \d+ on [^\n]*\n?)?", held)
+  if is_ours:
+    text = f"process {os.getpid()} on {socket.gethostname()}".encode()
+    with contextlib.suppress(OSError):  # it is a courtesy
+      os.pwrite(number, text.ljust(len(held) - 1) + b"\n", 0)
 
 
 def _lock(file: Any) -> bool:
@@ -138,10 +242,11 @@ class Appender:
         to swallow the next.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    cut_off = lines and path.exists() and path.read_bytes()[-1:] not in (b"", b"\n")
     self._path, self._waiting = path, b""
-    self._file = open(path, "ab", buffering=0)  # noqa: SIM115
-    if cut_off:
+    number = open_regular(path, os.O_RDWR | os.O_CREAT | os.O_APPEND)
+    self._file = open(number, "r+b", buffering=0)  # noqa: SIM115
+    size = self._file.seek(0, os.SEEK_END)
+    if lines and size and os.pread(number, 1, size - 1) != b"\n":
       self.write(b"\n")
 
   def write(self, data: bytes) -> None:

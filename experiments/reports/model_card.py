@@ -5,12 +5,27 @@ from typing import Any
 
 from experiments.common.files import read_json, write_text
 from experiments.common.markdown import markdown_table
+from experiments.workdir.patterns import CONFIG, RESULTS
 from experiments.workdir.provenance import read_sessions
+
+_OPTIMIZER = {
+  "name": str,
+  "learning_rate": float,
+  "schedule": str,
+  "weight_decay": float,
+  "accumulation_steps": int,
+}
+_ENVIRONMENT = dict.fromkeys(("python", "jax", "flax", "optax", "device"), str)
 
 
 def write_model_card(workdir: Path) -> None:
-  """Writes the card of a run from its `config.json`, `results.json` and `sessions.jsonl`."""
-  config, results = read_json(workdir / "config.json"), read_json(workdir / "results.json")
+  """Writes the card of a run from its `config.json`, `results.json` and `sessions.jsonl`.
+
+  Raises:
+    ValueError: if one of them is damaged.
+  """
+  config = read_json(workdir / "config.json", CONFIG | {"optimizer": _OPTIMIZER})
+  results = read_json(workdir / "results.json", RESULTS | {"environment": _ENVIRONMENT})
   sessions = read_sessions(workdir)
   sections = [
     f"# {config['name']}",

@@ -6,21 +6,22 @@ from typing import Any
 from experiments.common.files import read_json, write_text
 from experiments.reports import figures
 from experiments.workdir.metrics import read_metrics
+from experiments.workdir.patterns import CONFIG, RESULTS
 
 
 def write_run_report(workdir: Path) -> Path:
   """Writes `report.md` and `figures/` of one run, finished or not; returns the report's path.
 
   Raises:
-    ValueError: if the directory holds no run.
+    ValueError: if the directory holds no run, or a file of it is damaged.
   """
   metrics = read_metrics(workdir)
-  config = read_json(workdir / "config.json")
-  if config is None or not metrics["train"]:
+  config = read_json(workdir / "config.json", CONFIG)
+  results = read_json(workdir / "results.json", RESULTS)
+  if config is None or not (metrics["train"] or results):
     raise ValueError(
       f"{workdir} holds no run that has trained: give --workdir the directory of a run or a sweep."
     )
-  results = read_json(workdir / "results.json")
   figures.training(metrics, workdir / "figures" / "training.png")
   parts = [f"# {config['name']}", ""]
   if results is None:
@@ -29,12 +30,17 @@ def write_run_report(workdir: Path) -> Path:
   else:
     parts += [_key_figures(results), "", "```", results["table"], "```", ""]
   parts += ["![Loss and accuracy](figures/training.png)", ""]
-  if any(layer["density"] < 1 for layer in metrics["topology"][-1]["layers"].values()):
+  topology = metrics["topology"]
+  if topology and any(layer["density"] < 1 for layer in topology[-1]["layers"].values()):
     figures.topology(metrics, workdir / "figures" / "topology.png")
     parts += ["![Fan-in, active neurons and exploration](figures/topology.png)", ""]
   path = workdir / "report.md"
   write_text(path, "\n".join(parts))
   return path
+
+
+def _flops(value: float | None) -> str:
+  return "unknown" if value is None else f"{value:.3f}"
 
 
 def _key_figures(results: dict[str, Any]) -> str:
@@ -46,8 +52,8 @@ def _key_figures(results: dict[str, Any]) -> str:
       f"- test accuracy {results['test_accuracy']:.2%}, best {results['best_test_accuracy']:.2%}",
       f"- sparsity {results['sparsity']:.2%}, active neurons {results['active_neurons']:.1%}, "
       f"ITOP rate {results['itop_rate']:.3f}",
-      f"- FLOPs relative to dense: {results['inference_flops']:.3f} to infer, "
-      f"{results['training_flops']:.3f} to train",
+      f"- FLOPs relative to dense: {_flops(results['inference_flops'])} to infer, "
+      f"{_flops(results['training_flops'])} to train",
       f"- {results['steps']} steps in {minutes} min {seconds} s; {environment}",
     ]
   )

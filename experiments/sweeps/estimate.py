@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 from ml_collections import ConfigDict
 
-from experiments.common.files import read_json
+from experiments.common.files import read_sound
 from experiments.processes.sharding import replicate, shard_batches
 from experiments.sweeps import workers
 from experiments.sweeps.spec import expand
@@ -80,10 +80,13 @@ def sweep_cost(sweep: ConfigDict, workdir: Path, *, jobs: int, calibrate: bool) 
   )
 
 
+_COUNTED = {"steps": int, "train_seconds": float}
+
+
 def _known_rate(sweep: ConfigDict, runs: dict[str, ConfigDict], workdir: Path) -> Rate | None:
   images, seconds = 0.0, 0.0
   for name, config in runs.items():
-    if results := read_json(workdir / name / "results.json"):
+    if results := read_sound(workdir / name / "results.json", _COUNTED):
       images += results["steps"] * config.data.batch_size
       seconds += results["train_seconds"]
   if seconds:

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from ml_collections import ConfigDict
 
 from experiments.common.files import InUseError, as_json, read_json, write_json
+from experiments.workdir.patterns import FAILURE
 
 _FILE = "failed.json"
 
@@ -47,7 +48,10 @@ def read_failure(workdir: Path, config: Mapping[str, Any] | None = None) -> Fail
     workdir: the run's.
     config: if given, what failed with another one does not count: it may have been corrected.
   """
-  values = read_json(workdir / _FILE)
+  try:
+    values = read_json(workdir / _FILE, FAILURE)
+  except ValueError as error:
+    return Failure(str(error), killed=True)  # whatever it was, it is tried again
   if values and config is not None and values["config"] != as_json(config):
     return None
   return values and Failure(values["error"], values["traceback"], values["killed"])

@@ -8,11 +8,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy import stats
 
-from experiments.common.files import read_json
+from experiments.common.files import read_sound
 from experiments.common.old_configs import converted
 from experiments.sweeps.failures import read_failure
 from experiments.sweeps.spec import read_record, same_variant
 from experiments.workdir.metrics import read_metrics
+from experiments.workdir.patterns import SWEPT_CONFIG, SWEPT_RESULTS
 
 
 class FinishedRun(NamedTuple):
@@ -84,7 +85,8 @@ def read_sweep_results(workdir: Path) -> SweepResults:
   """Reads the runs of a sweep that are finished.
 
   A directory whose run has another config than the sweep's is passed over: it is what an earlier
-  sweep left there.
+  sweep left there. So is one whose files are damaged, with a warning: the sweep mends it when it is
+  run again.
 
   Raises:
     ValueError: if none is finished.
@@ -95,8 +97,8 @@ def read_sweep_results(workdir: Path) -> SweepResults:
     runs = []
     for seed in variant["seeds"]:
       directory = workdir / name / f"seed{seed}"
-      results = read_json(directory / "results.json")
-      config = read_json(directory / "config.json")
+      results = read_sound(directory / "results.json", SWEPT_RESULTS)
+      config = read_sound(directory / "config.json", SWEPT_CONFIG)
       if results and config and same_variant(converted(config), variant["config"]):
         runs.append(FinishedRun(seed, results, read_metrics(directory)["test"]))
         continue

@@ -2,16 +2,20 @@
 
 import collections
 import itertools
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
-from experiments.common.files import as_json, read_json, write_json
+from experiments.common.files import as_json, read_json, set_aside, write_json
 from experiments.common.old_configs import converted, refuse_old_fields
 from experiments.training.method_plan import own_arguments
 from experiments.workdir.owner import MAY_CHANGE, differences
+from experiments.workdir.patterns import SWEEP
+
+_OF_AN_OLDER_VERSION = {"variants": [object]}  # a `sweep.json`
 
 # Kinds of studies, and the axis that their figures and tables run along.
 STUDIES = {
@@ -149,7 +153,11 @@ def write_record(sweep: ConfigDict, workdir: Path, command: str) -> None:
     "variants": variants,
   }
   path = workdir / "sweep.json"
-  before = read_json(path)
+  try:
+    before = read_json(path, (SWEEP, _OF_AN_OLDER_VERSION))
+  except ValueError as error:
+    warnings.warn(f"{error} It is now {set_aside(path)}.", stacklevel=2)
+    before = None
   if before and not _is_part(before, as_json(record)):
     beside = next(
       p for p in (workdir / f"sweep.{i}.json" for i in itertools.count(1)) if not p.exists()
@@ -160,10 +168,9 @@ def write_record(sweep: ConfigDict, workdir: Path, command: str) -> None:
 
 def _is_part(before: dict[str, Any], record: dict[str, Any]) -> bool:
   """Whether every run of one record is in the other, with the same config."""
-  theirs = before.get("variants")
+  theirs, ours = before["variants"], record["variants"]
   if not isinstance(theirs, dict):
     return False
-  ours = record["variants"]
   return all(
     name in ours
     and set(variant["seeds"]) <= set(ours[name]["seeds"])
@@ -181,9 +188,11 @@ def read_record(workdir: Path) -> dict[str, Any]:
   """Reads `sweep.json`.
 
   Raises:
-    ValueError: if it is of a version that wrote less.
+    ValueError: if there is none, or it is damaged or of a version that wrote less.
   """
-  record = read_json(workdir / "sweep.json")
+  record = read_json(workdir / "sweep.json", (SWEEP, _OF_AN_OLDER_VERSION))
+  if record is None:
+    raise ValueError(f"{workdir} holds no sweep: it has no sweep.json.")
   if not isinstance(record["variants"], dict):
     raise ValueError(
       f"{workdir / 'sweep.json'} is of an older version: run the sweep's command again, which "

@@ -13,6 +13,7 @@ from experiments.common.files import read_json
 from experiments.common.old_configs import converted
 from experiments.training.setup import Run, prepare
 from experiments.workdir.checkpoints import Checkpoints
+from experiments.workdir.patterns import CONFIG
 
 
 class LoadedRun(NamedTuple):
@@ -43,14 +44,19 @@ def load_run(workdir: Path, *, which: str = "last", data_dir: str = "") -> Loade
     ValueError: if the directory holds no run or no such checkpoint.
     FileNotFoundError: if the data set is not there.
   """
-  values = read_json(workdir / "config.json")
-  if values is None:
+  if not (workdir / "config.json").exists():
     nested = sorted(str(path.parent) for path in workdir.glob("*/seed*/config.json"))
     hint = f" It is a sweep's: its runs are {', '.join(nested)}." if nested else ""
     raise ValueError(f"{workdir} holds no run: it has no config.json.{hint}")
-  config = ConfigDict(converted(values))
-  config.data.data_dir = data_dir or config.data.data_dir
-  run, init_state = prepare(config)
+  try:
+    config = ConfigDict(converted(read_json(workdir / "config.json", CONFIG)))
+    config.data.data_dir = data_dir or config.data.data_dir
+    run, init_state = prepare(config)
+  except (AttributeError, KeyError, TypeError) as error:
+    raise ValueError(
+      f"{workdir / 'config.json'} is not as a run writes it ({error}). Copy it from a backup; the "
+      "run's checkpoints hold a copy each, in `config`."
+    ) from error
   checkpoints = Checkpoints(workdir / "checkpoints", keep=1, read_only=True)
   try:
     step = checkpoints.best_step() if which == "best" else None

@@ -1,5 +1,6 @@
 """The training loop of one run, from its first step or its last checkpoint to its results."""
 
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, closing
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Any, NamedTuple
 import jax
 from ml_collections import ConfigDict
 
-from experiments.common.files import locked, read_json, write_json
+from experiments.common.files import locked, read_json, set_aside, write_json
 from experiments.common.progress import Show, progress
 from experiments.data import Prefetch
 from experiments.processes.cluster import is_process_0
@@ -29,6 +30,7 @@ from experiments.training.run_log import RunLog
 from experiments.training.setup import Run, prepare
 from experiments.training.steps import TrainFn, TrainState, make_eval_fn, make_train_fn
 from experiments.workdir.owner import check_owner
+from experiments.workdir.patterns import RESULTS
 
 ShowProgress = Callable[..., AbstractContextManager[Show]]
 
@@ -79,7 +81,7 @@ def train(
         (workdir / "report.md").unlink(missing_ok=True)  # of the run as it was before its end
         write_json(workdir / "results.json", results_of(log.run, state, workdir))
     # With several processes only process 0 has results, on a disk of its own.
-    return _report(workdir) if is_process_0() else {}
+    return _report(workdir, config) if is_process_0() else {}
 
 
 def _train(log: RunLog, show_progress: ShowProgress, profiling: Profiling) -> TrainState:
@@ -134,6 +136,8 @@ def _train(log: RunLog, show_progress: ShowProgress, profiling: Profiling) -> Tr
       if stopping and not finished:
         log.wait()
         raise Interrupted(stopping, step)
+    if not log.is_tested(step):  # resumed from its last step, of which the record is lost
+      log.record_eval(step, eval_fn(state, device_data, 1))
   return state
 
 
@@ -162,19 +166,35 @@ def _report_memory(
 def _finished_or_locked(workdir: Path, config: ConfigDict, stack: ExitStack) -> bool:
   """Whether a run has its results; if not, locks its directory until `stack` is closed.
 
+  Results that are damaged are moved aside: a finished run makes them again in a moment.
+
   Raises:
     ValueError: if the directory is another run's, or in use.
   """
   results = workdir / "results.json"
   check_owner(workdir, config)
-  if not results.exists():
-    stack.enter_context(locked(workdir))
-    check_owner(workdir, config)  # as whoever had the lock has left it
-  return results.exists()
+  if _problem_of(results) is None:
+    return True
+  stack.enter_context(locked(workdir))
+  check_owner(workdir, config)  # as whoever had the lock has left it
+  if (problem := _problem_of(results)) and results.exists():
+    place = set_aside(results)
+    warnings.warn(f"{problem} It is now {place}, and is made again.", stacklevel=2)
+  return problem is None
 
 
-def _report(workdir: Path) -> dict[str, Any]:
+def _problem_of(results: Path) -> str | None:
+  """Why there are no results; None if there are."""
+  try:
+    return "There are none." if read_json(results, RESULTS) is None else None
+  except ValueError as error:
+    return str(error)
+
+
+def _report(workdir: Path, config: ConfigDict) -> dict[str, Any]:
   """Writes what is missing of the report, which is written last; returns the results."""
+  if not (workdir / "config.json").exists():
+    write_json(workdir / "config.json", config.to_dict())
   if not (workdir / "report.md").exists():
     write_run_report(workdir)
   if not (workdir / "model_card.md").exists():

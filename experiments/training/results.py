@@ -29,12 +29,12 @@ def results_of(run: Run, state: TrainState, workdir: Path) -> dict[str, Any]:
     inference *= run.model.share_of_macs
   method = run.config.method
   training = None
-  if inference is not None:
-    batches = run.config.optimizer.accumulation_steps
+  batches = run.config.optimizer.accumulation_steps
+  topology = [r for r in metrics["topology"] if r.get("inference_flops") is not None]
+  history = {r["last_update"] // batches: r["inference_flops"] for r in topology}
+  if inference is not None and (run.plan.method.flops != "mean" or 0 in history):
     training = run.plan.training_flops(
-      inference,
-      update_every=method.update_every_steps,
-      history={r["last_update"] // batches: r["inference_flops"] for r in metrics["topology"]},
+      inference, update_every=method.update_every_steps, history=history
     )
   values = {
     "name": run.config.name,

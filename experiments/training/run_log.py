@@ -14,11 +14,11 @@ import numpy as np
 from experiments.common.environment import versions
 from experiments.common.files import as_json, write_json
 from experiments.processes.cluster import is_process_0
-from experiments.processes.consistency import check_same, check_same_masks
+from experiments.processes.consistency import check_same, check_same_masks, decide_on_process_0
 from experiments.training.setup import Run
 from experiments.training.steps import Metrics, TrainState
 from experiments.workdir.checkpoints import Checkpoints
-from experiments.workdir.metrics import MetricsWriter
+from experiments.workdir.metrics import MetricsWriter, read_metrics
 from experiments.workdir.provenance import code, write_session
 from experiments.workdir.wandb_tracker import open_tracker
 from srigl_jax import get_masks
@@ -43,7 +43,11 @@ class RunLog:
     self.run, self.workdir = run, workdir
     if is_process_0():
       write_json(workdir / "config.json", run.config.to_dict())
-    self._checkpoints = Checkpoints(workdir / "checkpoints", keep=run.config.train.keep_checkpoints)
+    self._checkpoints = Checkpoints(
+      workdir / "checkpoints",
+      keep=run.config.train.keep_checkpoints,
+      config=as_json(run.config.to_dict()),
+    )
     self._metrics: MetricsWriter | None = None
     try:
       restored = self._checkpoints.restore(init_state)
@@ -67,8 +71,9 @@ class RunLog:
       write_session(self.workdir, step=self.step)
       tracker = open_tracker(self.run.config, self.workdir)
       self._metrics = MetricsWriter(self.workdir, step=self.step, tracker=tracker)
-      if self.step == 0:
-        self._metrics.write_topology(0, self._summary, last_update=0)
+      if self.step == 0 or not read_metrics(self.workdir)["topology"]:  # or what there was is lost
+        at = self.run.last_update(self.step)
+        self._metrics.write_topology(self.step, self._summary, last_update=at)
     self._waited = 0.0
     self.restart_clock()
 
@@ -133,6 +138,12 @@ class RunLog:
     if self._metrics:
       self._metrics.write("test", step, **values)
     return values["accuracy"]
+
+  def is_tested(self, step: int) -> bool:
+    """Whether an evaluation of the network at `step` is on record, which is process 0's to say."""
+    return decide_on_process_0(
+      lambda: any(record["step"] == step for record in read_metrics(self.workdir)["test"])
+    )
 
   def save(self, step: int, state: TrainState, *, test_accuracy: float | None) -> None:
     """Starts saving a checkpoint.

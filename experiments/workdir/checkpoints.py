@@ -8,6 +8,7 @@ import contextlib
 import shutil
 import time
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,6 +20,7 @@ from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, L
 from experiments.processes.consistency import broadcast_from_process_0
 from experiments.workdir import checksums
 from experiments.workdir.former_states import named_as_stored
+from experiments.workdir.owner import CHECKPOINT_FILE
 
 State = TypeVar("State")
 
@@ -29,12 +31,21 @@ _MASKS = jax.tree_util.DictKey("masks")  # the field of `srigl_jax.SparseState`
 class Checkpoints:
   """The checkpoints of one run, in one directory."""
 
-  def __init__(self, directory: Path, *, keep: int, read_only: bool = False):
+  def __init__(
+    self,
+    directory: Path,
+    *,
+    keep: int,
+    config: Mapping[str, Any] | None = None,
+    read_only: bool = False,
+  ):
     """Opens or creates the directory; the latest `keep` checkpoints stay, and the best one.
 
     What a save that was cut short has left there is removed. With `read_only` nothing there is
     ever changed, not even while another process saves; each process reads for itself then.
+    What is saved carries `config`, the run's, as JSON holds it; see `owner`.
     """
+    self._config = dict(config or {})
     self._directory, self._keep, self._read_only = directory.absolute(), keep, read_only
     self._is_active = read_only or jax.process_index() == 0
     self._saving: tuple[int, int] | None = None  # step and bytes of the save under way
@@ -55,6 +66,7 @@ class Checkpoints:
       item_handlers={
         "state": ocp.StandardCheckpointHandler(),
         "checksums": ocp.JsonCheckpointHandler(),
+        "config": ocp.JsonCheckpointHandler(CHECKPOINT_FILE),
       },
       options=ocp.CheckpointManagerOptions(
         preservation_policy=AnyPreservationPolicy([LatestN(self._keep), best]),
@@ -103,6 +115,7 @@ class Checkpoints:
         args=ocp.args.Composite(
           state=ocp.args.StandardSave(state),
           checksums=ocp.args.JsonSave(checksums.to_json(checksums.checksums(state))),
+          config=ocp.args.JsonSave(self._config),
         ),
         metrics=None if test_accuracy is None else {"test_accuracy": test_accuracy},
       )

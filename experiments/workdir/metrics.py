@@ -5,7 +5,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from experiments.common.files import Appender
+from experiments.common.files import Appender, read_json_lines
+from experiments.workdir.patterns import of_record
 from experiments.workdir.tensorboard import TensorBoardWriter
 from experiments.workdir.wandb_tracker import Tracker
 from srigl_jax import Summary
@@ -94,15 +95,10 @@ def read_metrics(workdir: Path) -> dict[str, list[dict[str, Any]]]:
   """The records of a run by kind, in order of step.
 
   A run killed between a record and the next checkpoint writes the record again when it resumes:
-  the later one counts. A line cut off by the kill is passed over.
+  the later one counts. A line that is no record, such as one cut off by the kill, is passed over
+  with a warning.
   """
   records: dict[str, dict[int, dict[str, Any]]] = {"train": {}, "test": {}, "topology": {}}
-  path = workdir / "metrics.jsonl"
-  if path.exists():
-    for line in path.read_text(encoding="utf-8").splitlines():
-      try:
-        record = json.loads(line)
-      except json.JSONDecodeError:
-        continue
-      records.setdefault(record["kind"], {})[record["step"]] = record
+  for record in read_json_lines(workdir / "metrics.jsonl", of_record):
+    records.setdefault(record["kind"], {})[record["step"]] = record
   return {kind: [by_step[s] for s in sorted(by_step)] for kind, by_step in records.items()}

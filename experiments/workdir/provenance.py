@@ -13,7 +13,8 @@ from typing import Any
 import jax
 
 from experiments.common.environment import commit, environment, git
-from experiments.common.files import Appender
+from experiments.common.files import Appender, read_json_lines
+from experiments.workdir.patterns import SESSION
 
 
 def write_session(workdir: Path, *, step: int) -> None:
@@ -29,14 +30,8 @@ def write_session(workdir: Path, *, step: int) -> None:
 
 
 def read_sessions(workdir: Path) -> list[dict[str, Any]]:
-  """The sessions of a run in order; a line cut off by a kill is passed over."""
-  path, found = workdir / "sessions.jsonl", []
-  for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
-    try:
-      found.append(json.loads(line))
-    except json.JSONDecodeError:
-      continue
-  return found
+  """The sessions of a run in order; a line that is damaged is passed over, with a warning."""
+  return read_json_lines(workdir / "sessions.jsonl", lambda line: SESSION)
 
 
 def describe() -> dict[str, Any]:

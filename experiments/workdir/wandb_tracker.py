@@ -42,7 +42,7 @@ def open_tracker(config: ConfigDict, workdir: Path) -> Tracker | None:
       "or leave the field empty."
     ) from error
   path = workdir / "wandb.json"
-  known = read_json(path)
+  known = read_json(path, {"id": str, "project": str})
   if known is None:
     known = {"id": uuid.uuid4().hex[:8], "project": project}
     write_json(path, known)

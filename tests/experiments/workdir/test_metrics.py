@@ -19,7 +19,7 @@ from tests.experiments.tiny import full_disk
 def record(workdir, steps, *, start=0, loss=1.0):
   writer = MetricsWriter(workdir, step=start)
   for step in steps:
-    writer.write("train", step, loss=loss + step, accuracy=0.5)
+    writer.write("train", step, loss=loss + step, accuracy=0.5, seconds=1.0)
   writer.close()
 
 
@@ -48,23 +48,23 @@ def scalars_on_the_board(workdir):
 
 def test_records_come_back_by_kind_and_in_order(tmp_path):
   writer = MetricsWriter(tmp_path / "new", step=0)
-  writer.write("train", 2, loss=0.5, accuracy=0.25)
-  writer.write("test", 2, loss=0.75)
-  writer.write("train", 4, loss=0.25, accuracy=0.5)
+  writer.write("train", 2, loss=0.5, accuracy=0.25, seconds=1.5)
+  writer.write("test", 2, loss=0.75, accuracy=0.5)
+  writer.write("train", 4, loss=0.25, accuracy=0.5, seconds=1)
   writer.close()
   assert read_metrics(tmp_path / "new") == {
     "train": [
-      {"kind": "train", "step": 2, "loss": 0.5, "accuracy": 0.25},
-      {"kind": "train", "step": 4, "loss": 0.25, "accuracy": 0.5},
+      {"kind": "train", "step": 2, "loss": 0.5, "accuracy": 0.25, "seconds": 1.5},
+      {"kind": "train", "step": 4, "loss": 0.25, "accuracy": 0.5, "seconds": 1},
     ],
-    "test": [{"kind": "test", "step": 2, "loss": 0.75}],
+    "test": [{"kind": "test", "step": 2, "loss": 0.75, "accuracy": 0.5}],
     "topology": [],
   }
 
 
 def test_a_record_is_on_disk_at_once(tmp_path):
   writer = MetricsWriter(tmp_path, step=0)
-  writer.write("train", 1, loss=0.5)
+  writer.write("train", 1, loss=0.5, accuracy=0.5, seconds=1.0)
   assert len(read_metrics(tmp_path)["train"]) == 1
   writer.close()
 
@@ -110,10 +110,13 @@ def test_tensorboard_shows_every_step_once(tmp_path):
 def test_a_full_disk_neither_stops_nor_costs_records(tmp_path):
   """They wait in memory, TensorBoard's too, and all are there once there is room."""
   writer = MetricsWriter(tmp_path, step=0)
-  writer.write("train", 1, loss=1.0)
+  measured = {"accuracy": 0.5, "seconds": 1.0}
+  writer.write("train", 1, loss=1.0, **measured)
   with full_disk(200), pytest.warns(UserWarning) as warned:
     writing = threading.Thread(
-      target=lambda: [writer.write("train", step, loss=float(step)) for step in range(2, 99)],
+      target=lambda: [
+        writer.write("train", step, loss=float(step), **measured) for step in range(2, 99)
+      ],
       daemon=True,
     )
     writing.start()
@@ -124,7 +127,7 @@ def test_a_full_disk_neither_stops_nor_costs_records(tmp_path):
   # One for each file, not one for each record.
   assert sum("cannot be written" in str(warning.message) for warning in warned) == 2
   assert len(read_metrics(tmp_path)["train"]) < 10
-  writer.write("train", 99, loss=99.0)
+  writer.write("train", 99, loss=99.0, **measured)
   writer.settle()
   assert [r["loss"] for r in read_metrics(tmp_path)["train"]] == list(range(1, 100))
   writer.close()

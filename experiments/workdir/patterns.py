@@ -1,0 +1,90 @@
+"""What the files of a work directory must hold for what reads them, see `json_pattern`.
+
+Where these are more than a run's, as with a sweep's, less is asked for: what earlier versions and
+other runs wrote is to be readable.
+"""
+
+from typing import Any
+
+from experiments.common.json_pattern import Pattern
+
+CONFIG: Pattern = {
+  "name": str,
+  "seed": int,
+  "data": {"name": str, "batch_size": int},
+  "model": {"name": str, "kwargs": dict},
+  "method": {"name": str},
+  "optimizer": dict,
+  "train": {"total_epochs": float},
+}
+"""Of `config.json`."""
+
+RESULTS: Pattern = {
+  "name": str,
+  "method": str,
+  "seed": int,
+  "steps": int,
+  "test_accuracy": float,
+  "best_test_accuracy": float,
+  "sparsity": float,
+  "active_neurons": float,
+  "itop_rate": float,
+  "inference_flops": (float, None),
+  "training_flops": (float, None),
+  "train_seconds": float,
+  "table": str,
+  "environment": {str: object},
+}
+"""Of `results.json`."""
+
+SWEPT_CONFIG: Pattern = {"method": {"name": str}}
+"""Of the `config.json` of a sweep's run, for the sweep's report."""
+
+SWEPT_RESULTS: Pattern = {
+  **{k: RESULTS[k] for k in ("test_accuracy", "best_test_accuracy", "sparsity", "active_neurons")},
+  **{k: RESULTS[k] for k in ("itop_rate", "inference_flops", "training_flops")},
+}
+"""Of its `results.json`."""
+
+FAILURE: Pattern = {"error": str, "traceback": str, "killed": bool, "config": dict}
+"""Of `failed.json`."""
+
+SWEEP: Pattern = {
+  "name": str,
+  "study": str,
+  "command": str,
+  "variants": {str: {"seeds": [int], "axes": dict, "config": SWEPT_CONFIG}},
+}
+"""Of `sweep.json`."""
+
+SESSION: Pattern = {
+  "step": int,
+  "git_commit": (str, None),
+  "git_dirty": (bool, None),
+  "devices": int,
+  "processes": int,
+  "host": str,
+}
+"""Of a line of `sessions.jsonl`."""
+
+_LAYER = {"density": float, "fan_in": float, "active_neurons": float, "itop_rate": float}
+_RECORD = {"kind": str, "step": int}
+_MEASURED = {**_RECORD, "loss": float, "accuracy": float}
+_OF_KIND: dict[str, Pattern] = {
+  "train": {**_MEASURED, "seconds": float},
+  "test": _MEASURED,
+  "topology": {
+    **_RECORD,
+    "last_update": int,
+    "density": float,
+    "active_neurons": float,
+    "itop_rate": float,
+    "layers": {str: _LAYER},
+  },
+}
+
+
+def of_record(record: Any) -> Pattern:
+  """That of a line of `metrics.jsonl`, by its kind."""
+  kind = record.get("kind") if isinstance(record, dict) else None
+  return _OF_KIND.get(kind, _RECORD) if isinstance(kind, str) else _RECORD
