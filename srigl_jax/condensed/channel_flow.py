@@ -69,19 +69,21 @@ def analyze(jaxpr: FlatJaxpr, scalars: Mapping[int, Any], layers: Mapping[str, L
   for op in jaxpr.ops:
     inputs = [Uniform(x) if isinstance(x, np.ndarray) else env.get(x) for x in op.inputs]
     output: Value
-    if op.layer is not None and op.layer in layers:
+    if op.layer is not None:
       read = inputs[0] if isinstance(inputs[0], Flow) else None
-      output = layers[op.layer](read, op.out_avals[0])
-      if read is not None:
-        flows.reads.append((op.layer, read))
+      output = None
+      if op.layer in layers:
+        output = layers[op.layer](read, op.out_avals[0])
+        flows.reads.extend([] if read is None else [(op.layer, read)])
+      elif read is not None:
+        flows.pinned.update(read.sources)
     else:
       output = _apply(op, inputs)
       if not isinstance(output, Flow):
         flows.pinned.update(*(x.sources for x in inputs if isinstance(x, Flow)))
     if isinstance(output, Flow):
       flows.together.add(output.sources)
-    if len(op.outputs) == 1:
-      env[op.outputs[0]] = output
+    env |= dict.fromkeys(op.outputs, output)
   last = [env.get(x) for x in jaxpr.outputs if not isinstance(x, np.ndarray)]
   flows.pinned.update(*(x.sources for x in last if isinstance(x, Flow)))
   return flows
@@ -98,13 +100,19 @@ _ELEMENTWISE = frozenset(
 
 
 def _apply(op: Op, inputs: Sequence[Value]) -> Value:
-  """The output of an operation that is no layer; None if it is not followed."""
+  """All that an operation that is no layer puts out; None if it is not followed."""
   name = op.primitive.name
   if name in _ELEMENTWISE:
     return _elementwise(op, inputs)
   if len(inputs) != 1 or inputs[0] is None:
     return None
-  x, (aval,), (out,) = inputs[0], op.in_avals, op.out_avals
+  x, (aval,) = inputs[0], op.in_avals
+  if name == "split":
+    is_whole = isinstance(x, Uniform) or op.params["axis"] != len(aval.shape) - 1
+    return x if is_whole else None
+  if len(op.out_avals) != 1:
+    return None
+  (out,) = op.out_avals
   moves = name in ("broadcast_in_dim", "reshape", "squeeze", "transpose", "slice")
   if isinstance(x, Uniform):
     return x if moves else None

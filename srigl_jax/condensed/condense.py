@@ -79,6 +79,28 @@ def condense(kernel: Any, mask: Any, bias: Any = None, *, axes: Axes | None = No
   )
 
 
+def axes_advice(mask: Any, neuron_axes: tuple[int, ...]) -> str:
+  """What to do if a mask has a constant fan-in, but along other axes than a layer's neurons.
+
+  Args:
+    mask: bool, of any shape.
+    neuron_axes: the axes that index the layer's neurons.
+
+  Returns:
+    A sentence after a space; empty if this is not so.
+  """
+  mask = np.asarray(mask)
+  for taken in ((mask.ndim - 1,), tuple(range(1, mask.ndim))):
+    inputs = tuple(a for a in range(mask.ndim) if a not in taken)
+    if taken != neuron_axes and inputs and len({*mask.sum(inputs).ravel().tolist()} - {0}) == 1:
+      return (
+        f" It has a constant fan-in if axes {taken} are the neurons, as training took them, but "
+        f"those of this layer are {neuron_axes}: train with `axes=` a function that gives "
+        f"Axes(neurons={neuron_axes}) for this kernel."
+      )
+  return ""
+
+
 def expand(condensed: Condensed) -> tuple[Array, Array, Array | None]:
   """The dense kernel, mask and bias that `condense` was given.
 

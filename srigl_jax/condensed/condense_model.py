@@ -7,6 +7,7 @@ from typing import Any
 
 from jax import Array
 
+from srigl_jax.condensed.condense import axes_advice
 from srigl_jax.condensed.constant_folding import Folded, fold
 from srigl_jax.condensed.flax_import import import_with_flax
 from srigl_jax.layers import check_paths, kernel_path
@@ -69,14 +70,39 @@ def condense_model(
   condenses single layers and leaves constants where they are.
   """
   flax = import_with_flax("nnx_layers")
+  if not flax.is_model(model):
+    raise ValueError(_what_to_do(model))
   model = flax.for_inference(model)
   modules = flax.find_modules(model)
   owners = _find_owners(flax, modules, masks)
+  sharing = flax.find_sharing(modules)
+  for path in list(owners):  # whatever holds the same kernel computes with the same mask
+    for other in sorted(sharing.get(path, ())):
+      if flax.holds_kernel_of(modules[other], modules[path]) and other not in owners:
+        owners.append(other)
+        masks = {**masks, kernel_path(other): masks[kernel_path(path)]}
   condensed = {p: _condense(flax, modules[p], masks[kernel_path(p)], p) for p in owners}
   if inputs is None:
     return _rebuild(flax, model, condensed, Folded({}, {}, set()), backend)
   arguments = inputs if isinstance(inputs, tuple) else (inputs,)
-  return _fold(flax, model, masks, condensed, arguments, call, backend)
+  may_change = {*modules} - ({*sharing} - {*condensed})
+  return _fold(flax, model, masks, condensed, may_change, arguments, call, backend)
+
+
+def _what_to_do(model: Any) -> str:
+  """Why something cannot be condensed as a whole, and what can be done instead."""
+  kinds = {f"{kind.__module__}.{kind.__qualname__}" for kind in type(model).__mro__}
+  if any(name.startswith("flax.linen.") for name in kinds):
+    instead = "a Flax Linen module is condensed by condense_linen(module, variables, masks, inputs)"
+  elif any(name.startswith("equinox.") for name in kinds):
+    instead = "an Equinox module is condensed by condense_equinox(model, masks)"
+  else:
+    instead = (
+      "layers of other networks are condensed one by one, by condense(kernel, mask, bias) and "
+      "condensed_matmul or condensed_conv, as docs/condensed.md shows for Haiku, Keras and plain "
+      "functions"
+    )
+  return f"condense_model takes a Flax NNX model, not {type(model).__name__}: {instead}."
 
 
 def _find_owners(flax: Any, modules: Mapping[str, Any], masks: Mapping[str, Any]) -> list[str]:
@@ -99,21 +125,22 @@ def _condense(flax: Any, module: Any, mask: Any, path: str) -> Condensed:
   try:
     return flax.condense_layer(module, mask)
   except ValueError as error:
-    raise ValueError(f"Layer {path!r} cannot be condensed: {error}") from error
+    advice = axes_advice(mask, flax.kernel_layout(module).neuron_axes)
+    raise ValueError(f"Layer {path!r} cannot be condensed: {error}{advice}") from error
 
 
-def _fold(flax, model, masks, condensed, inputs, call, backend) -> Model:
+def _fold(flax, model, masks, condensed, may_change, inputs, call, backend) -> Model:
   """The model with condensed modules, and without what need not be computed."""
   tracing = import_with_flax("nnx_trace")
   traced = tracing.trace(model, inputs, call)
   hidden = sorted(traced.exposed & {*condensed})
   if hidden:
     raise ValueError(
-      f"The model reads the variables of layer {hidden[0]!r} by itself, but a condensed layer has "
-      f"none: leave {kernel_path(hidden[0])!r} out of `masks`."
+      f"The model reads or changes the variables of layer {hidden[0]!r} by itself, but a condensed "
+      f"layer has none: leave {kernel_path(hidden[0])!r} out of `masks`."
     )
   modules = flax.find_modules(model)
-  free = {path: modules[path] for path in traced.marked - traced.exposed}
+  free = {path: modules[path] for path in (traced.marked - traced.exposed) & may_change}
   norms = {path: flax.read_norm(x) for path, x in free.items() if flax.can_fold_norm(x)}
   layers = {
     path: flax.read_layer(x, masks.get(kernel_path(path)))
@@ -121,13 +148,13 @@ def _fold(flax, model, masks, condensed, inputs, call, backend) -> Model:
     if path not in norms
   }
 
-  def attempt(layers):
+  def rebuild(layers):
     folded = fold(traced.jaxpr, traced.scalars, layers, norms)
-    result = _rebuild(flax, flax.clone(model), condensed, folded, backend)
-    return result, tracing.trace(result, inputs, call)
+    return _rebuild(flax, flax.clone(model), condensed, folded, backend)
 
+  result = rebuild(layers)
   try:
-    result, after = attempt(layers)
+    after = tracing.trace(result, inputs, call)
     if after.output == traced.output and _same(after.jaxpr, traced.jaxpr):
       return result
     reason = "it then computes something else"
@@ -138,7 +165,7 @@ def _fold(flax, model, masks, condensed, inputs, call, backend) -> Model:
     f"({reason}). Ablated neurons are skipped, but their constants are computed with.",
     stacklevel=3,
   )
-  return attempt({k: dataclasses.replace(x, can_shrink=False) for k, x in layers.items()})[0]
+  return rebuild({k: dataclasses.replace(x, can_shrink=False) for k, x in layers.items()})
 
 
 def _same(a: Any, b: Any) -> bool:

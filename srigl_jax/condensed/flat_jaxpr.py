@@ -9,18 +9,21 @@ import numpy as np
 from jax.extend import core as jex
 
 layer_p = jex.Primitive("srigl_layer")
-"""A layer with parameters: `path` names it; `shape` and `dtype` are its output's."""
+"""A layer with parameters, given its input and then these; `path` names it; `shape` and `dtype` are
+its output's."""
 
 
 @layer_p.def_abstract_eval
-def _layer_abstract(x, *, path, shape, dtype):
+def _layer_abstract(x, *parameters, path, shape, dtype):
   return jax.core.ShapedArray(shape, jnp.dtype(dtype))
 
 
 def _layer_batched(args, dims, *, path, shape, dtype):
-  (x,), (dim,) = args, dims
-  x = jnp.moveaxis(x, dim, 0)  # every layer here takes further leading axes
-  return layer_p.bind(x, path=path, shape=(x.shape[0], *shape), dtype=dtype), 0
+  x, *parameters = args
+  if any(dim is not None for dim in dims[1:]):
+    raise ValueError(f"Layer {path!r} is called under vmap over its own weights.")
+  x = jnp.moveaxis(x, dims[0], 0)  # every layer here takes further leading axes
+  return layer_p.bind(x, *parameters, path=path, shape=(x.shape[0], *shape), dtype=dtype), 0
 
 
 jax.interpreters.batching.primitive_batchers[layer_p] = _layer_batched
@@ -91,7 +94,7 @@ def inline(closed: Any) -> FlatJaxpr:
 
     for eqn in jaxpr.eqns:
       inputs = tuple(read(atom) for atom in eqn.invars)
-      body = _body(eqn)
+      body = called(eqn)
       if body is None:
         outputs = tuple(next(numbers) for _ in eqn.outvars)
         avals = tuple(a.aval for a in eqn.invars), tuple(v.aval for v in eqn.outvars)
@@ -106,7 +109,7 @@ def inline(closed: Any) -> FlatJaxpr:
   return FlatJaxpr(inputs, tuple(ops), outputs)
 
 
-def _body(eqn: Any) -> tuple[Any, Sequence[Any]] | None:
+def called(eqn: Any) -> tuple[Any, Sequence[Any]] | None:
   """The jaxpr and constants of an equation that only calls a function."""
   name = {
     "jit": "jaxpr",
@@ -123,15 +126,22 @@ def _body(eqn: Any) -> tuple[Any, Sequence[Any]] | None:
   return (body.jaxpr, body.consts) if isinstance(body, jex.ClosedJaxpr) else (body, ())
 
 
-def _layers_within(params: Any) -> list[str]:
-  """Paths of the layers called in jaxprs among the parameters of an operation."""
-  found: list[str] = []
+def bodies(params: Any) -> list[Any]:
+  """The jaxprs among the parameters of an operation: of a loop, a branch, any other function."""
+  found: list[Any] = []
   for param in params:
     jaxpr = param.jaxpr if isinstance(param, jex.ClosedJaxpr) else param
     if isinstance(jaxpr, jex.Jaxpr):
-      for eqn in jaxpr.eqns:
-        inside = _layers_within(eqn.params.values())
-        found += [eqn.params["path"]] if eqn.primitive is layer_p else inside
+      found.append(jaxpr)
     elif isinstance(param, (tuple, list)):
-      found += _layers_within(param)
+      found += bodies(param)
+  return found
+
+
+def _layers_within(params: Any) -> list[str]:
+  """Paths of the layers called in jaxprs among the parameters of an operation."""
+  found: list[str] = []
+  for eqn in (eqn for jaxpr in bodies(params) for eqn in jaxpr.eqns):
+    inside = _layers_within(eqn.params.values())
+    found += [eqn.params["path"]] if eqn.primitive is layer_p else inside
   return found

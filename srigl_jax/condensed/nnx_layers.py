@@ -23,16 +23,23 @@ from srigl_jax.condensed.nnx_modules import (
   CondensedState,
   FoldedBatchNorm,
 )
+from srigl_jax.condensed.nnx_weight_norms import WRAPPERS, normalized
 from srigl_jax.layers import Axes
 from srigl_kernels import Condensed, prepare
 from srigl_kernels.format import FLOATS
 
 
 def for_inference(model: nnx.Module) -> nnx.Module:
-  """A copy of a model in inference mode."""
+  """A copy of a model in inference mode, weights normalised where something normalises them."""
   model = nnx.clone(model)
   model.set_attributes(deterministic=True, use_running_average=True, raise_if_not_found=False)
-  return model
+  wrappers = {path: x for path, x in find_modules(model).items() if type(x) in WRAPPERS}
+  return swap(model, {path: normalized(x) for path, x in wrappers.items()}) if wrappers else model
+
+
+def is_model(model: Any) -> bool:
+  """Whether this is a Flax NNX model."""
+  return isinstance(model, nnx.Module)
 
 
 def clone(model: nnx.Module) -> nnx.Module:
@@ -45,6 +52,27 @@ def find_modules(model: nnx.Module) -> dict[str, nnx.Module]:
   return {"/".join(map(str, path)): module for path, module in nnx.iter_modules(model)}
 
 
+def find_sharing(modules: Mapping[str, nnx.Module]) -> dict[str, set[str]]:
+  """For each module of a model that holds a variable which others hold, too, the paths of these."""
+  is_node = lambda x: isinstance(x, (nnx.Variable, nnx.Module))
+  held: dict[int, set[str]] = {}
+  for path, module in modules.items():
+    for x in jax.tree.leaves(vars(module), is_leaf=is_node):
+      if isinstance(x, nnx.Variable):
+        held.setdefault(id(x), set()).add(path)
+  sharing: dict[str, set[str]] = {}
+  for paths in held.values():
+    for path in paths if len(paths) > 1 else ():
+      sharing.setdefault(path, set()).update(paths - {path})
+  return sharing
+
+
+def holds_kernel_of(module: Any, other: Any) -> bool:
+  """Whether a layer that can be condensed holds the kernel of another one."""
+  holds = getattr(module, "kernel", None) is other.kernel
+  return holds and why_not_condensable(module) is None
+
+
 def find_condensed(model: nnx.Module) -> dict[str, CondensedLinear | CondensedConv]:
   """The condensed layers of a model by path."""
   kinds = (CondensedLinear, CondensedConv)
@@ -52,9 +80,20 @@ def find_condensed(model: nnx.Module) -> dict[str, CondensedLinear | CondensedCo
 
 
 def find_variables(model: nnx.Module) -> dict[str, nnx.Variable]:
-  """All variables of a model by path, without condensed layers and random state."""
+  """All variables of a model by path, without condensed layers and random state.
+
+  Raises:
+    ValueError: if the model holds an array that is no variable.
+  """
   state = nnx.state(model, nnx.Not(nnx.Any(CondensedState, nnx.RngState)))
-  return {"/".join(map(str, path)): variable for path, variable in nnx.to_flat_state(state)}
+  variables = {"/".join(map(str, path)): variable for path, variable in nnx.to_flat_state(state)}
+  bare = [path for path, x in variables.items() if not isinstance(x, nnx.Variable)]
+  if bare:
+    raise ValueError(
+      f"The model holds an array at {bare[0]!r} that is no nnx.Variable, so that a file would "
+      "lack it: make it an nnx.Param, or an nnx.Variable if it is not trained."
+    )
+  return variables
 
 
 def why_not_condensable(module: Any) -> str | None:

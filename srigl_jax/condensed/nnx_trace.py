@@ -10,6 +10,7 @@ from flax import nnx
 from srigl_jax.condensed.flat_jaxpr import FlatJaxpr, inline, is_number, layer_p
 from srigl_jax.condensed.nnx_layers import LAYERS, can_fold_norm, find_modules, why_not_condensable
 from srigl_jax.condensed.nnx_modules import CondensedConv, CondensedLinear, FoldedBatchNorm
+from srigl_jax.condensed.parameter_uses import find_uses
 from srigl_jax.layers import leaf_path
 
 
@@ -20,7 +21,7 @@ class Trace(NamedTuple):
     jaxpr: its operations.
     scalars: values of the jaxpr's inputs that are scalar variables of the model.
     marked: paths of the layers that are one operation each.
-    exposed: those of them whose variables the model also reads by itself.
+    exposed: those of them whose variables the model also reads, or changes, by itself.
     output: shapes and types of what the model returns.
   """
 
@@ -54,10 +55,10 @@ def trace(
   leaves = [(leaf_path(k), x) for k, x in jax.tree_util.tree_flatten_with_path(state)[0]]
   own = dict(zip(jaxpr.inputs, leaves, strict=False))  # those of `inputs` follow
   scalars = {i: np.asarray(x) for i, (_, x) in own.items() if is_number(x)}
-  used = {x for op in jaxpr.ops for x in op.inputs if not isinstance(x, np.ndarray)}
-  used |= {x for x in jaxpr.outputs if not isinstance(x, np.ndarray)}
-  owners = {own[i][0].rpartition("/")[0] for i in used if i in own}
-  return Trace(jaxpr, scalars, frozenset(marked), frozenset(owners & {*marked}), output)
+  uses = find_uses(closed)
+  owners = {leaves[i][0].rpartition("/")[0] for i in uses.read if i < len(leaves)}
+  exposed = (owners | uses.changed) & {*marked}
+  return Trace(jaxpr, scalars, frozenset(marked), frozenset(exposed), output)
 
 
 def _mark(module: nnx.Module, path: str) -> bool:
@@ -72,7 +73,7 @@ def _mark(module: nnx.Module, path: str) -> bool:
 
 
 def _marked(base: type) -> type:
-  """A subclass whose call is one operation, without the layer's parameters."""
+  """A subclass whose call is one operation, of the input and the layer's parameters."""
 
   def __call__(self, x, *args, **kwargs):
     call = lambda x: base.__call__(self, x, *args, **kwargs)
@@ -81,8 +82,9 @@ def _marked(base: type) -> type:
       if not (self.use_running_average if asked is None else asked):
         return call(x)  # it reads the batch and changes its statistics: nothing to fold
     out = jax.eval_shape(call, x)
+    parameters = jax.tree.leaves(nnx.state(self))
     return layer_p.bind(
-      jax.numpy.asarray(x), path=self.srigl_path, shape=out.shape, dtype=out.dtype.name
+      jax.numpy.asarray(x), *parameters, path=self.srigl_path, shape=out.shape, dtype=out.dtype.name
     )
 
   return type(f"Marked{base.__name__}", (base,), {"__call__": __call__})

@@ -69,20 +69,23 @@ def assert_close(actual, expected, tolerance=2e-5):
 def numbers(model):
   """The arrays of a model."""
   state = nnx.state(model, nnx.Not(nnx.RngState))
-  return {path: np.asarray(x.get_value()) for path, x in nnx.to_flat_state(state)}
+  value = lambda x: x.get_value() if isinstance(x, nnx.Variable) else x
+  return {path: np.asarray(value(x)) for path, x in nnx.to_flat_state(state)}
 
 
 def check(model, masks, *inputs, tolerance=2e-5, call=lambda m, *x: m(*x), **kwargs):
   """Condenses with and without folding, compares outputs, and returns the folded model's report."""
   reference = nnx.clone(model)
   reference.set_attributes(deterministic=True, use_running_average=True, raise_if_not_found=False)
-  run = lambda m: jax.jit(lambda *x: call(m, *x))(*inputs)
-  expected, before = run(reference), numbers(model)
-  assert_close(run(sx.condense_model(model, masks)), expected, tolerance)
+  before = numbers(model)
+  swapped = sx.condense_model(model, masks)
   with warnings.catch_warnings():
     warnings.simplefilter("error")
     folded = sx.condense_model(model, masks, tuple(inputs), call=call, **kwargs)
-  assert_close(run(folded), expected, tolerance)
+  run_all = nnx.jit(lambda models, inputs: [call(m, *inputs) for m in models])  # compiled at once
+  expected, *actual = run_all([nnx.clone(m) for m in (reference, swapped, folded)], inputs)
+  for y in actual:
+    assert_close(y, expected, tolerance)
   jax.tree.map(np.testing.assert_array_equal, before, numbers(model))
   return sx.folding_report(model, folded)
 
