@@ -16,6 +16,7 @@ os.environ.setdefault("NPROC", "64")
 _FLAGS: dict[str, int | str] = {
   "--xla_force_host_platform_device_count": 8,
   "--xla_backend_optimization_level": 0,
+  "--xla_cpu_parallel_codegen_split_count": 1,  # the other core has tests of its own
 }
 if importlib.metadata.version("jaxlib").startswith("0.10."):  # newer ones die of the unknown flag
   _FLAGS["--xla_cpu_use_fusion_emitters"] = "false"

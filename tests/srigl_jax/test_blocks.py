@@ -136,6 +136,7 @@ def test_allocation_with_blocks():
   assert sx.all_but("head", inputs_multiple_of=4) != sx.all_but("head")
 
 
+@hypothesis.settings(max_examples=30)  # each compiles programs of its own
 @hypothesis.given(st.integers(1, 4), st.sampled_from([1, 2, 4, 8]), st.sampled_from([1, 2, 3, 16]))
 def test_initial_masks_have_the_structure(n, block, group_size):
   n = min(n, block - 1)

@@ -1,5 +1,6 @@
 """The benchmark of training: its baselines do the same work; never its numbers."""
 
+import functools
 import json
 import os
 import subprocess
@@ -31,7 +32,7 @@ def test_vit_has_the_weights_of_vit_b16():
 
 
 @pytest.mark.parametrize("select", [benchmark.ARGSORT, benchmark.SORT], ids=["argsort", "sort"])
-@pytest.mark.parametrize("gamma_sal", [0.0, 0.3, 0.9])
+@pytest.mark.parametrize("gamma_sal", [0.0, 0.9])
 def test_sorting_gives_the_same_masks(select, gamma_sal):
   shape, budget = (3, 3, 4, 12), 61
   keys = jax.random.split(jax.random.key(7), 3)
@@ -41,12 +42,12 @@ def test_sorting_gives_the_same_masks(select, gamma_sal):
   layers = {"kernel": jax.ShapeDtypeStruct(shape, jnp.float32)}
   mask = sx.init_masks(jax.random.key(1), sx.allocate(layers, fan_in=5))["kernel"]
   weights = jnp.where(mask, weights, 0)
-  want = sx.srigl_update(
-    weights, grads, mask, budget=budget, drop_fraction=0.25, gamma_sal=gamma_sal
+  settings = {"budget": budget, "drop_fraction": 0.25, "gamma_sal": gamma_sal}
+  updates = (
+    functools.partial(sx.srigl_update, **settings),
+    functools.partial(benchmark.sorting_update, **settings, select=select),
   )
-  got = benchmark.sorting_update(
-    weights, grads, mask, budget=budget, drop_fraction=0.25, gamma_sal=gamma_sal, select=select
-  )
+  want, got = (jax.jit(update)(weights, grads, mask) for update in updates)
   np.testing.assert_array_equal(got, want)
   neurons = np.asarray(want).any((0, 1, 2)).sum()
   assert neurons < shape[-1] if gamma_sal == 0.9 else neurons > 0
