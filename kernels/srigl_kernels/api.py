@@ -178,12 +178,13 @@ def choose_layout(
   Args:
     layer: as it was given.
     backend: a name in `BACKENDS`, or `"auto"`.
-    batch: rows of x; to the native kernels every pixel of a convolution's output is one.
+    batch: rows of x, which may be symbolic; to the native kernels every pixel of a convolution's
+      output is one.
     feature_group_count: groups of the convolution.
   """
   is_automatic = backend == "auto"
   if is_automatic:
-    backend, _ = choose_backend(layer, max(batch, 1))
+    backend, _ = choose_backend(layer, auto.expected_batch(batch))
   if isinstance(layer, Prepared):
     if backend in layer.layouts:
       return backend, layer.layouts[backend]

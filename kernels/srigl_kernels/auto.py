@@ -5,6 +5,7 @@ import math
 import numbers
 import warnings
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 
@@ -19,6 +20,7 @@ from srigl_kernels.layer_cache import is_concrete, remember
 ACCELERATORS = ("gpu", "tpu")
 _EXACT = ("highest", "float32")  # settings under which products of float32 are not rounded
 _FOLLOWING_PRECISION = ("dense", "structured", "cuda")
+_ANY_BATCH = 64  # what a symbolic batch size stands for: every layout computes any
 _BATCHES = tuple(2**i for i in range(12))  # what a layer is prepared for unless it is told
 
 
@@ -48,6 +50,11 @@ def check_batch(batch: int | Sequence[int]) -> tuple[int, ...]:
   if not sizes or any(not isinstance(n, numbers.Integral) or n < 1 for n in sizes):
     raise ValueError(f"`batch` is {batch!r}; it must be a whole number of 1 or more, or several.")
   return tuple(map(int, sizes))
+
+
+def expected_batch(batch: Any) -> int:
+  """The batch that a call is taken to have: its own, unless `jax.export` leaves that open."""
+  return max(batch, 1) if isinstance(batch, int) else _ANY_BATCH
 
 
 def candidates(condensed: Condensed, gradients: bool = False) -> list[str]:

@@ -44,7 +44,8 @@ def conv(
   num_lines = x.shape[0] * size[0]
   # The lines read, padded, and the patches, each of them twice.
   floats = geometry.kernel_size[0] * math.prod(x.shape[2:]) + pixels * num_inputs
-  count = xla.fit(4 * 2 * floats, num_lines)
+  known = [n for n in (num_lines, size[0], 1) if isinstance(n, int)]  # sizes may be symbolic
+  count = xla.fit(4 * 2 * floats, known[0]) if isinstance(floats, int) else 1
 
   def step(i, out):
     # The last tile overlaps the one before: XLA on CPU would put a smaller one into a copy of out.

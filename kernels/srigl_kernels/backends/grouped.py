@@ -170,7 +170,7 @@ def matmul(
   x: Array, layout: Grouped, bias: Array | None = None, activation: str | None = None
 ) -> Array:
   """The product as `reference.matmul` defines it, of a layout from `group` or `with_values`."""
-  if not x.size or not layout.values.size:
+  if 0 in x.shape or not layout.values.size:
     sums = jnp.zeros((x.shape[0], layout.out_features))
     return apply_epilogue(sums, bias, activation, x.dtype)
   if layout.pattern.steps is not None:
@@ -220,7 +220,7 @@ def _on_gpu(activation: str | None) -> Any:
 def values_gradient(g: Array, x: Array, condensed: Condensed, layout: Pattern | Grouped) -> Array:
   """As `xla.values_gradient`."""
   pattern = layout.pattern if isinstance(layout, Grouped) else layout
-  if not x.size or not condensed.values.size:
+  if 0 in x.shape or not condensed.values.size:
     return jnp.zeros_like(condensed.values)
   num_groups, fan_in = pattern.indices.shape
   rows = xla.fit(4 * (num_groups * (fan_in + 2 * pattern.group_size) + 2 * x.shape[1]))

@@ -2,9 +2,9 @@
 
 Memory: besides arguments and results, `matmul`, `input_gradient` and `values_gradient` need at
 most `TEMPORARY_BYTES` at any batch size; more only if one row of the batch, or the dense row of
-one neuron, alone needs more, and in bfloat16, where XLA on CPU copies the result once. The
-gradients multiply dense blocks of neurons, which are made and dropped one by one; precision of
-those products follows `jax_default_matmul_precision`.
+one neuron, alone needs more, in bfloat16, where XLA on CPU copies the result once, and where the
+batch size is symbolic. The gradients multiply dense blocks of neurons, which are made and dropped
+one by one; precision of those products follows `jax_default_matmul_precision`.
 """
 
 import dataclasses
@@ -202,7 +202,12 @@ def fit(bytes_each: int, most: int = 2**30) -> int:
 def tiles(
   step: Callable[[Array | int, int, _Carry], _Carry], length: int, size: int, carry: _Carry
 ) -> _Carry:
-  """Calls `step(start, size, carry) -> carry` for tiles of `size`, then for the remainder."""
+  """Calls `step(start, size, carry) -> carry` for tiles of `size`, then for the remainder.
+
+  A length that is symbolic, a dimension of `jax.export`, is one tile: it may be less than `size`.
+  """
+  if not isinstance(length, int):
+    return step(0, length, carry)
   full, rest = divmod(length, size)
   if full == 1:
     carry = step(0, size, carry)

@@ -64,10 +64,11 @@ def matmul(
   Raises:
     ValueError: if the batch is too large.
   """
-  if not x.size or not layout.row_values.size:
+  if 0 in x.shape or not layout.row_values.size:
     return apply_epilogue(jnp.zeros((x.shape[0], layout.out_features)), bias, activation, x.dtype)
   dtype = common_dtype(x, layout.row_values)
-  kernel = kernel or ("gather" if x.shape[0] <= GATHER_ROWS else "tiles")
+  is_small = isinstance(x.shape[0], int) and x.shape[0] <= GATHER_ROWS
+  kernel = kernel or ("gather" if is_small else "tiles")
   call = _gather(activation) if kernel == "gather" else _tiles(activation, mode_of(dtype))
   bias = jnp.zeros(0) if bias is None else bias.astype(jnp.float32)
   return call(x.astype(dtype), _cast(layout, dtype), bias).astype(x.dtype)
@@ -77,7 +78,7 @@ def input_gradient(g: Array, condensed: Condensed, layout: Pattern | Packed) -> 
   """As `xla.input_gradient`; a layout for inference has no transposed tiles, is left to that."""
   if isinstance(layout, Packed) or layout.transposed is None:
     return xla.input_gradient(g, condensed)
-  if not g.size or not condensed.values.size:
+  if 0 in g.shape or not condensed.values.size:
     return jnp.zeros((g.shape[0], condensed.in_features), g.dtype)
   dtype = common_dtype(g, condensed.values)
   values = layout.transposed.pack(condensed.values.astype(dtype))
@@ -90,7 +91,7 @@ def values_gradient(g: Array, x: Array, condensed: Condensed, layout: Pattern | 
   """As `xla.values_gradient`; a layout for inference is left to that."""
   if isinstance(layout, Packed):
     return xla.values_gradient(g, x, condensed)
-  if not x.size or not condensed.values.size:
+  if 0 in x.shape or not condensed.values.size:
     return jnp.zeros_like(condensed.values)
   dtype = common_dtype(g, x, condensed.values)
   call = _products(condensed.values.shape, mode_of(dtype))
@@ -197,6 +198,8 @@ def _cut(batch: int, num_rows: int, num_inputs: int) -> tuple[int, int]:
     ValueError: if the batch has too many tiles.
   """
   chunks = math.ceil(num_inputs / TILE_COLUMNS)
+  if not isinstance(batch, int):  # symbolic, of any size
+    return max(_TILE_CLOCKS), 1
 
   def clocks(tile: int, splits: int) -> float:
     tiles = math.ceil(num_rows / TILE_ROWS) * math.ceil(batch / tile)

@@ -95,7 +95,7 @@ def matmul(
   Raises:
     ValueError: if x or the result has 2**31 elements or more.
   """
-  if not x.size or not layout.values.size:
+  if 0 in x.shape or not layout.values.size:
     sums = jnp.zeros((x.shape[0], layout.out_features))
     return apply_epilogue(sums, bias, activation, x.dtype)
   return _product(activation)(x, layout, bias)
@@ -105,7 +105,7 @@ def input_gradient(g: Array, condensed: Condensed, layout: Pattern | Packed) -> 
   """As `xla.input_gradient`; a packed layer has no transposed pattern and is left to that."""
   if isinstance(layout, Packed) or layout.transposed is None:
     return xla.input_gradient(g, condensed)
-  if not g.size or not condensed.values.size:
+  if 0 in g.shape or not condensed.values.size:
     return jnp.zeros((g.shape[0], condensed.in_features), g.dtype)
   values = condensed.values.reshape(-1)[layout.transposed.positions]
   call = _transposed_product(condensed.in_features, layout.interpret)
@@ -114,7 +114,7 @@ def input_gradient(g: Array, condensed: Condensed, layout: Pattern | Packed) -> 
 
 def values_gradient(g: Array, x: Array, condensed: Condensed, layout: Pattern | Packed) -> Array:
   """As `xla.values_gradient`."""
-  if not x.size or not condensed.values.size:
+  if 0 in x.shape or not condensed.values.size:
     return jnp.zeros_like(condensed.values)
   pattern = layout.pattern if isinstance(layout, Packed) else layout
   dvalues = _products(pattern.interpret)(g[:, condensed.active], x, pattern.indices)
