@@ -54,7 +54,8 @@ def prepare(
     feature_group_count: of the convolution that will be run with it, 1 for other layers.
 
   Raises:
-    ValueError: if a name is unknown, the backend cannot run here, it packs on the host and the
+    ValueError: if a name is unknown, the backend cannot run here, its layout would be out of all
+      proportion to what the layer holds (`layout_size`), it packs on the host and the
       layer (with `gradients`: its pattern) is traced, a batch size is no whole number of 1 or
       more, the neurons cannot be cut into so many groups, or values that may change are not to be
       exact.

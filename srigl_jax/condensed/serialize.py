@@ -1,8 +1,9 @@
 """Condensed layers in one safetensors file, read back without trust in what it holds.
 
 The file is an ordinary safetensors file of the arrays `LAYER/values`, `LAYER/indices`,
-`LAYER/active` and, where there is one, `LAYER/bias`. Its header's `__metadata__` has one entry,
-`srigl_jax`, a JSON object:
+`LAYER/active` and, where there is one, `LAYER/bias`. Its header's `__metadata__` has an entry
+`sha256`, the checksum of the file with zeros for the 64 digits of this entry (files of earlier
+versions have none), and one, `srigl_jax`, a JSON object:
 
     {"version": 1, "layers": {LAYER: {"kernel_shape": [..], "neuron_axes": [..]}}, "metadata": {}}
 
@@ -10,15 +11,17 @@ A file of a whole model holds the arrays of its other layers as well, under thei
 version is 2, and a list of these names stands in the object as `arrays`.
 
 Loading decodes JSON and numbers and runs no code. What a file may cost is bounded: the header by
-`MAX_HEADER_BYTES`, everything else by the size of the file.
+`MAX_HEADER_BYTES`, everything else by the size of the file, of which nothing is read before the
+header has accounted for it.
 """
 
+import errno
 import json
 import os
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -26,13 +29,18 @@ from jax import Array
 from safetensors.numpy import save
 
 from srigl_jax.condensed.safetensors_format import (
+  CHECKSUM,
   DTYPES,
   MAX_HEADER_BYTES,
   as_object,
   as_sizes,
+  check_signature,
   decode_json,
+  open_file,
   read_arrays,
-  split,
+  read_entries,
+  read_header,
+  sign,
 )
 from srigl_kernels.format import Condensed, check_condensed, make_condensed
 
@@ -109,7 +117,7 @@ def save_condensed(
     raise ValueError(f"`metadata` must be JSON: {error}") from error
   if not same:
     raise ValueError("`metadata` must be JSON: keys must be strings, sequences lists.")
-  data = save(tensors, metadata={_KEY: text})
+  data = sign(save(tensors, metadata={_KEY: text}))
   header_bytes = int.from_bytes(data[:8], "little")
   if header_bytes > MAX_HEADER_BYTES:
     raise ValueError(f"The header has {header_bytes} bytes; at most {MAX_HEADER_BYTES} are read.")
@@ -134,12 +142,17 @@ def load_condensed_file(path: str | os.PathLike[str]) -> CondensedFile:
 
   Raises:
     ValueError: if the file is not exactly what `save_condensed` writes, or holds an index out of
-      range, or a weight that is infinite or NaN. The message names the file and the fault.
+      range, or a weight that is infinite or NaN, or has another checksum than when it was written.
+      The message names the file and the fault.
     OSError: if it cannot be read.
   """
-  data = Path(path).read_bytes()
   try:
-    return _parse(data)
+    with open_file(Path(path)) as file:
+      return _parse(file)
+  except MemoryError:
+    raise OSError(
+      errno.ENOMEM, "there is not enough memory for the arrays that it holds", os.fspath(path)
+    ) from None
   except ValueError as error:
     raise ValueError(f"{os.fspath(path)!r} is no valid file of condensed layers: {error}") from None
 
@@ -183,10 +196,15 @@ def _write(path: Path, data: bytes, *, overwrite: bool) -> None:
     raise
 
 
-def _parse(data: bytes) -> CondensedFile:
-  header, body = split(data)
-  about = _about(header.pop("__metadata__", None))
-  arrays = read_arrays(header, body)
+def _parse(file: BinaryIO) -> CondensedFile:
+  head, header, num_bytes = read_header(file)
+  metadata = header.pop("__metadata__", None)
+  about = _about(metadata)
+  entries = read_entries(header, num_bytes)
+  body = file.read(num_bytes)
+  if len(body) != num_bytes:
+    raise ValueError(f"it ends {num_bytes - len(body)} bytes early.")
+  arrays = read_arrays(entries, body)
   others = {}
   for name in about.get("arrays", ()):
     if name not in arrays:
@@ -205,12 +223,14 @@ def _parse(data: bytes) -> CondensedFile:
       raise ValueError(f"layer {name!r}: {error}") from None
   if arrays:
     raise ValueError(f"array {next(iter(arrays))!r} belongs to no layer.")
+  check_signature(metadata, head, body)
   return CondensedFile(layers, others, about["metadata"])
 
 
 def _about(metadata: Any) -> dict[str, Any]:
   """The decoded description of the layers."""
-  metadata = as_object(metadata, "__metadata__", {_KEY})
+  metadata = as_object(metadata, "__metadata__")
+  metadata = as_object(metadata, "__metadata__", {_KEY} | (metadata.keys() & {CHECKSUM}))
   if not isinstance(metadata[_KEY], str):
     raise ValueError(f"{_KEY} in __metadata__ must be a string.")
   about = as_object(decode_json(metadata[_KEY].encode(errors="surrogatepass"), _KEY), _KEY)

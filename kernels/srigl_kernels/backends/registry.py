@@ -6,6 +6,7 @@ import jax
 
 from srigl_kernels.backends import cpu, cuda, dense, grouped, pallas, reference, xla
 from srigl_kernels.backends.base import Backend
+from srigl_kernels.backends.layout_size import check_layout_bytes
 from srigl_kernels.conv_geometry import expand_groups
 from srigl_kernels.format import Condensed
 from srigl_kernels.prepared import Layout
@@ -54,6 +55,7 @@ def pack(
     )
   if not backend.conv_groups:
     condensed = expand_groups(condensed, feature_group_count)
+  check_layout_bytes(name, condensed)
   if gradients and backend.pack_pattern is not None:
     return backend.pack_pattern(condensed)
   if not exact and backend.pack_rounded is not None:

@@ -1,8 +1,13 @@
+import contextlib
+import hashlib
 import json
 import os
 import pathlib
 import pickle
+import re
+import resource
 import stat
+import tracemalloc
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +17,7 @@ import safetensors.numpy
 
 from srigl_jax.condensed import serialize
 from srigl_jax.condensed.serialize import load_condensed, save_condensed
-from srigl_kernels import make_condensed
+from srigl_kernels import BACKENDS, make_condensed, prepare
 from srigl_kernels.problems import PROBLEMS, make_problem
 
 METADATA = {"config": {"sparsity": 0.9, "name": "digits"}, "accuracy": [0.98, None], "é": "ü"}
@@ -424,3 +429,87 @@ def test_hostile_arrays(name, tmp_path):
 def test_a_missing_file(tmp_path):
   with pytest.raises(FileNotFoundError):
     load_condensed(tmp_path / "model")
+
+
+# ---- damage, and what is no file ---------------------------------------------------------------
+
+
+def test_every_flipped_bit_is_noticed(good, tmp_path):
+  """Among them those that leave a valid file: of a weight, of a number in the metadata."""
+  path = tmp_path / "model"
+  save_condensed(path, {"fc": small_layer()}, {"accuracy": 0.5, "name": "a"}, arrays=ARRAYS)
+  good = path.read_bytes()
+  rng = np.random.default_rng(0)
+  for position in {*range(0, len(good), 7), *range(len(good) - 40, len(good))}:
+    data = bytearray(good)
+    data[position] ^= 1 << int(rng.integers(8))
+    path.write_bytes(data)
+    with pytest.raises(ValueError, match=re.escape(str(path))):
+      load_condensed(path)
+  weight = bytearray(good)
+  weight[-1] ^= 1
+  refuse(bytes(weight), "its checksum is another .*Copy it again", tmp_path)
+  refuse(good.replace(b"0.5", b"0.6"), "its checksum is another", tmp_path)
+
+
+def test_a_file_of_before_checksums(good, tmp_path):
+  header, _, body = parts(good)
+  assert header["__metadata__"].pop("sha256")
+  (tmp_path / "model").write_bytes(file_of(header, body))
+  assert_same(load_condensed(tmp_path / "model")[0], {"fc": small_layer()})
+
+
+def test_the_checksum_is_that_of_the_file(good):
+  """As the module says, for other tools."""
+  digits = parts(good)[0]["__metadata__"]["sha256"]
+  assert hashlib.sha256(good.replace(digits.encode(), b"0" * 64)).hexdigest() == digits
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device", "directory"])
+def test_what_is_no_file_is_not_read(kind, tmp_path):
+  path = tmp_path / "model"
+  if kind == "pipe":
+    os.mkfifo(path)
+  elif kind == "directory":
+    path.mkdir()
+  else:
+    path.symlink_to("/dev/zero")
+  with pytest.raises(ValueError, match="no regular file"):
+    load_condensed(path)
+
+
+@pytest.mark.parametrize("begin", [b"", (2**20).to_bytes(8, "little") + b"{", b"header"])
+def test_of_a_huge_file_the_header_is_read_first(begin, good, tmp_path):
+  path = tmp_path / "model"
+  path.write_bytes(good if begin == b"header" else begin)
+  os.truncate(path, 100 * 2**30)  # sparse
+  tracemalloc.start()
+  try:
+    with pytest.raises(ValueError, match="no valid file"):
+      load_condensed(path)
+    assert tracemalloc.get_traced_memory()[1] < 2**25
+  finally:
+    tracemalloc.stop()
+
+
+@pytest.mark.parametrize(
+  "shape", [(2**31 - 1, 1), (1, 2**31 - 1), (2**15, 2**15 + 1), (2**10, 2**10, 2**10, 3)]
+)
+@pytest.mark.parametrize("backend", ["auto", "cpu", "xla", "dense"])
+def test_a_small_file_does_not_cost_much_memory(shape, backend, tmp_path):
+  """Its sizes are claims; what would take memory out of proportion is refused beforehand."""
+  if backend != "auto" and not BACKENDS[backend].is_available():
+    pytest.skip(f"backend {backend} cannot run here")
+  layer = small_layer(
+    values=np.ones((1, 1), np.float32), indices=[[0]], active=[0], bias=None, kernel_shape=shape
+  )
+  save_condensed(tmp_path / "model", {"fc": layer})
+  assert (tmp_path / "model").stat().st_size < 600
+  loaded = load_condensed(tmp_path / "model")[0]["fc"]
+  before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+  with contextlib.suppress(ValueError):
+    prepare(loaded, backend=backend)
+  assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2**19  # kB
+  if shape[0] == 2**31 - 1:
+    with pytest.raises(ValueError, match=r"needs .* GB laid out .* but the layer holds 1\d bytes"):
+      prepare(loaded, backend=backend)
