@@ -41,8 +41,9 @@ from srigl_jax.condensed_training.tree import pattern_mask, to_condensed
 from srigl_jax.exact_counts import truncated_count
 from srigl_jax.initializers import init_sparse_weights
 from srigl_jax.layer_filters import all_but, only
+from srigl_jax.layer_views import LayerView, per_layer
 from srigl_jax.layers import Axes, Layer, flax_axes, from_matrix, to_matrix
-from srigl_jax.mask_updates import LayerView, MaskUpdater, per_layer
+from srigl_jax.mask_updates import MaskUpdater
 from srigl_jax.masks import Masks, apply_masks, init_masks
 from srigl_jax.methods.lottery import Rounds, lottery_ticket
 from srigl_jax.methods.nm_srigl import nm_srigl

@@ -16,7 +16,8 @@ from jax import Array
 
 from srigl_jax.distributions import DISTRIBUTIONS
 from srigl_jax.layer_filters import LayerFilter, find_layers, select
-from srigl_jax.layers import AxesFn, Layer, check_paths, flax_axes
+from srigl_jax.layers import AxesFn, Layer, flax_axes
+from srigl_jax.stacks import by_name, by_path, layer_names, unroll
 from srigl_jax.structures import ConstantFanIn, Structure, as_structure
 
 Distribution = (
@@ -27,6 +28,9 @@ Distribution = (
 class Allocation(NamedTuple):
   """Densities and budgets of the sparse layers; dense layers are absent from both.
 
+  Of a stack of layers each is an array of the stack's shape, one number for each layer. If only
+  some of its layers are sparse, the others have a density of 1 and a budget of all weights.
+
   Attributes:
     densities: fraction of weights kept, by path, as the distribution gives it, in (0, 1).
     budgets: active connections that the layer may have, by path. Constant fan-in leaves up to
@@ -35,8 +39,8 @@ class Allocation(NamedTuple):
     structure: that the budgets are for.
   """
 
-  densities: dict[str, float]
-  budgets: dict[str, int]
+  densities: dict[str, Any]
+  budgets: dict[str, Any]
   layers: dict[str, Layer]
   structure: Structure = ConstantFanIn()
 
@@ -62,7 +66,8 @@ def allocate(
       formed in decimal: 0.9 means a density of 0.1, as the authors' configs say it.
     distribution: `"erk"` (Erdős–Rényi-Kernel), `"uniform"`, `{path: density}` (then without
       `sparsity`), or a function of `{path: Layer}` and the target density (None if there is
-      none) that returns such a mapping. Layers absent from a mapping are dense.
+      none) that returns such a mapping. Layers absent from a mapping are dense. In a stack each
+      layer is one of its own, named `"blocks/mlp/kernel[3]"`; the path alone stands for all.
     density: `1 - sparsity`, in its place.
     fan_in: connections of each neuron, in place of `sparsity` and `distribution`: one number for
       all sparse layers (those with no more inputs than that are dense) or `{path: fan_in}`
@@ -83,8 +88,10 @@ def allocate(
   Source: RigL (arXiv:1911.11134) for Erdős–Rényi-Kernel; integers as in SRigL's authors' code.
   """
   structure = as_structure(structure)
-  layers = find_layers(params, sparse=sparse, axes=axes)
-  allowed = select(sparse, layers, name="sparse")
+  leaves = find_layers(params, sparse=sparse, axes=axes)
+  chosen = select(sparse, leaves, name="sparse")
+  layers = unroll(leaves)
+  allowed = {name for path in chosen for name in layer_names(leaves[path])}
   target = _target_density(sparsity, density)
   if fan_in is not None:
     own = None if distribution == "erk" else distribution
@@ -95,12 +102,14 @@ def allocate(
         f"Both fan_in ({fan_in}) and {given} are given; either decides how sparse the layers are. "
         "Leave one out."
       )
-    return _from_fan_ins(fan_in, layers, allowed, structure)
+    if isinstance(fan_in, Mapping):
+      fan_in = by_name(fan_in, leaves, name="fan_in")
+    return _of_leaves(_from_fan_ins(fan_in, layers, allowed, structure), leaves)
   if isinstance(distribution, str):
     sparsities = _from_target(distribution, target, layers, allowed)
     densities = {path: 1.0 - s for path, s in sparsities.items() if s > 0}
   else:
-    densities = _given_densities(distribution, target, layers)
+    densities = _given_densities(distribution, target, leaves)
     densities = {path: d for path, d in densities.items() if d < 1}
     if not callable(distribution):  # a function was shown every layer
       _check_allowed(densities, allowed, name="distribution")
@@ -110,7 +119,17 @@ def allocate(
     path: _budget(layers[path], sparsities[path], density, structure)
     for path, density in densities.items()
   }
-  return Allocation(densities, budgets, layers, structure)
+  return _of_leaves(Allocation(densities, budgets, layers, structure), leaves)
+
+
+def _of_leaves(unrolled: Allocation, leaves: dict[str, Layer]) -> Allocation:
+  """The allocation by path from that of the network unrolled."""
+  return Allocation(
+    densities=by_path(unrolled.densities, leaves, default=lambda _: 1.0),
+    budgets=by_path(unrolled.budgets, leaves, default=lambda layer: layer.size),
+    layers=leaves,
+    structure=unrolled.structure,
+  )
 
 
 def constant_fan_in(layer: Layer, sparsity: float) -> int:
@@ -193,8 +212,9 @@ def _from_target(
 
 
 def _given_densities(
-  distribution: Distribution, target: float | None, layers: Mapping[str, Layer]
+  distribution: Distribution, target: float | None, leaves: Mapping[str, Layer]
 ) -> dict[str, float]:
+  layers = unroll(leaves)
   if callable(distribution):
     distribution = distribution(layers, target)
   elif target is not None:
@@ -207,13 +227,13 @@ def _given_densities(
       f"distribution gave {distribution!r}; it must be a mapping {{path: density}}, or a function "
       "(layers, density) that returns one."
     )
-  check_paths(distribution, layers, name="distribution")
-  for path, density in distribution.items():
+  given = by_name(distribution, leaves, name="distribution")
+  for path, density in given.items():
     if not 0 < density <= 1:
       raise ValueError(
         f"distribution gives layer {path!r} a density of {density}; it must lie in (0, 1]."
       )
-  return {path: float(distribution[path]) for path in layers if path in distribution}
+  return {path: float(given[path]) for path in layers if path in given}
 
 
 def _check_allowed(given: Iterable[str], allowed: Collection[str], *, name: str) -> None:
@@ -230,7 +250,6 @@ def _from_fan_ins(
   blocks = structure if isinstance(structure, ConstantFanIn) else ConstantFanIn()
   block_size = blocks.block_size
   if isinstance(fan_in, Mapping):
-    check_paths(fan_in, layers, name="fan_in")
     _check_allowed(fan_in, allowed, name="fan_in")
   by_path = fan_in if isinstance(fan_in, Mapping) else dict.fromkeys(allowed, fan_in)
   fan_ins = {path: by_path[path] for path in layers if path in by_path}

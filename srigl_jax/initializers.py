@@ -1,14 +1,17 @@
 """Weight initialisation that knows how few inputs a neuron has."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from srigl_jax.layers import AxesFn, flax_axes, make_layer, map_leaves
 from srigl_jax.masks import Masks, check_masks, fan_ins
+from srigl_jax.stacks import layer_names, map_stack, one_layer, unroll
 
 # name -> (std or half width as a function of the fan-in, uniform or normal)
 _SCHEMES: dict[str, tuple[Callable[[Array], Array], bool]] = {
@@ -50,20 +53,30 @@ def init_sparse_weights(
   """
   scale, is_uniform = scheme_scale(scheme)
   check_masks(masks, params)
-  keys = dict(zip(masks, jax.random.split(key, max(1, len(masks))), strict=False))
+  layers = {path: make_layer(path, mask.shape, axes) for path, mask in masks.items()}
+  places = {name: i for i, name in enumerate(unroll(layers))}
+  keys = jax.random.split(key, max(1, len(places)))
 
-  def draw(leaf, mask, path):
-    layer = make_layer(path, leaf.shape, axes)
+  def draw(layer, leaf, mask, key):
     fan_in = jnp.maximum(fan_ins(mask, layer), 1).astype(jnp.float32)
     width = scale(fan_in).reshape([leaf.shape[a] for a in layer.axes.neurons])
     width = jnp.expand_dims(width, layer.input_axes)
     if is_uniform:
-      noise = jax.random.uniform(keys[path], leaf.shape, minval=-1.0)
+      noise = jax.random.uniform(key, leaf.shape, minval=-1.0)
     else:
-      noise = jax.random.normal(keys[path], leaf.shape)
+      noise = jax.random.normal(key, leaf.shape)
     return jnp.where(mask, (noise * width).astype(leaf.dtype), 0)
 
-  return map_leaves(draw, params, masks, {path: path for path in masks})
+  def draw_sparse(layer, leaf, mask, key):  # a dense layer among sparse ones keeps its weights
+    return jnp.where(mask.all(), leaf, draw(layer, leaf, mask, key))
+
+  def draw_leaf(leaf, mask, layer):
+    draw_one = functools.partial(draw_sparse if layer.axes.stack else draw, one_layer(layer))
+    place = np.reshape([places[name] for name in layer_names(layer)], layer.stack_shape)
+    key = keys[place]
+    return map_stack(draw_one, layer, (leaf, mask), (key,))
+
+  return map_leaves(draw_leaf, params, masks, layers)
 
 
 def scheme_scale(scheme: str) -> tuple[Callable[[Array], Array], bool]:

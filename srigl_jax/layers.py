@@ -23,26 +23,33 @@ AxesFn = Callable[[str, tuple[int, ...]], "Axes"]
 
 
 class Axes(NamedTuple):
-  """What the axes of a kernel mean; the axes named by neither field are inputs.
+  """What the axes of a kernel mean; the axes that no field names are inputs.
 
   Attributes:
     neurons: axes that together index the neurons (output units); negative counts from the end.
     spatial: window axes of a convolution. They are part of the fan-in, and Erdős–Rényi-Kernel
       allocation counts each of them as a dimension of its own, while several input axes (an
       attention output projection's heads and head size) count as one.
+    stack: axes that index the layers of which one leaf is a stack, as `nn.scan`, `nnx.scan` and
+      `nnx.vmap` make them, or the experts of a mixture: `Axes(neurons=(-1,), stack=(0,))` for
+      `[layers, in, out]`. Everything is each layer's own, as in the network unrolled.
   """
 
   neurons: tuple[int, ...]
   spatial: tuple[int, ...] = ()
+  stack: tuple[int, ...] = ()
 
 
 class Layer(NamedTuple):
   """One sparse-able kernel: `N = num_neurons` neurons with `I = dense_fan_in` inputs each.
 
+  Of a stack of layers these numbers, and all others but `shape` and `num_stacked`, are one layer's.
+
   Attributes:
     path: the leaf's path, components joined by `/`.
     shape: the leaf's shape.
-    axes: which of its axes are neurons and which are spatial, as non-negative sorted tuples.
+    axes: which of its axes are neurons, spatial and a stack, as non-negative tuples; sorted, but
+      the stack's, whose order is that of the layers.
   """
 
   path: str
@@ -52,7 +59,19 @@ class Layer(NamedTuple):
   @property
   def input_axes(self) -> tuple[int, ...]:
     """Axes that a neuron's fan-in runs over, spatial ones included."""
-    return tuple(a for a in range(len(self.shape)) if a not in self.axes.neurons)
+    return tuple(
+      a for a in range(len(self.shape)) if a not in self.axes.neurons and a not in self.axes.stack
+    )
+
+  @property
+  def stack_shape(self) -> tuple[int, ...]:
+    """Sizes of the stack's axes; `()` for a kernel that is one layer's."""
+    return tuple(self.shape[a] for a in self.axes.stack)
+
+  @property
+  def num_stacked(self) -> int:
+    """Number of layers of which the leaf is a stack; 1 for a kernel that is one layer's."""
+    return math.prod(self.stack_shape)
 
   @property
   def num_neurons(self) -> int:
@@ -67,7 +86,7 @@ class Layer(NamedTuple):
   @property
   def size(self) -> int:
     """Number of weights when dense, `I * N`."""
-    return math.prod(self.shape)
+    return self.dense_fan_in * self.num_neurons
 
   @property
   def dims(self) -> tuple[int, ...]:
@@ -181,23 +200,22 @@ def make_layer(path: str, shape: Sequence[int], axes: AxesFn = flax_axes) -> Lay
   given = axes(path, shape)
   ndim = len(shape)
   try:
-    neurons, spatial = (
-      tuple(sorted(range(ndim)[a] for a in group)) for group in (given.neurons, given.spatial)
-    )
+    neurons, spatial, stack = (tuple(range(ndim)[a] for a in group) for group in given)
   except IndexError:
-    neurons, spatial = (), ()
-  if not neurons or len({*neurons, *spatial}) != len(neurons) + len(spatial):
+    neurons, spatial, stack = (), (), ()
+  named = [*neurons, *spatial, *stack]
+  if not neurons or len(set(named)) != len(named):
     raise ValueError(
-      f"Axes {given} do not fit layer {path!r} of shape {shape}: neuron and spatial axes must be "
-      f"distinct and lie in 0..{ndim - 1} (or -{ndim}..-1), and there must be a neuron axis. "
-      "Correct the function given as `axes`."
+      f"Axes {given} do not fit layer {path!r} of shape {shape}: neuron, spatial and stack axes "
+      f"must be distinct and lie in 0..{ndim - 1} (or -{ndim}..-1), and there must be a neuron "
+      "axis. Correct the function given as `axes`."
     )
-  if len(neurons) == ndim:
+  if len(neurons) + len(stack) == ndim:
     raise ValueError(
       f"Axes {given} leave layer {path!r} of shape {shape} no input axis: name fewer neuron "
       "axes in the function given as `axes`, or leave the layer out with `sparse`."
     )
-  return Layer(path, shape, Axes(neurons, spatial))
+  return Layer(path, shape, Axes(tuple(sorted(neurons)), tuple(sorted(spatial)), stack))
 
 
 def is_weight(path: str, leaf: Any) -> bool:
@@ -210,14 +228,17 @@ def is_weight(path: str, leaf: Any) -> bool:
 
 
 def to_matrix(x: Array, layer: Layer) -> Array:
-  """The `[I, N]` view of a kernel: free for Flax layouts, whose neuron axes come last."""
-  x = jnp.transpose(x, layer.input_axes + layer.axes.neurons)
-  return x.reshape(layer.dense_fan_in, layer.num_neurons)
+  """The `[I, N]` view of a kernel: free for Flax layouts, whose neuron axes come last.
+
+  Of a stack, the views of its layers, `[*stack, I, N]`.
+  """
+  x = jnp.transpose(x, layer.axes.stack + layer.input_axes + layer.axes.neurons)
+  return x.reshape(*layer.stack_shape, layer.dense_fan_in, layer.num_neurons)
 
 
 def from_matrix(x: Array, layer: Layer) -> Array:
-  """Back from the `[I, N]` view to the kernel's own layout."""
-  order = layer.input_axes + layer.axes.neurons
+  """Back from the `[I, N]` view (of a stack, `[*stack, I, N]`) to the kernel's own layout."""
+  order = layer.axes.stack + layer.input_axes + layer.axes.neurons
   x = x.reshape([layer.shape[a] for a in order])
   return jnp.transpose(x, [order.index(a) for a in range(len(order))])
 

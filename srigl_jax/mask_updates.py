@@ -1,10 +1,10 @@
-"""When it is time, the topology evolves: what an update sees, and what it leaves in the state.
+"""When it is time, the topology evolves: what an update leaves in the state.
 
 A method is a `MaskUpdater`: a function from views of the sparse layers to their new masks, and when
 and how much to change.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -14,8 +14,8 @@ from jax import Array, lax
 
 from srigl_jax.exact_counts import ExactFraction, Fraction, fraction_digits
 from srigl_jax.layer_filters import LayerFilter
-from srigl_jax.layers import Axes, AxesFn, Layer, make_layer
-from srigl_jax.masks import Masks
+from srigl_jax.layer_views import LayerPlan, MaskUpdate, new_masks
+from srigl_jax.layers import AxesFn, Layer, make_layer
 from srigl_jax.schedule import (
   accumulates_gradient,
   cosine_drop_fraction,
@@ -25,47 +25,6 @@ from srigl_jax.schedule import (
 from srigl_jax.state import SparseState
 
 DropFraction = float | Callable[[Array], Array]
-
-
-class LayerView(NamedTuple):
-  """What a topology update sees of one layer.
-
-  Attributes:
-    path: the kernel's path.
-    axes: which axes of it are neurons.
-    may_ablate: whether neurons of it may be ablated.
-    budget: `[]` int32, connections that it may have.
-    weights: the kernel as the optimizer leaves it under the old mask, 0 off it.
-    scores: the dense gradient that scores growth, same shape.
-    mask: the old mask, bool, same shape.
-    key: a random key of this layer and update.
-    drop_fraction: fraction of the active weights to prune; for `truncated_count`.
-    step: `[]` int32, optimizer steps done.
-  """
-
-  path: str
-  axes: Axes
-  may_ablate: bool
-  budget: Array
-  weights: Array
-  scores: Array
-  mask: Array
-  key: Array
-  drop_fraction: Fraction
-  step: Array
-
-  @property
-  def layer(self) -> Layer:
-    """Its neurons and inputs, for `to_matrix` and `from_matrix`."""
-    return make_layer(self.path, self.mask.shape, lambda *_: self.axes)
-
-
-MaskUpdate = Callable[[dict[str, LayerView]], Masks]
-
-
-def per_layer(update: Callable[[LayerView], Array]) -> MaskUpdate:
-  """A topology update of the network from one of a layer: `LayerView -> new mask`."""
-  return lambda layers: {path: update(layer) for path, layer in layers.items()}
 
 
 class MaskUpdater(NamedTuple):
@@ -91,13 +50,6 @@ class MaskUpdater(NamedTuple):
   ablate: LayerFilter = False
 
 
-class LayerPlan(NamedTuple):
-  """What is known of a sparse layer before the first step."""
-
-  axes: Axes
-  may_ablate: bool
-
-
 def maybe_update_masks(
   updater: MaskUpdater,
   plans: dict[str, LayerPlan],
@@ -109,7 +61,7 @@ def maybe_update_masks(
 
   Args:
     updater: how and when.
-    plans: the sparse layers, in natural order.
+    plans: the sparse leaves, in natural order.
     state: the state, its step already counted up.
     grads: dense gradients of the sparse leaves.
     params_after_step: computes the sparse leaves as the optimizer leaves them under the old masks.
@@ -124,25 +76,14 @@ def maybe_update_masks(
   grad_mean = _mean_gradients(updater, state, grads)
 
   def change():
-    weights, scores = params_after_step(), grad_mean or grads
-    key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
-    fraction = drop_fraction_at(updater, state.step)
-    views = {
-      path: LayerView(
-        path=path,
-        axes=plan.axes,
-        may_ablate=plan.may_ablate,
-        budget=state.budgets[path],
-        weights=weights[path],
-        scores=scores[path],
-        mask=state.masks[path],
-        key=jax.random.fold_in(key, i),
-        drop_fraction=fraction,
-        step=state.step,
-      )
-      for i, (path, plan) in enumerate(plans.items())
-    }
-    masks = _new_masks(updater, views)
+    masks = new_masks(
+      updater.update,
+      plans,
+      state,
+      params_after_step(),
+      grad_mean or grads,
+      drop_fraction_at(updater, state.step),
+    )
     explored = {path: state.explored[path] | mask for path, mask in masks.items()}
     empty = grad_mean if updater.grad_decay else jax.tree.map(jnp.zeros_like, grad_mean)
     return masks, explored, empty
@@ -152,39 +93,6 @@ def maybe_update_masks(
 
   masks, explored, grad_mean = lax.cond(is_update_step(state.step, every, until), change, keep)
   return state._replace(masks=masks, explored=explored, grad_mean=grad_mean)
-
-
-def _new_masks(updater: MaskUpdater, views: dict[str, LayerView]) -> Masks:
-  """What the updater returns; a ValueError unless it is a mask for each layer."""
-  remedy = "wrap a function of one layer in per_layer"
-  try:
-    masks = updater.update(views)
-  except AttributeError as error:
-    if error.obj is not views:
-      raise
-    raise ValueError(
-      f"MaskUpdater.update asked for .{error.name}, but is given a dict {{path: LayerView}} of all "
-      f"layers: {remedy}."
-    ) from error
-  if not isinstance(masks, Mapping):
-    raise ValueError(
-      f"MaskUpdater.update returned a {type(masks).__name__}; it must return a dict "
-      f"{{path: mask}}: {remedy}."
-    )
-  if masks.keys() != views.keys():
-    raise ValueError(
-      f"MaskUpdater.update returned masks for {sorted(masks)}, but was given {sorted(views)}: it "
-      "must return one for each."
-    )
-  for path, mask in masks.items():
-    shape, dtype = getattr(mask, "shape", None), getattr(mask, "dtype", None)
-    if shape != views[path].mask.shape or dtype != jnp.bool_:
-      found = f"{dtype} of shape {shape}" if dtype else repr(mask)
-      raise ValueError(
-        f"MaskUpdater.update returned {found} for {path!r}; it must be a bool array of shape "
-        f"{views[path].mask.shape}."
-      )
-  return dict(masks)
 
 
 def _mean_gradients(
@@ -252,7 +160,7 @@ def check_mask_updater(updater: MaskUpdater | None) -> None:
 
 
 def check_update(weights: Array, grads: Array, mask: Array, axes: AxesFn) -> Layer:
-  """The layer of one update's arrays; a ValueError if they are not one kernel's."""
+  """The layer of one update's arrays; a ValueError if they are not one layer's kernel."""
   if not weights.shape == grads.shape == mask.shape or weights.ndim < 2:
     raise ValueError(
       f"weights, grads and mask have shapes {weights.shape}, {grads.shape} and {mask.shape}: "
@@ -260,7 +168,13 @@ def check_update(weights: Array, grads: Array, mask: Array, axes: AxesFn) -> Lay
     )
   if mask.dtype != jnp.bool_:
     raise ValueError(f"mask has dtype {mask.dtype}; it must be bool (use mask != 0).")
-  return make_layer("kernel", weights.shape, axes)
+  layer = make_layer("kernel", weights.shape, axes)
+  if layer.axes.stack:
+    raise ValueError(
+      f"axes gives {layer.axes}, but an update is one layer's: map it over the stack with jax.vmap "
+      "and the axes of a single layer, or train with srigl(..., axes=...), which does."
+    )
+  return layer
 
 
 def check_drop_fraction(drop_fraction: Fraction) -> None:

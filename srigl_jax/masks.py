@@ -14,6 +14,7 @@ from jax import Array
 from srigl_jax.allocation import Allocation
 from srigl_jax.blocks import topk_mask_per_block
 from srigl_jax.layers import Layer, check_paths, from_matrix, leaf_dict, map_leaves, to_matrix
+from srigl_jax.stacks import layer_keys, map_stack, one_layer
 from srigl_jax.structures import ConstantFanIn, Structure
 from srigl_jax.topk import topk_mask
 
@@ -27,17 +28,21 @@ def init_masks(key: Array, allocation: Allocation) -> Masks:
     key: jax random key.
     allocation: from `allocate`. With `ConstantFanIn`, each neuron keeps `budget // N` inputs, drawn
       without replacement (in each block, and alike in a group); with `Unstructured`, `budget`
-      positions are drawn over the whole layer.
+      positions are drawn over the whole layer. The layers of a stack get the masks that they
+      would get in the network unrolled.
   """
-  return {
-    path: random_mask(
-      jax.random.fold_in(key, i), allocation.layers[path], budget, allocation.structure
-    )
-    for i, (path, budget) in enumerate(allocation.budgets.items())
-  }
+  layers, structure = allocation.layers, allocation.structure
+
+  def draw(path: str, key: Array) -> Array:
+    one = one_layer(layers[path])
+    random = lambda key, budget: random_mask(key, one, budget, structure)
+    return map_stack(random, layers[path], (), (key, allocation.budgets[path]))
+
+  keys = layer_keys(key, allocation.budgets, layers)
+  return {path: draw(path, keys[path]) for path in allocation.budgets}
 
 
-def random_mask(key: Array, layer: Layer, budget: int, structure: Structure) -> Array:
+def random_mask(key: Array, layer: Layer, budget: int | Array, structure: Structure) -> Array:
   """A random mask of one layer, bool of the kernel's shape; see `init_masks`."""
   shape = (layer.dense_fan_in, layer.num_neurons)
   if not isinstance(structure, ConstantFanIn):
@@ -79,5 +84,5 @@ def check_masks(masks: Mapping[str, Array], params: Any) -> None:
 
 
 def fan_ins(mask: Array, layer: Layer) -> Array:
-  """Active connections of each neuron, `[N]` int32."""
-  return to_matrix(mask, layer).sum(0, dtype=jnp.int32)
+  """Active connections of each neuron, `[N]` int32; of a stack, `[*stack, N]`."""
+  return to_matrix(mask, layer).sum(-2, dtype=jnp.int32)

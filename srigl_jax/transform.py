@@ -13,17 +13,18 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jax import Array
 
 from srigl_jax.allocation import Allocation, allocate
 from srigl_jax.layer_filters import find_layers, select
+from srigl_jax.layer_views import LayerPlan
 from srigl_jax.layers import AxesFn, cached_by_shapes, check_paths, flax_axes, leaf_dict, map_leaves
-from srigl_jax.mask_updates import LayerPlan, MaskUpdater, check_mask_updater, maybe_update_masks
+from srigl_jax.mask_updates import MaskUpdater, check_mask_updater, maybe_update_masks
 from srigl_jax.masks import Masks, check_masks, init_masks
 from srigl_jax.moments import mask_moments
 from srigl_jax.schedule import num_updates
+from srigl_jax.stacks import num_weights
 from srigl_jax.state import SparseState
 
 
@@ -121,7 +122,8 @@ def _make_plan(
     allocation = _allocation_of(initial, leaves, axes)
   ablatable = select(updater.ablate, allocation.layers, name="ablate") if updater else ()
   layers = {
-    path: LayerPlan(allocation.layers[path].axes, path in ablatable) for path in allocation.budgets
+    path: LayerPlan(allocation.layers[path], path in ablatable, budget)
+    for path, budget in allocation.budgets.items()
   }
   return _Plan(allocation, layers)
 
@@ -130,7 +132,8 @@ def _allocation_of(masks: Mapping[str, Array], leaves: dict[str, Any], axes: Axe
   """The allocation whose budgets are the sizes of given masks."""
   layers = find_layers(leaves, sparse=lambda path, shape: path in masks, axes=axes)
   check_paths(masks, layers, name="initial")
-  sizes = {path: int(np.asarray(masks[path]).sum()) for path in layers if path in masks}
+  check_masks(masks, leaves)
+  sizes = {path: num_weights(masks[path], layers[path]) for path in layers if path in masks}
   return Allocation({p: n / layers[p].size for p, n in sizes.items()}, sizes, layers)
 
 
@@ -138,7 +141,6 @@ def _initial_masks(
   initial: Mapping[str, Array] | str, key: Array, params: Any, allocation: Allocation
 ) -> Masks:
   if not isinstance(initial, str):
-    check_masks(initial, params)
     return {path: jnp.array(initial[path], bool) for path in allocation.budgets}
   if initial == "dense":
     return {path: jnp.ones(allocation.layers[path].shape, bool) for path in allocation.budgets}

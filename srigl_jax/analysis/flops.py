@@ -6,17 +6,20 @@ One multiply-accumulate (MAC, see `layer_macs`) is two FLOPs.
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 from srigl_jax.allocation import allocate
 from srigl_jax.layers import PyTree
 from srigl_jax.structures import ConstantFanIn, Structure, as_structure
 
 
-def relative_flops(macs: Mapping[str, int], densities: Mapping[str, float]) -> float:
+def relative_flops(macs: Mapping[str, int], densities: Mapping[str, Any]) -> float:
   """Inference FLOPs of the sparse network as a fraction of the dense network's.
 
   Args:
     macs: `{path: dense MACs}`, as from `layer_macs`.
-    densities: `{path: density}` in 0..1; layers that are absent are dense.
+    densities: `{path: density}` in 0..1, for a stack of layers an array of theirs; layers that
+      are absent are dense.
 
   Returns:
     `sum(density * macs) / sum(macs)`. Published figures of sparse training are a little higher:
@@ -32,6 +35,7 @@ def relative_flops(macs: Mapping[str, int], densities: Mapping[str, float]) -> f
   unknown = [path for path in densities if path not in macs]
   if unknown:
     raise ValueError(f"`densities` names {unknown}, but only {list(macs)} have MACs.")
+  densities = {path: float(np.mean(density)) for path, density in densities.items()}
   wrong = {path: density for path, density in densities.items() if not 0 <= density <= 1}
   if wrong:
     raise ValueError(f"Densities must lie in 0..1, but `densities` has {wrong}.")
@@ -136,10 +140,10 @@ def sparsity_for_flops(
       params, density=density, distribution=distribution, structure=structure, **sparsity_kwargs
     )
     densities = {}
-    for path, budget in allocation.budgets.items():
-      layer = allocation.layers[path]
+    for path, given in allocation.budgets.items():
+      layer, budget = allocation.layers[path], np.asarray(given)
       unused = budget % layer.num_neurons if is_constant else 0
-      densities[path] = (budget - unused) / layer.size
+      densities[path] = float(np.mean((budget - unused) / layer.size))
     return relative_flops(macs, densities)
 
   low, high = 0.0, 1.0  # densities; FLOPs grow with them

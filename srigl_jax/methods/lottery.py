@@ -163,8 +163,8 @@ def lottery_ticket(
 
 def _num_left(allocation: Allocation, num_prunings: int) -> Array:
   """`round(size * (budget / size) ** (i / prunings))` for i = 1 .. prunings, in double."""
-  size = sum(allocation.layers[path].size for path in allocation.budgets)
-  density = sum(allocation.budgets.values()) / max(size, 1)
+  size = sum(np.size(n) * allocation.layers[path].size for path, n in allocation.budgets.items())
+  density = sum(int(np.sum(n)) for n in allocation.budgets.values()) / max(size, 1)
   shares = np.arange(1, num_prunings + 1) / num_prunings
   return jnp.asarray(np.rint(size * density**shares), jnp.int32)
 

@@ -8,8 +8,9 @@ from jax import Array
 from srigl_jax.allocation import Distribution
 from srigl_jax.exact_counts import fraction_digits, truncated_product
 from srigl_jax.layer_filters import LayerFilter
+from srigl_jax.layer_views import LayerView, per_layer
 from srigl_jax.layers import AxesFn, flax_axes, from_matrix, to_matrix
-from srigl_jax.mask_updates import LayerView, MaskUpdater, per_layer
+from srigl_jax.mask_updates import MaskUpdater
 from srigl_jax.masks import Masks
 from srigl_jax.structures import Unstructured
 from srigl_jax.topk import ranking_key, topk_mask
@@ -149,7 +150,7 @@ def global_magnitude_masks(weights: Masks, masks: Masks, num_kept: Array | int) 
     num_kept: `[]` int32, at most the number of active weights.
 
   Returns:
-    New masks with `num_kept` True in all. Ties: the earlier layer, then the lower flat index.
+    New masks with `num_kept` True in all. Ties: the earlier kernel, then its lower flat index.
   """
   if not masks:
     return {}

@@ -8,14 +8,13 @@ from jax import Array
 from srigl_jax.allocation import Distribution
 from srigl_jax.exact_counts import Fraction, truncated_count
 from srigl_jax.layer_filters import LayerFilter
+from srigl_jax.layer_views import LayerView, per_layer
 from srigl_jax.layers import AxesFn, flax_axes, from_matrix, to_matrix
 from srigl_jax.mask_updates import (
   DropFraction,
-  LayerView,
   MaskUpdater,
   check_drop_fraction,
   check_update,
-  per_layer,
 )
 from srigl_jax.structures import Unstructured
 from srigl_jax.topk import count, ranking_key, topk_mask

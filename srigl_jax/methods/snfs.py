@@ -7,8 +7,9 @@ from jax import Array, lax
 from srigl_jax.allocation import Distribution
 from srigl_jax.exact_counts import truncated_count
 from srigl_jax.layer_filters import LayerFilter
+from srigl_jax.layer_views import LayerView
 from srigl_jax.layers import AxesFn, flax_axes, from_matrix, to_matrix
-from srigl_jax.mask_updates import DropFraction, LayerView, MaskUpdater
+from srigl_jax.mask_updates import DropFraction, MaskUpdater
 from srigl_jax.masks import Masks
 from srigl_jax.structures import Unstructured
 from srigl_jax.topk import count, ranking_key, topk_mask

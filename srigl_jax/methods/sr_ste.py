@@ -18,6 +18,7 @@ from srigl_jax.layers import (
   map_leaves,
   to_matrix,
 )
+from srigl_jax.stacks import map_stack, one_layer
 from srigl_jax.state import SparseState
 from srigl_jax.structures import ConstantFanIn, n_of_m
 from srigl_jax.topk import ranking_key
@@ -73,7 +74,11 @@ def sr_ste(
   )
 
   def masks_of(weights, budgets, layers):
-    return {p: n_of_m_mask(w, layers[p], budgets[p], structure) for p, w in weights.items()}
+    def mask_of(weights, layer, budget):
+      mask = lambda w, k: n_of_m_mask(w, one_layer(layer), k, structure)
+      return map_stack(mask, layer, (weights,), (budget,))
+
+    return {p: mask_of(w, layers[p], budgets[p]) for p, w in weights.items()}
 
   def init_fn(params):
     allocation = allocation_for(params)

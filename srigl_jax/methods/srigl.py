@@ -18,14 +18,13 @@ from srigl_jax.allocation import Distribution
 from srigl_jax.blocks import count_per_block, group_sums, topk_mask_per_block
 from srigl_jax.exact_counts import Fraction, truncated_count
 from srigl_jax.layer_filters import LayerFilter, all_but
+from srigl_jax.layer_views import LayerView, per_layer
 from srigl_jax.layers import AxesFn, flax_axes, from_matrix, to_matrix
 from srigl_jax.mask_updates import (
   DropFraction,
-  LayerView,
   MaskUpdater,
   check_drop_fraction,
   check_update,
-  per_layer,
 )
 from srigl_jax.structures import ConstantFanIn, as_structure
 from srigl_jax.topk import ALWAYS, count, count_per_column, ranking_key, topk_mask

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import strategies as st
 
 import srigl_jax as sx
+from srigl_jax.layer_views import LayerView
 from srigl_jax.layers import flax_axes
-from srigl_jax.mask_updates import LayerView
 from srigl_jax.methods.snfs import divide
 from tests.helpers import SGD
 from tests.srigl_jax import reference
