@@ -71,6 +71,8 @@ def get_config(method: str = "srigl") -> ConfigDict:
       },
       "method": {
         "name": "srigl",  # a key of experiments.training.methods.METHODS; docs/methods.md
+        "engine": "masked",  # or condensed (srigl, set, static): values and indices, never a mask
+        "track_explored": False,  # condensed: keep a bit for each weight, for the ITOP rate
         "sparsity": 0.9,  # of all layers together; nm_srigl and sr_ste go by kwargs n and m
         "relative_flops": config_dict.placeholder(float),  # of dense ones, in place of sparsity
         "distribution": "erk",  # erk or uniform

@@ -37,8 +37,11 @@ def export(trained: LoadedRun, path: Path, *, overwrite: bool = False) -> Export
       f"The run {config.name!r} is dense: there is nothing to condense. Export one of srigl, or of "
       "static with config.method.kwargs.structure=constant_fan_in."
     )
-  image = jax.ShapeDtypeStruct((1, *trained.run.data.image_shape), jnp.float32)
-  model = sx.condense_model(trained.model, trained.masks, image)
+  if trained.run.is_condensed:
+    model = sx.condense_trained(trained.model)
+  else:
+    image = jax.ShapeDtypeStruct((1, *trained.run.data.image_shape), jnp.float32)
+    model = sx.condense_model(trained.model, trained.masks, image)
   layers, arrays = sx.split_condensed(model)
   path.parent.mkdir(parents=True, exist_ok=True)
   sx.save_condensed(path, layers, _provenance(trained), arrays=arrays, overwrite=overwrite)

@@ -3,7 +3,7 @@
 Accuracy, size and latency by batch size, of the exported network, of the same with dense matrices
 of the active neurons only ("structured"), and of its dense twin. The twin is the trained network
 itself if `--workdir=DIR` names the run, and computes its batch norms, which are folded in the file;
-else it is what the file's layers expand to.
+else, or if the network has never been dense, it is what the file's layers expand to.
 """
 
 from pathlib import Path
@@ -53,9 +53,8 @@ def infer(
     FileNotFoundError: if the data set is not there.
   """
   data = load_data(exported, data_dir=data_dir)
-  if workdir is None:
-    dense = load_exported(exported.path, backend="dense").model
-  else:
+  dense = load_exported(exported.path, backend="dense").model
+  if workdir is not None:
     trained = load_run(workdir, data_dir=data_dir)
     ours, theirs = (dict(x.to_dict()) for x in (exported.config, trained.run.config))
     ours["data"].pop("data_dir", None)
@@ -65,7 +64,8 @@ def infer(
         f"{exported.path} was not exported from the last checkpoint of {workdir}: give the "
         "--workdir of its own run, or none."
       )
-    dense = trained.model
+    if not trained.run.is_condensed:
+      dense = trained.model
   structured = load_exported(exported.path, backend="structured").model
   candidates = {"dense": dense, "structured": structured, "condensed": exported.model}
   logits, labels = predict(candidates, data)

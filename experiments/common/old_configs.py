@@ -23,7 +23,7 @@ _MOVED: dict[str, dict[str, str]] = {
 }
 _ABLATION = "ablation"
 # Fields added to `configs/base.py` since 0.2.0, by dotted path, and what runs without them had.
-_ADDED: dict[str, Any] = {}
+_ADDED: dict[str, Any] = {"method.engine": "masked", "method.track_explored": False}
 
 
 def new_field(name: str) -> str | None:

@@ -17,10 +17,19 @@ from jax.typing import DTypeLike
 
 from experiments.common.registry import check_arguments, choose
 from experiments.models import layers
+from experiments.models.condensed import (
+  CondensedModel,
+  init_condensed,
+  patterns_of,
+  state_of,
+  untrainable,
+  with_patterns,
+)
 from experiments.models.convnet import ConvNet
 from experiments.models.functional import (
   Apply,
   FunctionalModel,
+  flatten,
   functional,
   init_functional,
   with_arrays,
@@ -34,13 +43,21 @@ from experiments.models.wide_resnet import WideResNet, wide_resnet22_2
 __all__ = [
   "MODELS",
   "Apply",
+  "CondensedModel",
   "FunctionalModel",
   "WideResNet",
   "build",
+  "builder",
+  "flatten",
   "functional",
   "init",
+  "init_condensed",
   "layers",
+  "patterns_of",
+  "state_of",
+  "untrainable",
   "with_arrays",
+  "with_patterns",
 ]
 
 MODELS: dict[str, Callable[..., nnx.Module]] = {
@@ -103,6 +120,7 @@ def init(
   key: jax.Array,
   dtype: DTypeLike = jnp.float32,
   batch_axis: str | None = None,
+  abstract: bool = False,
   **kwargs: Any,
 ) -> FunctionalModel:
   """Builds a model by name under `jax.jit` and splits it into a function and its arrays.
@@ -117,6 +135,7 @@ def init(
     dtype: compute type, float32 or bfloat16; parameters and logits are always float32.
     batch_axis: name of the axis of devices that share a batch, if batch statistics are to be those
       of all of them.
+    abstract: whether to compute nothing: of the arrays there are shapes and types only.
     **kwargs: further arguments of the model.
 
   Returns:
@@ -126,11 +145,25 @@ def init(
     ValueError: as `build`.
   """
   shared: dict[str, Any] = {"num_classes": num_classes, "image_shape": image_shape}
+  build_fn = builder(name, dtype=dtype, batch_axis=batch_axis, **shared, **kwargs)
+  return init_functional(build_fn, key, abstract=abstract)
+
+
+def builder(
+  name: str, *, batch_axis: str | None = None, **kwargs: Any
+) -> Callable[[nnx.Rngs], nnx.Module]:
+  """A function that builds a model from its source of parameters.
+
+  Args:
+    name: a key of `MODELS`.
+    batch_axis: see `init`.
+    **kwargs: the other arguments of `build`.
+  """
 
   def build_fn(rngs):
-    model = build(name, **shared, dtype=dtype, rngs=rngs, **kwargs)
+    model = build(name, rngs=rngs, **kwargs)
     if batch_axis:
       layers.share_batch_statistics(model, batch_axis)
     return model
 
-  return init_functional(build_fn, key)
+  return build_fn

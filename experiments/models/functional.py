@@ -92,7 +92,9 @@ def with_arrays(model: nnx.Module, arrays: Mapping[str, jax.Array]) -> nnx.Modul
   return nnx.merge(graphdef, nnx.from_flat_state(paths))
 
 
-def init_functional(build_fn: Callable[[nnx.Rngs], nnx.Module], key: jax.Array) -> FunctionalModel:
+def init_functional(
+  build_fn: Callable[[nnx.Rngs], nnx.Module], key: jax.Array, *, abstract: bool = False
+) -> FunctionalModel:
   """Builds a model under `jax.jit` and splits it.
 
   Compiling the whole initialisation at once takes half the time of running it layer by layer,
@@ -101,6 +103,7 @@ def init_functional(build_fn: Callable[[nnx.Rngs], nnx.Module], key: jax.Array) 
   Args:
     build_fn: from `nnx.Rngs` to a model.
     key: `[]` random key of the initial parameters.
+    abstract: whether to compute nothing: of the arrays there are shapes and types only.
 
   Returns:
     As `functional`.
@@ -109,42 +112,51 @@ def init_functional(build_fn: Callable[[nnx.Rngs], nnx.Module], key: jax.Array) 
     ValueError: as `functional`.
   """
 
-  @jax.jit
   def split(key):
     return nnx.split(build_fn(nnx.Rngs(key)), nnx.Param, nnx.BatchStat, ...)
 
-  return _functional(*split(key))
+  return _functional(*(jax.eval_shape(split, key) if abstract else jax.jit(split)(key)))
 
 
 def _functional(
   graphdef: nnx.GraphDef, params: nnx.State, model_state: nnx.State, other: nnx.State
 ) -> FunctionalModel:
   """Closes over what does not change: the graph and where each array belongs in it."""
-  if unknown := _flatten(other):
+  if unknown := flatten(other):
     raise ValueError(
       "a functional model may hold only nnx.Param and nnx.BatchStat, but these are neither: "
       f"{', '.join(unknown)}. Dropout, for one, has to be built without rngs."
     )
-  param_paths = _paths(params)
-  state_paths = _paths(model_state)
+  module = module_fn(graphdef, params, model_state)
 
   def apply(params, model_state, x, *, train, rngs=None):
-    arrays = [(path, params[key]) for key, path in param_paths.items()]
-    arrays += [(path, model_state[key]) for key, path in state_paths.items()]
-    model = nnx.merge(graphdef, nnx.from_flat_state(arrays))
+    model = module(params, model_state)
     if rngs is not None and not isinstance(rngs, nnx.Rngs):
       rngs = nnx.Rngs(rngs)
     logits = model(x, train=train, rngs=rngs)
-    return logits, _flatten(nnx.state(model, nnx.BatchStat))
+    return logits, flatten(nnx.state(model, nnx.BatchStat))
 
-  return FunctionalModel(apply, _flatten(params), _flatten(model_state))
+  return FunctionalModel(apply, flatten(params), flatten(model_state))
+
+
+def module_fn(graphdef: nnx.GraphDef, *states: nnx.State) -> Callable[..., nnx.Module]:
+  """A function of flat dicts, one for each part of a model's state, that makes the model."""
+  paths = [_paths(state) for state in states]
+
+  def module(*parts):
+    pairs = zip(paths, parts, strict=True)
+    arrays = [(path, part[key]) for of_part, part in pairs for key, path in of_part.items()]
+    return nnx.merge(graphdef, nnx.from_flat_state(arrays))
+
+  return module
+
+
+def flatten(state: nnx.State) -> Arrays:
+  """The array (or pytree of arrays) of every variable by its key."""
+  values = nnx.to_flat_state(state)
+  return {"/".join(map(str, path)): value.get_value() for path, value in values}
 
 
 def _paths(state: nnx.State) -> dict[str, tuple]:
   """The path of every variable by its key; list positions are integers in a path."""
   return {"/".join(map(str, path)): path for path, _ in nnx.to_flat_state(state)}
-
-
-def _flatten(state: nnx.State) -> Arrays:
-  """The array of every variable by its key."""
-  return {"/".join(map(str, path)): value[...] for path, value in nnx.to_flat_state(state)}

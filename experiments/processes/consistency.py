@@ -137,18 +137,26 @@ class StopSignal:
     return 0 if oldest is None else int(oldest)
 
 
-def mask_checksum(masks: dict[str, Array]) -> Array:
+def mask_checksum(masks: Any) -> Array:
   """A number by which different masks are told, `[]` uint32; 2**-32 of all differences escape.
 
   It is the sum of a hash of the position of every active weight, which costs no more than counting
-  them.
+  them; of integers, as patterns hold, of position and number.
+
+  Args:
+    masks: a tree of bool or integer arrays.
   """
   total = jnp.zeros((), jnp.uint32)
-  for i, path in enumerate(sorted(masks)):
-    position = jnp.arange(masks[path].size, dtype=jnp.uint32)
+  for i, leaf in enumerate(jax.tree.leaves(masks)):
+    position = jnp.arange(leaf.size, dtype=jnp.uint32)
     # Away from 0, which is its own hash: a weight there would not count.
     hashed = _mix(position + jnp.uint32((i + 1) * 0x9E3779B9 % 2**32))
-    total += jnp.where(masks[path].reshape(-1), hashed, jnp.uint32(0)).sum(dtype=jnp.uint32)
+    flat = leaf.reshape(-1)
+    if leaf.dtype == jnp.bool_:
+      hashed = jnp.where(flat, hashed, jnp.uint32(0))
+    else:
+      hashed = _mix(hashed ^ flat.astype(jnp.uint32))
+    total += hashed.sum(dtype=jnp.uint32)
   return total
 
 
@@ -159,11 +167,11 @@ def _mix(x: Array) -> Array:
   return x ^ (x >> 16)
 
 
-def check_same_masks(masks: dict[str, Array]) -> None:
+def check_same_masks(masks: Mapping[str, Any]) -> None:
   """Compares the masks of all devices of all processes; every process must call it.
 
   Args:
-    masks: on the devices, a copy on each (`replicate`).
+    masks: bool arrays by path, or patterns; on the devices, a copy on each (`replicate`).
 
   Raises:
     RuntimeError: if they are not the same everywhere; it names the devices.

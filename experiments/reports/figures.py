@@ -52,7 +52,9 @@ def topology(metrics: Mapping[str, Records], path: Path) -> None:
     axes[0].step(steps, fan_ins, where="post", color=color, label=name)
     axes[1].step(steps, active, where="post", color=color)
   axes[0].set_yscale("log")
-  axes[2].step(steps, [100 * r["itop_rate"] for r in records], where="post", label="ever active")
+  if records[-1]["itop_rate"] is not None:
+    ever = [100 * r["itop_rate"] for r in records]
+    axes[2].step(steps, ever, where="post", label="ever active")
   axes[2].step(steps, [100 * r["density"] for r in records], where="post", label="active")
   _finish(axes[0], xlabel="step", ylabel="largest fan-in of a neuron", legend=len(sparse) <= 8)
   _finish(axes[1], xlabel="step", ylabel="active neurons (%)", legend=False)

@@ -37,7 +37,7 @@ def write_model_card(workdir: Path) -> None:
     "## Where it comes from",
     _table(_provenance(sessions, results)),
     "## Use",
-    _use(config, workdir),
+    _use(config, results, workdir),
     "## Limits",
     _limits(config),
   ]
@@ -47,6 +47,7 @@ def write_model_card(workdir: Path) -> None:
 def _summary(config: dict[str, Any], results: dict[str, Any]) -> str:
   dense = config["method"]["name"] == "dense"
   how = "dense" if dense else f"{results['sparsity']:.1%} sparse by {config['method']['name']}"
+  how += " in condensed form" if results.get("engine") == "condensed" else ""
   return f"{config['model']['name']}, {how}, trained on {config['data']['name']}."
 
 
@@ -56,8 +57,9 @@ def _results(results: dict[str, Any]) -> dict[str, str]:
     f"{results['best_test_accuracy']:.2%})",
     "sparsity": f"{results['sparsity']:.2%}",
     "active neurons": f"{results['active_neurons']:.1%}",
-    "weights ever active (ITOP)": f"{results['itop_rate']:.1%}",
   }
+  if results["itop_rate"] is not None:
+    rows["weights ever active (ITOP)"] = f"{results['itop_rate']:.1%}"
   for name in ("inference", "training"):
     if results[f"{name}_flops"] is not None:
       rows[f"FLOPs of {name}"] = f"{results[f'{name}_flops']:.3f} of the dense network's"
@@ -96,11 +98,11 @@ def _provenance(sessions: list[dict[str, Any]], results: dict[str, Any]) -> dict
   }
 
 
-def _use(config: dict[str, Any], workdir: Path) -> str:
+def _use(config: dict[str, Any], results: dict[str, Any], workdir: Path) -> str:
   load = f'trained = load_run(Path("{workdir}"))  # from experiments.training.load_run'
   lines = ["```python", load, "trained.model(images)  # [B, H, W, C] as the data set has them"]
   text = "\n".join([*lines, "```"])
-  if config["method"]["name"] == "srigl":
+  if config["method"]["name"] == "srigl" or results.get("engine") == "condensed":
     text += (
       f"\n\nIts condensed form: `python -m experiments.export --workdir={workdir} --out=FILE`."
     )

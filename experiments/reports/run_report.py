@@ -47,13 +47,14 @@ def _key_figures(results: dict[str, Any]) -> str:
   """What a finished run has come to, as a list."""
   environment = ", ".join(f"{k} {v}" for k, v in results["environment"].items())
   minutes, seconds = divmod(round(results["train_seconds"]), 60)
+  itop = "" if results["itop_rate"] is None else f", ITOP rate {results['itop_rate']:.3f}"
+  engine = results.get("engine", "masked")
   return "\n".join(
     [
       f"- test accuracy {results['test_accuracy']:.2%}, best {results['best_test_accuracy']:.2%}",
-      f"- sparsity {results['sparsity']:.2%}, active neurons {results['active_neurons']:.1%}, "
-      f"ITOP rate {results['itop_rate']:.3f}",
+      f"- sparsity {results['sparsity']:.2%}, active neurons {results['active_neurons']:.1%}{itop}",
       f"- FLOPs relative to dense: {_flops(results['inference_flops'])} to infer, "
       f"{_flops(results['training_flops'])} to train",
-      f"- {results['steps']} steps in {minutes} min {seconds} s; {environment}",
+      f"- {results['steps']} steps in {minutes} min {seconds} s ({engine}); {environment}",
     ]
   )

@@ -103,8 +103,7 @@ def _calibrate(config: ConfigDict) -> float:
   """
   run, init_state = prepare(config)
   train_fn = make_train_fn(
-    run.model.apply,
-    run.tx,
+    run.engine,
     run.pipeline,
     label_smoothing=config.train.label_smoothing,
     seed=config.seed,

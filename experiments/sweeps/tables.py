@@ -30,7 +30,7 @@ def comparison(sweep: SweepResults) -> str:
 
   def mean(variant: VariantResults, name: str, factor: float = 1.0, digits: int = 3) -> str:
     values = [run.results[name] for run in variant.runs]
-    return f"{factor * float(np.mean(values)):.{digits}f}"
+    return "–" if None in values else f"{factor * float(np.mean(values)):.{digits}f}"
 
   rows = [
     [

@@ -1,14 +1,11 @@
-"""The network of a run, read back from its work directory: trained, dense, with its masks."""
+"""The network of a run, read back from its work directory: trained, with its masks."""
 
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-import jax
 from flax import nnx
 from ml_collections import ConfigDict
 
-import srigl_jax as sx
-from experiments import models
 from experiments.common.files import read_json
 from experiments.common.old_configs import converted
 from experiments.training.setup import Run, prepare
@@ -21,14 +18,15 @@ class LoadedRun(NamedTuple):
 
   Attributes:
     run: what trained it.
-    model: the module, its masked weights 0.
-    masks: bool arrays by path; empty for a dense run.
+    model: the module as it was trained, its masked weights 0.
+    masks: bool arrays by path, or patterns if its layers are in condensed form; empty for a dense
+      run.
     step: of its checkpoint.
   """
 
   run: Run
   model: nnx.Module
-  masks: dict[str, jax.Array]
+  masks: dict[str, Any]
   step: int
 
 
@@ -65,14 +63,5 @@ def load_run(workdir: Path, *, which: str = "last", data_dir: str = "") -> Loade
     checkpoints.close()
   if state is None:
     raise ValueError(f"{workdir} has no checkpoint yet: let its training come to the first one.")
-  model = models.build(
-    config.model.name,
-    num_classes=run.data.num_classes,
-    image_shape=run.data.image_shape,
-    dtype=config.model.dtype,
-    rngs=nnx.Rngs(0),
-    **run.model.kwargs,
-  )
-  model = models.with_arrays(model, state.params | state.model_state)
-  masks = sx.get_masks(state.opt_state) if run.is_sparse else {}
-  return LoadedRun(run, model, masks, int(state.step))
+  model = run.model.module(state.params, state.model_state)
+  return LoadedRun(run, model, run.topology(state), int(state.step))

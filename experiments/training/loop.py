@@ -18,6 +18,7 @@ from experiments.processes.sharding import Batch, replicate, shard_batches
 from experiments.processes.signals import Interrupted, watch_signals
 from experiments.reports.model_card import write_model_card
 from experiments.reports.run_report import write_run_report
+from experiments.training.engines import TrainState
 from experiments.training.profiling import (
   NO_PROFILING,
   Profiling,
@@ -28,7 +29,7 @@ from experiments.training.profiling import (
 from experiments.training.results import results_of
 from experiments.training.run_log import RunLog
 from experiments.training.setup import Run, prepare
-from experiments.training.steps import TrainFn, TrainState, make_eval_fn, make_train_fn
+from experiments.training.steps import TrainFn, make_eval_fn, make_train_fn
 from experiments.workdir.owner import check_owner
 from experiments.workdir.patterns import RESULTS
 
@@ -88,8 +89,7 @@ def _train(log: RunLog, show_progress: ShowProgress, profiling: Profiling) -> Tr
   """Trains from the state of the log to the last step; records, evaluates and saves on the way."""
   run, step = log.run, log.step
   train_fn = make_train_fn(
-    run.model.apply,
-    run.tx,
+    run.engine,
     run.pipeline,
     label_smoothing=run.config.train.label_smoothing,
     seed=run.config.seed,

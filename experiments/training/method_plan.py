@@ -12,7 +12,7 @@ from experiments.common import old_configs
 from experiments.common.registry import check_arguments, choose
 from experiments.training.methods import METHODS, PRESETS, Method
 from srigl_jax.layer_filters import find_layers, select
-from srigl_jax.structures import as_structure
+from srigl_jax.structures import Structure, as_structure
 
 _HOW_SPARSE = ("sparse", "sparsity", "distribution")
 _NOT_IN_CONFIGS = ("density", "axes")  # no plain values, or another field says the same
@@ -180,13 +180,16 @@ def check_layer_names(config: ConfigDict, params: Any) -> None:
       select(sx.only(*config.get(field, ())), layers, name=f"config.method.{field}")
 
 
-def with_sparsity(config: ConfigDict, params: Any, macs: Mapping[str, int]) -> ConfigDict:
+def with_sparsity(
+  config: ConfigDict, params: Any, macs: Mapping[str, int], *, structure: Structure | None = None
+) -> ConfigDict:
   """The `method` section with the sparsity that `relative_flops` asks for, if it does.
 
   Args:
     config: the section.
     params: parameter tree of the model.
     macs: dense multiply-accumulates of an example, by path.
+    structure: of the layers, if it is not the method's.
 
   Raises:
     ValueError: if these FLOPs cannot be reached.
@@ -206,7 +209,7 @@ def with_sparsity(config: ConfigDict, params: Any, macs: Mapping[str, int]) -> C
     macs,
     config.relative_flops,
     config.distribution,
-    structure=given.get("structure", "unstructured"),
+    structure=structure or given.get("structure", "unstructured"),
     sparse=given["sparse"],
   )
   return changed

@@ -36,6 +36,7 @@ class Method(NamedTuple):
       over the run (`sx.mean_flops`), for networks that start dense.
     rounds: `arguments -> rounds` of a lottery ticket.
     has_masks: whether there are masks at all.
+    condensed: what stands for `function` where layers are in condensed form; None if nothing does.
     draws_weights: whether the weights may be drawn anew for the masks of step 0
       (`sx.init_sparse_weights`); not if the method starts dense or keeps the weights it is given.
   """
@@ -46,6 +47,7 @@ class Method(NamedTuple):
   rounds: Callable[[Arguments], sx.Rounds] | None = None
   has_masks: bool = True
   draws_weights: bool = True
+  condensed: Callable[..., sx.CondensedTraining] | None = None
 
 
 # ---------------------------------------------------------------- methods by fractions of the run
@@ -173,12 +175,12 @@ _STARTS_DENSE: dict[str, Any] = {"flops": "mean", "draws_weights": False}
 METHODS: dict[str, Method] = {
   "dense": _DENSE,
   "small_dense": _DENSE,  # of a model that experiments.models.small_dense has narrowed
-  "static": Method(sx.static_sparse),
+  "static": Method(sx.static_sparse, condensed=sx.condensed_static),
   "fixed_masks": Method(fixed_masks),
-  "set": Method(sx.set_),
+  "set": Method(sx.set_, condensed=sx.condensed_set),
   "rigl": Method(sx.rigl, flops="srigl"),
   "snfs": Method(sx.snfs, flops="every_step"),
-  "srigl": Method(sx.srigl, flops="srigl"),
+  "srigl": Method(sx.srigl, flops="srigl", condensed=sx.condensed_srigl),
   "nm_srigl": Method(sx.nm_srigl, flops="srigl"),
   "sr_ste": Method(
     sx.sr_ste,

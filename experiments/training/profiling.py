@@ -9,8 +9,9 @@ import jax
 import numpy as np
 
 from experiments.common.files import write_json
-from experiments.training.steps import TrainState
-from srigl_jax import get_state
+from experiments.models import patterns_of
+from experiments.training.engines import TrainState
+from srigl_jax import CondensedTrainingState, get_state
 
 
 class Profiling(NamedTuple):
@@ -49,11 +50,17 @@ def memory_by_part(state: TrainState, device_data: Any, *, is_sparse: bool) -> d
   Args:
     state: on the devices, a copy on each.
     device_data: the data there.
-    is_sparse: whether the optimizer's state has masks.
+    is_sparse: whether it has masks or patterns.
   """
-  parts = {"parameters": _bytes(state.params), "statistics": _bytes(state.model_state)}
+  patterns = patterns_of(state.model_state)
   own: dict[str, Any] = {}
-  if is_sparse:
+  if isinstance(state.opt_state, CondensedTrainingState):
+    condensed = state.opt_state
+    own = {
+      "explored": condensed.explored,
+      "gradients of several batches": (condensed.batches, condensed.window),
+    }
+  elif is_sparse:
     sparse = get_state(state.opt_state)
     own = {
       "masks": sparse.masks,
@@ -61,9 +68,14 @@ def memory_by_part(state: TrainState, device_data: Any, *, is_sparse: bool) -> d
       "mean gradients": sparse.grad_mean,
       "method": sparse.extra,
     }
-  parts |= {name: _bytes(tree) for name, tree in own.items()}
-  parts["optimizer"] = _bytes(state.opt_state) - sum(_bytes(tree) for tree in own.values())
-  parts["data"] = _bytes(device_data)
+  parts = {
+    "parameters": _bytes(state.params),
+    "patterns": _bytes(patterns),
+    "statistics": _bytes(state.model_state) - _bytes(patterns),
+    **{name: _bytes(tree) for name, tree in own.items()},
+    "optimizer": _bytes(state.opt_state) - sum(_bytes(tree) for tree in own.values()),
+    "data": _bytes(device_data),
+  }
   return {name: size for name, size in parts.items() if size}
 
 

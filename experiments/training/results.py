@@ -5,8 +5,8 @@ from typing import Any
 
 from experiments.common.environment import environment
 from experiments.common.files import as_json
+from experiments.training.engines import TrainState
 from experiments.training.setup import Run
-from experiments.training.steps import TrainState
 from experiments.workdir.metrics import read_metrics
 
 
@@ -39,6 +39,7 @@ def results_of(run: Run, state: TrainState, workdir: Path) -> dict[str, Any]:
   values = {
     "name": run.config.name,
     "method": method.name,
+    "engine": method.engine,
     "seed": run.config.seed,
     "steps": run.total_steps,
     "test_accuracy": tests[-1],

@@ -15,13 +15,13 @@ from experiments.common.environment import versions
 from experiments.common.files import as_json, write_json
 from experiments.processes.cluster import is_process_0
 from experiments.processes.consistency import check_same, check_same_masks, decide_on_process_0
+from experiments.training.engines import TrainState
 from experiments.training.setup import Run
-from experiments.training.steps import Metrics, TrainState
+from experiments.training.steps import Metrics
 from experiments.workdir.checkpoints import Checkpoints
 from experiments.workdir.metrics import MetricsWriter, read_metrics
 from experiments.workdir.provenance import code, write_session
 from experiments.workdir.wandb_tracker import open_tracker
-from srigl_jax import get_masks
 
 
 class RunLog:
@@ -158,7 +158,7 @@ class RunLog:
         the checkpoint would not write them again.
       RuntimeError: if the devices have different masks.
     """
-    check_same_masks(get_masks(state.opt_state) if self.run.is_sparse else {})
+    check_same_masks(self.run.topology(state))
     if self._metrics:
       self._metrics.settle()
     # An accuracy from before the network is sparse is no candidate for the best one.

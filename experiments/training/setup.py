@@ -3,43 +3,20 @@
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import optax
-from jax import Array
 from ml_collections import ConfigDict
 
 import srigl_jax as sx
 from experiments import models
 from experiments.data import Dataset, ImageStream, InputPipeline, load, make_input_pipeline
-from experiments.models.small_dense import small_dense_kwargs
-from experiments.processes.sharding import AXIS, num_devices
-from experiments.training.method_plan import (
-  Plan,
-  check_layer_names,
-  make_method,
-  plan_method,
-  with_sparsity,
-)
+from experiments.processes.sharding import num_devices
+from experiments.training.condensed_network import condensed_network, is_condensed
+from experiments.training.engines import Engine, TrainState
+from experiments.training.masked_network import masked_network
+from experiments.training.method_plan import Plan, plan_method
+from experiments.training.network import Model
 from experiments.training.optimizer import learning_rate, make_optimizer
-from experiments.training.steps import TrainState, steps_per_dispatch
-
-
-class Model(NamedTuple):
-  """The network of a run.
-
-  Attributes:
-    kwargs: its arguments; those of the config, unless the method has narrowed it.
-    apply: see `models.functional`.
-    macs: multiply-accumulates for one example of each dense layer.
-    share_of_weights: its weights relative to those of the config's; less than 1 if narrowed.
-    share_of_macs: the same of multiply-accumulates.
-  """
-
-  kwargs: dict[str, Any]
-  apply: models.Apply
-  macs: dict[str, int]
-  share_of_weights: float = 1.0
-  share_of_macs: float = 1.0
+from experiments.training.steps import steps_per_dispatch
 
 
 class Run(NamedTuple):
@@ -51,7 +28,7 @@ class Run(NamedTuple):
     pipeline: its batches, see `data.InputPipeline`.
     plan: of its method.
     model: the network.
-    tx: the optimizer, wrapped in the method.
+    engine: how it is trained: the model with its optimizer, wrapped in the method.
     schedule: learning rate by optimizer step.
     steps_per_epoch: batches in an epoch.
     total_steps: batches of the run.
@@ -63,7 +40,7 @@ class Run(NamedTuple):
   pipeline: InputPipeline
   plan: Plan
   model: Model
-  tx: optax.GradientTransformationExtraArgs
+  engine: Engine
   schedule: optax.Schedule
   steps_per_epoch: int
   total_steps: int
@@ -128,12 +105,25 @@ class Run(NamedTuple):
     if gamma_sal and step <= first:
       sx.warn_if_over_ablated(summary, gamma_sal)
 
+  def topology(self, state: TrainState) -> dict[str, Any]:
+    """The masks by path, or the patterns of layers in condensed form; none of a dense network."""
+    if self.is_condensed:
+      return models.patterns_of(state.model_state)
+    return sx.get_masks(state.opt_state) if self.is_sparse else {}
+
+  @property
+  def is_condensed(self) -> bool:
+    """Whether sparse layers are in condensed form."""
+    return is_condensed(self.config.method)
+
   def summarize(self, state: TrainState) -> sx.Summary:
     """Statistics of the network as it is."""
-    masks, explored = {}, {}
-    if self.is_sparse:
-      sparse = sx.get_state(state.opt_state)
-      masks, explored = sparse.masks, sparse.explored
+    explored: Any = {}
+    if self.is_condensed:
+      explored = state.opt_state.explored or None  # not known unless asked for
+    elif self.is_sparse:
+      explored = sx.get_state(state.opt_state).explored
+    masks = self.topology(state)
     return sx.summarize(state.params, masks, explored=explored, macs=self.model.macs)
 
 
@@ -158,14 +148,11 @@ def prepare(config: ConfigDict) -> tuple[Run, TrainState]:
   every = config.optimizer.accumulation_steps
   plan = plan_method(config.method, total_steps=total_steps // every)
 
-  weights_key, sparse_key = jax.random.split(jax.random.key(config.seed))
-  model, params, model_state = _make_model(config, data, weights_key)
   schedule = learning_rate(
     config.optimizer, steps_per_epoch=steps_per_epoch / every, total_steps=plan.schedule_steps
   )
-  tx = _make_tx(config, plan, schedule, params, model.macs)
-  params, opt_state = _start_sparse(config, plan, tx, params, sparse_key)
-  init_state = TrainState(jnp.zeros((), jnp.int32), params, model_state, opt_state)
+  make = condensed_network if is_condensed(config.method) else masked_network
+  network = make(config, data, plan, make_optimizer(config.optimizer, schedule))
   # Images of many steps would not fit beside the network.
   asked = 1 if pipeline.is_stream else config.train.steps_per_dispatch
   run = Run(
@@ -173,14 +160,14 @@ def prepare(config: ConfigDict) -> tuple[Run, TrainState]:
     data=data,
     pipeline=pipeline,
     plan=plan,
-    model=model,
-    tx=tx,
+    model=network.model,
+    engine=network.engine,
     schedule=schedule,
     steps_per_epoch=steps_per_epoch,
     total_steps=total_steps,
-    max_steps=steps_per_dispatch(asked, params),
+    max_steps=steps_per_dispatch(asked, network.state.params),
   )
-  return run, jax.device_get(init_state)
+  return run, jax.device_get(network.state)
 
 
 def load_data(config: ConfigDict) -> Dataset | ImageStream:
@@ -202,73 +189,6 @@ def _make_pipeline(config: ConfigDict, data: Dataset | ImageStream) -> InputPipe
     eval_batch_size=-(-config.train.eval_batch_size // total) * total,
     seed=config.seed,
   )
-
-
-def _make_model(
-  config: ConfigDict, data: Dataset | ImageStream, key: Array
-) -> tuple[Model, dict[str, Array], dict[str, Array]]:
-  """The network, narrowed if the method says so, with its first weights and statistics."""
-  shapes: dict[str, Any] = {"num_classes": data.num_classes, "image_shape": data.image_shape}
-
-  def init(kwargs: dict[str, Any]) -> tuple[Model, Any, Any]:
-    apply, params, model_state = models.init(
-      config.model.name,
-      key=key,
-      dtype=config.model.dtype,
-      batch_axis=AXIS if config.train.sync_batch_norm else None,
-      **shapes,
-      **kwargs,
-    )
-    image = jax.ShapeDtypeStruct((1, *data.image_shape), jnp.float32)
-    infer = lambda params, x: apply(params, model_state, x, train=False)[0]
-    return Model(kwargs, apply, sx.layer_macs(infer, params, image)), params, model_state
-
-  kwargs = config.model.kwargs.to_dict()
-  if config.method.name != "small_dense":
-    return init(kwargs)
-  wide, wide_params, _ = init(kwargs)
-  model, params, model_state = init(
-    small_dense_kwargs(config.model.name, 1 - config.method.sparsity, **shapes, **kwargs)
-  )
-  size = lambda params: sum(layer.size for layer in sx.allocate(params, 0.0).layers.values())
-  model = model._replace(
-    share_of_weights=size(params) / size(wide_params),
-    share_of_macs=sum(model.macs.values()) / sum(wide.macs.values()),
-  )
-  return model, params, model_state
-
-
-def _make_tx(
-  config: ConfigDict, plan: Plan, schedule: optax.Schedule, params: Any, macs: dict[str, int]
-) -> optax.GradientTransformationExtraArgs:
-  """The optimizer, wrapped in the sparse training method; over several batches if asked for."""
-  check_layer_names(config.method, params)
-  tx = make_method(
-    with_sparsity(config.method, params, macs),
-    make_optimizer(config.optimizer, schedule),
-    total_steps=plan.total_steps,
-    seed=config.seed,
-  )
-  if (every := config.optimizer.accumulation_steps) > 1:
-    return optax.with_extra_args_support(optax.MultiSteps(tx, every).gradient_transformation())
-  return tx
-
-
-def _start_sparse(
-  config: ConfigDict,
-  plan: Plan,
-  tx: optax.GradientTransformationExtraArgs,
-  params: dict[str, Array],
-  key: Array,
-) -> tuple[dict[str, Array], Any]:
-  """The optimizer's first state with the first masks, and the weights masked or drawn for them."""
-  opt_state = tx.init(params)
-  if plan.method.has_masks:
-    masks = sx.get_masks(opt_state)
-    if config.method.sparse_init and plan.method.draws_weights:
-      params = sx.init_sparse_weights(key, params, masks, config.method.sparse_init)
-    params = sx.apply_masks(params, masks)
-  return params, opt_state
 
 
 def _check(config: ConfigDict) -> None:

@@ -21,23 +21,7 @@ from jax import Array, lax
 from experiments.data import InputPipeline, Prefetch
 from experiments.models import Apply
 from experiments.processes.sharding import AXIS, num_devices, replicate, shard_batches
-
-
-class TrainState(NamedTuple):
-  """Everything that training carries from step to step.
-
-  Attributes:
-    step: `[]` int32, batches done. The batch order and all randomness are functions of the seed
-      and the step, so this is the position in the data too.
-    params: `{path: array}`, zero off the masks.
-    model_state: `{path: array}`, batch statistics.
-    opt_state: the optimizer's state, including the masks.
-  """
-
-  step: Array
-  params: dict[str, Array]
-  model_state: dict[str, Array]
-  opt_state: Any
+from experiments.training.engines import Engine, TrainState
 
 
 class Metrics(NamedTuple):
@@ -50,8 +34,8 @@ class Metrics(NamedTuple):
     bad_step: `[]` int32, the first step whose loss was not finite; -1 if none. In evaluation, the
       step of the state if its loss is not.
     norms: `[]` float32 by name, of the last step: L2 norms of the whole gradient (also of masked
-      weights), of the parameters after the step, and of its update; NaN if they were not asked
-      for. Empty in evaluation.
+      weights, unless they are not stored), of the parameters after the step, and of its update if
+      the engine has it; NaN if they were not asked for. Empty in evaluation.
   """
 
   loss: Array
@@ -113,8 +97,7 @@ class TrainFn(NamedTuple):
 
 
 def make_train_fn(
-  apply: Apply,
-  tx: optax.GradientTransformationExtraArgs,
+  engine: Engine,
   pipeline: InputPipeline,
   *,
   label_smoothing: float,
@@ -124,8 +107,7 @@ def make_train_fn(
   """Builds the function that trains, see `TrainFn.__call__`.
 
   Args:
-    apply: the model, see `experiments.models.functional`.
-    tx: the optimizer, including sparse training. It gets gradients averaged over devices.
+    engine: the model and its optimizer.
     pipeline: for its `train_inputs`.
     label_smoothing: fraction of the target spread over all classes.
     seed: of augmentation and dropout.
@@ -143,22 +125,22 @@ def make_train_fn(
     augment_key, dropout_key = _step_keys(key, state.step)
     x, targets = pipeline.train_inputs(augment_key, _places(batch), device_data, batch)
 
-    def loss_fn(params):
-      logits, model_state = apply(params, state.model_state, x, train=True, rngs=dropout_key)
+    def loss_fn(logits):
       smooth = optax.smooth_labels(targets, label_smoothing)
       loss = optax.safe_softmax_cross_entropy(logits, smooth).mean()
       is_correct = logits.argmax(-1) == targets.argmax(-1)
-      return loss, (model_state, is_correct.sum(dtype=jnp.float32))
+      return loss, is_correct.sum(dtype=jnp.float32)
 
-    (loss, (model_state, correct)), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
-    loss, grads, model_state = lax.pmean((loss, grads, model_state), AXIS)
-    updates, opt_state = tx.update(grads, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
+    found = engine.gradients(loss_fn, state, x, dropout_key)
+    loss, correct = found.loss, found.aux
+    state = state._replace(model_state=found.model_state)
+    state, updates = engine.update(found.grads, state)
 
     count = jnp.asarray(len(x) * num_devices(), jnp.float32)
-    bad_step = jnp.where(jnp.isfinite(loss), -1, state.step + 1)
+    state = state._replace(step=state.step + 1)
+    bad_step = jnp.where(jnp.isfinite(loss), -1, state.step)
     metrics = Metrics(loss * count, lax.psum(correct, AXIS), count, bad_step, norms={})
-    return TrainState(state.step + 1, params, model_state, opt_state), metrics, grads, updates
+    return state, metrics, {"grad_norm": found.trained, "update_norm": updates}
 
   def one_step(state, key, device_data, batches, num_steps, signal, with_norms):
     del num_steps
@@ -169,12 +151,13 @@ def make_train_fn(
     def body(i, carry):
       state, metrics, *_ = carry
       batch = jax.tree.map(lambda x: x[i], batches)
-      state, new, grads, updates = step_fn(state, key, device_data, batch)
-      return state, _add(metrics, new), grads, updates
+      state, new, measured = step_fn(state, key, device_data, batch)
+      return state, _add(metrics, new), measured
 
     zero, zeros = jnp.zeros(()), jax.tree.map(jnp.zeros_like, state.params)
     metrics = Metrics(zero, zero, zero, jnp.asarray(-1, jnp.int32), norms={})
-    done = lax.fori_loop(0, num_steps, body, (state, metrics, zeros, zeros))
+    measured = {"grad_norm": zeros, "update_norm": zeros if engine.gives_updates else None}
+    done = lax.fori_loop(0, num_steps, body, (state, metrics, measured))
     return *_with_norms(with_norms, *done), lax.pmax(signal, AXIS)
 
   program = jax.pmap(
@@ -188,11 +171,14 @@ def make_train_fn(
 
 
 def _with_norms(
-  wanted: Array, state: TrainState, metrics: Metrics, grads: Any, updates: Any
+  wanted: Array, state: TrainState, metrics: Metrics, measured: dict[str, Any]
 ) -> tuple[TrainState, Metrics]:
   """Adds the norms after a step if wanted; in each they would take 8 % of a ResNet-18's time."""
-  trees = {"grad_norm": grads, "param_norm": state.params, "update_norm": updates}
-  measure = lambda trees: {name: optax.tree.norm(tree) for name, tree in trees.items()}
+  trees = measured | {"param_norm": state.params}
+  measure = lambda trees: {
+    name: jnp.full((), jnp.nan, jnp.float32) if tree is None else optax.tree.norm(tree)
+    for name, tree in trees.items()
+  }
   skip = lambda trees: dict.fromkeys(trees, jnp.full((), jnp.nan, jnp.float32))
   return state, metrics._replace(norms=lax.cond(wanted, measure, skip, trees))
 

@@ -28,7 +28,7 @@ RESULTS: Pattern = {
   "best_test_accuracy": float,
   "sparsity": float,
   "active_neurons": float,
-  "itop_rate": float,
+  "itop_rate": (float, None),
   "inference_flops": (float, None),
   "training_flops": (float, None),
   "train_seconds": float,
@@ -67,7 +67,7 @@ SESSION: Pattern = {
 }
 """Of a line of `sessions.jsonl`."""
 
-_LAYER = {"density": float, "fan_in": float, "active_neurons": float, "itop_rate": float}
+_LAYER = {"density": float, "fan_in": float, "active_neurons": float, "itop_rate": (float, None)}
 _RECORD = {"kind": str, "step": int}
 _MEASURED = {**_RECORD, "loss": float, "accuracy": float}
 _OF_KIND: dict[str, Pattern] = {
@@ -78,7 +78,7 @@ _OF_KIND: dict[str, Pattern] = {
     "last_update": int,
     "density": float,
     "active_neurons": float,
-    "itop_rate": float,
+    "itop_rate": (float, None),
     "layers": {str: _LAYER},
   },
 }

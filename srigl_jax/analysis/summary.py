@@ -114,7 +114,8 @@ def summarize(
     params: parameter tree, of arrays or of `jax.ShapeDtypeStruct`.
     masks: bool arrays by path, or patterns of layers in condensed form; layers without one are
       dense.
-    explored: weights that were ever active (`get_state(opt_state).explored`), for the ITOP rate.
+    explored: weights that were ever active (`get_state(opt_state).explored`), for the ITOP rate; of
+      layers in condensed form their bits (`state.explored`).
     macs: multiply-accumulates of each dense layer (`layer_macs`), for FLOPs.
     sparse: as given to the transformation, where it asked for unusual leaves.
     axes: which axes of a kernel are neurons.
@@ -141,7 +142,7 @@ def summarize(
     active = counts[counts > 0]
     itop = None
     if explored is not None:
-      itop = int(explored[path].sum()) / layer.size if path in explored else 1.0
+      itop = _num_set(explored[path]) / layer.size if path in explored else 1.0
     return LayerSummary(
       path=path,
       shape=layer.shape,
@@ -156,6 +157,12 @@ def summarize(
     )
 
   return Summary(tuple(summarize_layer(path, layer) for path, layer in layers.items()))
+
+
+def _num_set(explored: Array) -> int:
+  """How many weights are marked, in a bool array or in packed bits."""
+  marks = np.asarray(explored)
+  return int(np.bitwise_count(marks).sum() if marks.dtype == np.uint8 else marks.sum())
 
 
 def warn_if_over_ablated(

@@ -5,13 +5,8 @@ import functools
 import optax
 
 from srigl_jax.condensed_training.init import random_scores
-from srigl_jax.condensed_training.ranking import dense_gradient
-from srigl_jax.condensed_training.transform import (
-  CondensedTraining,
-  LayerView,
-  Topology,
-  condensed_training,
-)
+from srigl_jax.condensed_training.topology import LayerView, Topology
+from srigl_jax.condensed_training.transform import CondensedTraining, condensed_training
 from srigl_jax.condensed_training.update import BLOCK_BYTES, Moves, streamed_update
 from srigl_jax.layer_filters import LayerFilter, all_but
 from srigl_jax.mask_updates import DropFraction, MaskUpdater
@@ -28,7 +23,10 @@ def condensed_srigl(
   drop_fraction: DropFraction = 0.3,
   gamma_sal: float = 0.3,
   salient_base: str = "constant_fan_in",
+  grad_accumulation_steps: int = 1,
   ablate: LayerFilter = _NOT_THE_HEAD,
+  accumulation_steps: int = 1,
+  track_explored: bool = False,
   axis_name: str | None = None,
   block_bytes: int = BLOCK_BYTES,
 ) -> CondensedTraining:
@@ -44,7 +42,14 @@ def condensed_srigl(
     drop_fraction: see `srigl`.
     gamma_sal: see `srigl`.
     salient_base: see `srigl`.
+    grad_accumulation_steps: see `srigl`. More than 1 needs `signals` on `init`, and memory for the
+      smaller of two things in each layer: its inputs and the gradients in its outputs of so many
+      batches, or its mean dense gradient.
     ablate: see `srigl`.
+    accumulation_steps: batches whose mean gradient makes one optimizer step, as `optax.MultiSteps`
+      around `srigl` has it: `update` is called for each. More than 1 needs memory as above.
+    track_explored: whether the state keeps which weights were ever active, a bit for each of the
+      dense layer, for the ITOP rate that `summarize(..., explored=state.explored)` counts.
     axis_name: the mapped axis of the devices that share a batch, under `pmap` or `shard_map`:
       blocks of dense gradients are averaged over it. Averaging `grads` is the caller's part.
     block_bytes: of a block of a layer's dense gradient; an update holds a few at a time.
@@ -58,18 +63,31 @@ def condensed_srigl(
   salient_threshold(gamma_sal, constant_fan_in=1, dense_fan_in=1, salient_base=salient_base)
 
   def update(layer: LayerView) -> Moves:
+    assert layer.gradients is not None
     return streamed_update(
       layer.values,
       layer.pattern,
-      dense_gradient(*layer.signals, axis_name=axis_name),
+      layer.gradients,
       drop_fraction=layer.drop_fraction,
       gamma_sal=gamma_sal if layer.may_ablate else 0,
       salient_base=salient_base,
       block_bytes=block_bytes,
     )
 
-  updater = MaskUpdater(lambda _: {}, update_every, update_until, drop_fraction, ablate=ablate)
-  return condensed_training(inner, Topology(updater, update, needs_signals=True))
+  updater = MaskUpdater(
+    lambda _: {},
+    update_every,
+    update_until,
+    drop_fraction,
+    grad_accumulation_steps,
+    ablate=ablate,
+  )
+  return condensed_training(
+    inner,
+    Topology(updater, update, needs_signals=True, axis_name=axis_name),
+    accumulation_steps=accumulation_steps,
+    track_explored=track_explored,
+  )
 
 
 def condensed_set(
@@ -79,6 +97,8 @@ def condensed_set(
   update_every: int = 100,
   drop_fraction: DropFraction = 0.3,
   seed: int = 0,
+  accumulation_steps: int = 1,
+  track_explored: bool = False,
   block_bytes: int = BLOCK_BYTES,
 ) -> CondensedTraining:
   """SET with a constant fan-in: prunes by magnitude, grows each neuron anew at random.
@@ -93,6 +113,8 @@ def condensed_set(
     update_every: see `srigl`.
     drop_fraction: see `srigl`.
     seed: of random growth.
+    accumulation_steps: see `condensed_srigl`; it needs no `signals`.
+    track_explored: see `condensed_srigl`.
     block_bytes: see `condensed_srigl`.
 
   Source: Mocanu et al., 2018 (doi:10.1038/s41467-018-04316-3), on RigL's schedule.
@@ -109,9 +131,19 @@ def condensed_set(
     )
 
   updater = MaskUpdater(lambda _: {}, update_every, update_until, drop_fraction)
-  return condensed_training(inner, Topology(updater, update, needs_signals=False), seed)
+  return condensed_training(
+    inner,
+    Topology(updater, update, needs_signals=False),
+    seed=seed,
+    accumulation_steps=accumulation_steps,
+    track_explored=track_explored,
+  )
 
 
-def condensed_static(inner: optax.GradientTransformation) -> CondensedTraining:
-  """Patterns that never change; `inner` as for `condensed_srigl`."""
-  return condensed_training(inner, None)
+def condensed_static(
+  inner: optax.GradientTransformation, *, accumulation_steps: int = 1, track_explored: bool = False
+) -> CondensedTraining:
+  """Patterns that never change. Arguments as for `condensed_srigl`."""
+  return condensed_training(
+    inner, None, accumulation_steps=accumulation_steps, track_explored=track_explored
+  )

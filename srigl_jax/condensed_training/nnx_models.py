@@ -1,10 +1,11 @@
 """Dense Flax NNX models made into models that train in condensed form, and those into exported."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
 from flax import nnx
+from jax import Array
 
 from srigl_jax.allocation import allocate
 from srigl_jax.condensed.nnx_layers import clone, find_modules, swap, why_not_condensable
@@ -18,6 +19,7 @@ from srigl_jax.condensed_training.nnx_modules import (
 )
 from srigl_jax.condensed_training.tree import to_condensed
 from srigl_kernels import prepare
+from srigl_kernels.pattern import Pattern
 
 
 def sparsify(
@@ -27,23 +29,31 @@ def sparsify(
   make = (lambda: clone(model)) if isinstance(model, nnx.Module) else model
   abstract = nnx.eval_shape(make)
   allocation = allocate(nnx.state(abstract, nnx.Param), **sparsity_kwargs)
-  modules = find_modules(abstract)
-  owners = {path: path.removesuffix("kernel").removesuffix("/") for path in allocation.budgets}
-  for path, owner in owners.items():
-    reason = _why_not(modules.get(owner))
-    if reason:
-      raise ValueError(
-        f"Layer {path!r} cannot train in condensed form: {reason}. Keep it dense with "
-        f"sparse=all_but({path!r})."
-      )
+  _owners(abstract, allocation.budgets)
   key = jax.random.key(seed)
   patterns = init_patterns(key, allocation)
   weights_key = jax.random.fold_in(key, len(patterns))
-  weights = init_condensed_weights(weights_key, patterns, scheme)
-  new = {}
+  return with_sparse_layers(make, patterns, init_condensed_weights(weights_key, patterns, scheme))
+
+
+def with_sparse_layers(
+  make: Callable[[], nnx.Module], patterns: Mapping[str, Pattern], values: Mapping[str, Array]
+) -> nnx.Module:
+  """A model with sparse layers in place of dense ones, whose kernels are never made.
+
+  Args:
+    make: makes the dense model.
+    patterns: of the layers that are sparse, by their kernels' paths.
+    values: `[C]` of each.
+
+  Raises:
+    ValueError: if one of them cannot train in condensed form.
+  """
+  abstract = nnx.eval_shape(make)
+  owners, modules, new = _owners(abstract, patterns), find_modules(abstract), {}
   for path, owner in owners.items():
     kind = SparseConv if isinstance(modules[owner], nnx.Conv) else SparseLinear
-    new[owner] = kind(weights[path], patterns[path], modules[owner])
+    new[owner] = kind(values[path], patterns[path], modules[owner])
 
   @jax.jit  # so that kernels, which are not among the results, are never computed
   def init_others() -> dict[str, Any]:
@@ -57,6 +67,28 @@ def sparsify(
     (path, x.replace(others["/".join(map(str, path))]) if _is_shape(x) else x) for path, x in flat
   ]
   return nnx.merge(graphdef, nnx.from_flat_state(filled))
+
+
+def _owners(model: nnx.Module, paths: Iterable[str]) -> dict[str, str]:
+  """The paths of the modules whose kernels are at these paths; a ValueError if one cannot train."""
+  paths = list(paths)
+  for path, reason in why_not_sparse(model, paths).items():
+    raise ValueError(
+      f"Layer {path!r} cannot train in condensed form: {reason}. Keep it dense with "
+      f"sparse=all_but({path!r})."
+    )
+  return {path: _owner(path) for path in paths}
+
+
+def why_not_sparse(model: nnx.Module, paths: Iterable[str]) -> dict[str, str]:
+  """Kernels among some of a model that cannot train in condensed form, each with the reason."""
+  modules = find_modules(model)
+  reasons = {path: _why_not(modules.get(_owner(path))) for path in paths}
+  return {path: reason for path, reason in reasons.items() if reason}
+
+
+def _owner(path: str) -> str:
+  return path.removesuffix("kernel").removesuffix("/")
 
 
 def condense(model: nnx.Module, backend: Any) -> nnx.Module:

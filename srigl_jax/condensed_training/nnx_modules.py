@@ -176,10 +176,10 @@ def value_and_grad(loss_fn: Callable[..., Any], *, has_aux: bool = False) -> Cal
 class CondensedOptimizer(nnx.Module):
   """See `srigl_jax.condensed_optimizer`."""
 
-  def __init__(self, model: nnx.Module, tx: CondensedTraining):
+  def __init__(self, model: nnx.Module, tx: CondensedTraining, signals: Signals | None = None):
     self.tx = tx
     params, patterns = _trained(model)
-    self.state = OptimizerVariable(tx.init(params, patterns))
+    self.state = OptimizerVariable(tx.init(params, patterns, signals))
 
   def update(self, model: nnx.Module, grads: CondensedGradients, **extra_args: Any) -> None:
     """One step: changes the model's parameters and patterns, and this state.

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from srigl_jax.condensed.flax_import import import_with_flax
-from srigl_jax.condensed_training.transform import CondensedTraining
+from srigl_jax.condensed_training.transform import CondensedTraining, Signals
 
 Model = Any  # an nnx.Module
 
@@ -59,17 +59,22 @@ def condensed_value_and_grad(
   )
 
 
-def condensed_optimizer(model: Model, tx: CondensedTraining) -> Any:
+def condensed_optimizer(model: Model, tx: CondensedTraining, signals: Signals | None = None) -> Any:
   """`nnx.Optimizer` for a model from `sparsify`.
 
   Args:
     model: the model.
     tx: `condensed_srigl(...)` or another.
+    signals: `grads.signals` of a batch of all devices, or their shapes, as
+      `nnx.eval_shape(condensed_value_and_grad(loss_fn), model, *batch)[1].signals` has them; needed
+      if the gradients of several batches score growth.
 
   Returns:
     An object with `update(model, grads)`, of `grads` from `condensed_value_and_grad`.
   """
-  return import_with_flax("nnx_modules", "condensed_training").CondensedOptimizer(model, tx)
+  return import_with_flax("nnx_modules", "condensed_training").CondensedOptimizer(
+    model, tx, signals
+  )
 
 
 def sparse_layers(model: Model) -> dict[str, Any]:

@@ -12,24 +12,35 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
-from jax import Array, lax
+from jax import Array
 
+from srigl_jax.condensed_training.conditional import apply_if
+from srigl_jax.condensed_training.explored import add_explored, explored_bits
+from srigl_jax.condensed_training.gradient_window import Window, batch_gradient, window_gradient
 from srigl_jax.condensed_training.optimizers import check_elementwise
-from srigl_jax.condensed_training.tree import dense_shapes
-from srigl_jax.condensed_training.update import Moves
-from srigl_jax.exact_counts import Fraction
-from srigl_jax.layer_filters import find_layers, select
-from srigl_jax.layers import check_paths, leaf_dict, map_leaves, natural_key
-from srigl_jax.mask_updates import MaskUpdater, check_mask_updater, drop_fraction_at
+from srigl_jax.condensed_training.topology import Patterns, Topology, update_layers
+from srigl_jax.layers import check_paths, leaf_dict, map_leaves
+from srigl_jax.mask_updates import check_mask_updater
 from srigl_jax.moments import map_moments, mask_moments
-from srigl_jax.schedule import is_update_step
 from srigl_kernels.pattern import Pattern
 
-Patterns = Mapping[str, Pattern]
 Signals = Mapping[str, tuple[Array, Array]]
 """Inputs `[B, I]` and gradients in the outputs `[B, N]` of sparse layers, by path: what the loss
 has for gradients in the layers' probes."""
+
+
+class Batches(NamedTuple):
+  """The batches since the last optimizer step, if several make one.
+
+  Attributes:
+    done: `[]` int32, how many.
+    grads: the mean of their gradients, as the parameters.
+  """
+
+  done: Array
+  grads: Any
 
 
 class CondensedTrainingState(NamedTuple):
@@ -39,68 +50,44 @@ class CondensedTrainingState(NamedTuple):
     step: `[]` int32, optimizer steps done.
     key: `[2]` uint32, data of the random key of random growth.
     inner_state: the wrapped optimizer's state; moments of sparse layers are `[C]`.
+    batches: since the last step; `()` if each batch makes one.
+    window: see `gradient_window`; empty if the last batch alone scores growth.
+    explored: which weights were ever active, see `explored`; empty unless asked for.
   """
 
   step: Array
   key: Array
   inner_state: Any
+  batches: Batches | tuple[()]
+  window: Window
+  explored: dict[str, Array]
 
 
 class CondensedTraining(NamedTuple):
   """A pair of pure functions, as an optax transformation is.
 
   Attributes:
-    init: `(params, patterns) -> CondensedTrainingState`.
+    init: `(params, patterns, signals=None) -> CondensedTrainingState`. `signals` of a batch of all
+      devices, or their shapes, are needed if gradients of several batches score growth.
     update: `(grads, signals, state, params, patterns, **extra_args) -> (params, patterns, state)`.
       `signals` of None leaves the patterns as they are, and compiles no topology update: for steps
-      of which the caller knows that there is none.
-    is_update_step: `(steps_done) -> bool`, whether the step after so many updates the topology;
-      of a Python number or an array.
+      of which the caller knows that they need none.
+    needs_signals: `(steps_done) -> bool`, whether the step after so many needs signals: it updates
+      the topology, or its gradient scores the growth of the next update. Of a number or an array.
   """
 
   init: Callable[..., CondensedTrainingState]
   update: Callable[..., tuple[Any, dict[str, Pattern], CondensedTrainingState]]
-  is_update_step: Callable[[Any], Any]
-
-
-class LayerView(NamedTuple):
-  """What a topology update sees of one layer.
-
-  Attributes:
-    values: `[C]`, the weights as the optimizer leaves them.
-    pattern: where they are.
-    signals: `(x, g)`, or `()` if growth is not scored by gradients.
-    key: a random key of this layer and update.
-    drop_fraction: share of the active weights to prune; for `truncated_count`.
-    may_ablate: whether neurons of it may be ablated.
-  """
-
-  values: Array
-  pattern: Pattern
-  signals: tuple[Array, ...]
-  key: Array
-  drop_fraction: Fraction
-  may_ablate: bool
-
-
-class Topology(NamedTuple):
-  """When and how patterns change.
-
-  Attributes:
-    updater: when, and which layers may lose neurons; its `update` is not used.
-    update: the topology update of one layer.
-    needs_signals: whether gradients score the growth.
-  """
-
-  updater: MaskUpdater
-  update: Callable[[LayerView], Moves]
-  needs_signals: bool
+  needs_signals: Callable[[Any], Any]
 
 
 def condensed_training(
   inner: optax.GradientTransformation,
   topology: Topology | None,
+  *,
   seed: int = 0,
+  accumulation_steps: int = 1,
+  track_explored: bool = False,
 ) -> CondensedTraining:
   """What every method in condensed form is made of.
 
@@ -108,69 +95,113 @@ def condensed_training(
     inner: an element-wise optimizer.
     topology: how patterns change; None: never.
     seed: of random growth.
+    accumulation_steps: batches whose mean gradient makes an optimizer step.
+    track_explored: whether to keep which weights were ever active, a bit for each.
+
+  Raises:
+    ValueError: if an argument is out of range.
   """
+  if not isinstance(inner, optax.GradientTransformation):
+    raise ValueError(f"inner is {inner!r}; it must be an optimizer, such as optax.sgd(0.1).")
   inner = optax.with_extra_args_support(inner)
   check_mask_updater(topology.updater if topology else None)
+  if not isinstance(accumulation_steps, int | np.integer) or accumulation_steps < 1:
+    raise ValueError(
+      f"accumulation_steps is {accumulation_steps!r}; it must be a Python int, 1 or more."
+    )
+  window = topology.window(accumulation_steps) if topology else None
 
-  def init_fn(params: Any, patterns: Patterns) -> CondensedTrainingState:
+  def init_fn(params: Any, patterns: Patterns, signals: Any = None) -> CondensedTrainingState:
     _check_layers(params, patterns)
     inner_state = inner.init(params)
     check_elementwise(inner_state, params, patterns)
-    key = jax.random.key_data(jax.random.key(seed))
-    return CondensedTrainingState(jnp.zeros((), jnp.int32), key, inner_state)
+    return CondensedTrainingState(
+      step=jnp.zeros((), jnp.int32),
+      key=jax.random.key_data(jax.random.key(seed)),
+      inner_state=inner_state,
+      batches=Batches(jnp.int32(0), _zeros(params)) if accumulation_steps > 1 else (),
+      window=window.empty(signals, patterns) if window else {},
+      explored={p: explored_bits(x) for p, x in patterns.items()} if track_explored else {},
+    )
 
-  def is_update(steps_done: Any) -> Any:
-    if topology is None:
-      return steps_done < 0
-    updater = topology.updater
-    return is_update_step(steps_done + 1, updater.update_every, updater.update_until)
+  def needs_signals(steps_done: Any) -> Any:
+    if window:
+      return window.needs(steps_done)
+    return topology is not None and topology.is_update(steps_done)
 
   def update_fn(grads, signals, state, params, patterns, **extra_args):
     _check_layers(params, patterns)
+    if window and signals is not None:
+      check_paths(patterns, signals, name="patterns")
+      done = state.batches.done if state.batches else jnp.int32(0)
+      kept = window.with_batch(state.window, signals, state.step, done)
+      state = state._replace(window=kept)
+    grads, batches, is_step = _add_batch(state.batches, grads, accumulation_steps)
     step = functools.partial(_inner_step, inner, grads, extra_args)
 
     def plain_step(carry):
-      params, inner_state, patterns = carry
-      return *step(params, inner_state, {}), patterns
+      params, inner_state, patterns, explored = carry
+      return (*step(params, inner_state, {}), patterns, explored)
 
-    def topology_step(topology: Topology, carry):
-      params, inner_state, patterns = carry
+    def topology_step(topology, carry):
+      params, inner_state, patterns, explored = carry
+      of_batch = functools.partial(batch_gradient, axis_name=topology.axis_name)
       after = leaf_dict(step(params, inner_state, {})[0])
-      moves = _update_layers(topology, after, patterns, signals, state)
+      kept, of_kept = (state.window, window_gradient) if state.window else (signals, of_batch)
+      key = jax.random.wrap_key_data(state.key)
+      moves = update_layers(topology, after, patterns, kept, of_kept, key, state.step)
       # As in `sparse_training`: what was just pruned takes no part in the step that counts.
       new_params, new_state = step(
         params, inner_state, {path: move.stays for path, move in moves.items()}
       )
       move_moments = lambda path, leaf: moves[path].apply(leaf)
+      patterns = {path: move.pattern for path, move in moves.items()}
       return (
         map_leaves(lambda values, move: move.apply(values), new_params, moves),
         map_moments(move_moments, new_state, params, moves),
-        {path: move.pattern for path, move in moves.items()},
+        patterns,
+        {path: add_explored(bits, patterns[path]) for path, bits in explored.items()},
       )
 
-    carry = params, state.inner_state, dict(patterns)
+    carry = params, state.inner_state, dict(patterns), state.explored
     if topology is None or signals is None:
-      carry = plain_step(carry)
+      carry = apply_if(is_step, plain_step, carry)
     else:
-      if topology.needs_signals:
-        check_paths(patterns, signals, name="patterns")
-      changes = is_update(state.step)
-      carry = _apply_if(~changes, plain_step, carry)
-      carry = _apply_if(changes, functools.partial(topology_step, topology), carry)
-    params, inner_state, patterns = carry
-    new_step = optax.safe_increment(state.step)
-    return params, patterns, CondensedTrainingState(new_step, state.key, inner_state)
+      changes = topology.is_update(state.step)
+      carry = apply_if(is_step & ~changes, plain_step, carry)
+      carry = apply_if(is_step & changes, functools.partial(topology_step, topology), carry)
+    params, inner_state, patterns, explored = carry
+    return (
+      params,
+      patterns,
+      state._replace(
+        step=jnp.where(is_step, optax.safe_increment(state.step), state.step),
+        inner_state=inner_state,
+        batches=batches,
+        explored=explored,
+      ),
+    )
 
-  return CondensedTraining(init_fn, update_fn, is_update)
+  return CondensedTraining(init_fn, update_fn, needs_signals)
 
 
-def _apply_if(predicate: Array, fn: Callable[[Any], Any], carry: Any) -> Any:
-  """`fn(carry)` if the predicate holds, else `carry`.
+def _zeros(params: Any) -> Any:
+  return jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), params)
 
-  As a loop of one pass or none, which works in place: XLA copies what `lax.cond` returns.
-  """
-  once = lambda state: (jnp.zeros((), bool), fn(state[1]))
-  return lax.while_loop(lambda state: state[0], once, (predicate, carry))[1]
+
+def _add_batch(
+  batches: Batches | tuple[()], grads: Any, steps: int
+) -> tuple[Any, Batches | tuple[()], Any]:
+  """The mean gradient with that of one more batch, what is kept of it, and whether it is full."""
+  if not isinstance(batches, Batches):
+    return grads, (), True
+  done = batches.done + 1
+  # As `optax.MultiSteps` has it.
+  mean = jax.tree.map(lambda mean, x: mean + (x - mean) / done, batches.grads, grads)
+  is_full = done == steps
+  kept = jax.tree.map(lambda x: jnp.where(is_full, 0, x), mean)
+  grads = jax.tree.map(lambda mean, x: mean.astype(x.dtype), mean, grads)
+  return grads, Batches(jnp.where(is_full, 0, done), kept), is_full
 
 
 def _inner_step(
@@ -187,43 +218,6 @@ def _inner_step(
   moments = mask_moments(inner_state, params, stays) if stays else inner_state
   updates, inner_state = inner.update(mask_tree(grads), moments, masked, **extra_args)
   return optax.apply_updates(masked, updates), inner_state
-
-
-def _update_layers(
-  topology: Topology,
-  values: Mapping[str, Array],
-  patterns: Patterns,
-  signals: Signals,
-  state: CondensedTrainingState,
-) -> dict[str, Moves]:
-  """The topology updates of all layers, from the parameters after the optimizer's step."""
-  layers = find_layers(dense_shapes(values, patterns), sparse=lambda path, _: path in patterns)
-  ablatable = select(topology.updater.ablate, layers, name="ablate")
-  key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step + 1)
-  fraction = drop_fraction_at(topology.updater, state.step + 1)
-  alike: dict[Any, dict[str, Any]] = {}  # layers by all that the compiled update depends on
-  for i, path in enumerate(sorted(patterns, key=natural_key)):
-    arrays = {
-      "values": values[path],
-      "pattern": patterns[path],
-      "signals": signals[path] if topology.needs_signals else (),
-      "key": jax.random.fold_in(key, i),
-    }
-    leaves, structure = jax.tree.flatten(arrays)
-    shapes = tuple((x.shape, x.dtype) for x in leaves)
-    alike.setdefault((shapes, structure, path in ablatable), {})[path] = arrays
-  moves: dict[str, Moves] = {}
-  for (*_, may_ablate), group in alike.items():
-    update = lambda arrays, may_ablate=may_ablate: topology.update(
-      LayerView(**arrays, drop_fraction=fraction, may_ablate=may_ablate)
-    )
-    if len(group) == 1:
-      results = [update(*group.values())]
-    else:  # compiled once, run one after the other
-      stacked = lax.map(update, jax.tree.map(lambda *xs: jnp.stack(xs), *group.values()))
-      results = [jax.tree.map(lambda x, i=i: x[i], stacked) for i in range(len(group))]
-    moves |= dict(zip(group, results, strict=True))
-  return moves
 
 
 def _check_layers(params: Any, patterns: Patterns) -> None:

@@ -10,7 +10,8 @@ import pytest
 
 from experiments import data
 from experiments.processes.sharding import replicate, shard_batches
-from experiments.training.steps import TrainState, make_eval_fn, make_train_fn, steps_per_dispatch
+from experiments.training.engines import TrainState, masked_engine
+from experiments.training.steps import make_eval_fn, make_train_fn, steps_per_dispatch
 from tests.experiments.tiny import devices
 
 RATE = 0.5
@@ -72,8 +73,7 @@ def train(
   with devices(num_devices):
     pipeline = pipeline_of(dataset)
     train_fn = make_train_fn(
-      linear,
-      optax.with_extra_args_support(optax.sgd(RATE)),
+      masked_engine(linear, optax.with_extra_args_support(optax.sgd(RATE))),
       pipeline,
       label_smoothing=smoothing,
       seed=seed,
@@ -147,7 +147,9 @@ def test_a_shorter_last_call_uses_the_same_program():
 
     tx = optax.with_extra_args_support(optax.sgd(RATE))
     pipeline = pipeline_of(DATA)
-    train_fn = make_train_fn(counted, tx, pipeline, label_smoothing=0.0, seed=0, max_steps=4)
+    train_fn = make_train_fn(
+      masked_engine(counted, tx), pipeline, label_smoothing=0.0, seed=0, max_steps=4
+    )
     state, resident = replicate((init_state(), pipeline.device_data))
     batches = data.batch_indices(0, 7, 8, 24, seed=0)
     state, _, _ = train_fn(state, resident, divided(batches[:4], 4), 4)
@@ -220,7 +222,9 @@ def test_steps_move_nothing_between_host_and_devices(max_steps):
   with devices(2):
     pipeline = pipeline_of(DATA)
     tx = optax.with_extra_args_support(optax.sgd(RATE))
-    train_fn = make_train_fn(linear, tx, pipeline, label_smoothing=0.1, seed=0, max_steps=max_steps)
+    train_fn = make_train_fn(
+      masked_engine(linear, tx), pipeline, label_smoothing=0.1, seed=0, max_steps=max_steps
+    )
     state, resident = replicate((init_state(), pipeline.device_data))
     batches = data.batch_indices(0, 3 * max_steps, 8, 24, seed=0).reshape(3, max_steps, 8)
     divided_batches = [divided(some, max_steps) for some in batches]
@@ -239,7 +243,9 @@ def test_signals_of_processes_become_one():
   pipeline = pipeline_of(DATA)
   with devices(2):
     tx = optax.with_extra_args_support(optax.sgd(RATE))
-    train_fn = make_train_fn(linear, tx, pipeline, label_smoothing=0.0, seed=0, max_steps=1)
+    train_fn = make_train_fn(
+      masked_engine(linear, tx), pipeline, label_smoothing=0.0, seed=0, max_steps=1
+    )
     state, resident = replicate((init_state(), pipeline.device_data))
     batches = divided(data.batch_indices(0, 1, 8, 24, seed=0), 1)
     for signal in (0, 15):

@@ -1,0 +1,89 @@
+"""Runs with `config.method.engine = "condensed"` beside the same runs with masks."""
+
+import numpy as np
+import pytest
+
+from experiments import models
+from experiments.common.files import read_json
+from experiments.deploy.inference import accuracy, predict
+from experiments.export import export
+from experiments.processes.signals import Interrupted
+from experiments.training.load_run import load_run
+from experiments.training.loop import train
+from experiments.training.setup import prepare
+from experiments.workdir.metrics import read_metrics
+from srigl_jax import pattern_mask
+from tests.experiments.tiny import (
+  devices,
+  interrupted_at,
+  part,
+  quick_compiler,
+  read_checkpoint,
+  tiny_config,
+)
+
+CONDENSED = {"method.engine": "condensed", "method.track_explored": True}
+
+
+def assert_alike(masked, condensed):
+  """Two finished runs have the same masks in the end, and the same topology at every record.
+
+  Returns:
+    The condensed network.
+  """
+  trained, theirs = load_run(condensed), part(read_checkpoint(masked), "masks")
+  assert trained.masks.keys() == theirs.keys() and theirs
+  for path, pattern in trained.masks.items():
+    np.testing.assert_array_equal(pattern_mask(pattern), theirs[path], err_msg=path)
+  a, b = (read_metrics(workdir) for workdir in (condensed, masked))
+  assert a["topology"] == b["topology"]
+  for kind in ("train", "test"):
+    for name in ("step", "loss", "accuracy"):
+      values = [[record[name] for record in metrics[kind]] for metrics in (a, b)]
+      np.testing.assert_allclose(*values, rtol=2e-4, err_msg=name)
+  return trained
+
+
+def test_a_condensed_run_is_the_masked_one(finished_run, tmp_path):
+  masked, expected = finished_run
+  config = tiny_config(CONDENSED)
+  with devices(1):
+    with interrupted_at(3), pytest.raises(Interrupted):
+      train(config, tmp_path)
+    results = train(config, tmp_path)
+    trained = assert_alike(masked, tmp_path)
+  assert results["layers"] == expected["layers"]  # fan-ins, active neurons, ITOP
+  assert results["test_accuracy"] == expected["test_accuracy"]
+  assert (results["engine"], expected["engine"]) == ("condensed", "masked")
+  parts = [read_json(folder / "memory.json")["arrays"] for folder in (tmp_path, masked)]
+  assert {"patterns", "explored"} <= parts[0].keys() and "masks" not in parts[0]
+  assert parts[0]["parameters"] < parts[1]["parameters"]
+  assert "(condensed)" in (tmp_path / "report.md").read_text()
+  exported = export(trained, tmp_path / "model.safetensors")
+  with quick_compiler():
+    logits, labels = predict({"before": trained.model, "after": exported.model}, trained.run.data)
+  np.testing.assert_allclose(logits["after"], logits["before"], rtol=1e-4, atol=1e-5)
+  assert accuracy(logits["after"], labels) == pytest.approx(results["test_accuracy"])
+
+
+@pytest.mark.parametrize(
+  ("changes", "message"),
+  [
+    ({"method.engine": "sparse"}, "method.engine is 'sparse'"),
+    ({"method.name": "rigl"}, "rigl does not keep a constant fan-in.*srigl.*engine=masked"),
+    ({"method.name": "dense"}, "no sparse layers"),
+    ({"method.name": "srigl_shared"}, "structure is 'constant_fan_in:group_size=16'"),
+    ({"method.name": "static"}, "structure is 'unstructured'"),
+    ({"method.sparse_init": ""}, "sparse_init is empty"),
+  ],
+)
+def test_what_has_no_condensed_form_is_refused(changes, message):
+  with devices(1), pytest.raises(ValueError, match=message):
+    prepare(tiny_config(CONDENSED | changes))
+
+
+def test_a_layer_that_has_no_condensed_form_is_refused(monkeypatch):
+  reasons = {"hidden/0/kernel": "it is a convolution in groups"}
+  monkeypatch.setattr(models, "untrainable", lambda *_: reasons)
+  with devices(1), pytest.raises(ValueError, match=r"'hidden/0/kernel'.*groups.*method.dense"):
+    prepare(tiny_config(CONDENSED))
