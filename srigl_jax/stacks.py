@@ -171,14 +171,19 @@ def layer_keys(
 
 def num_weights(mask: Any, layer: Layer) -> Any:
   """Active weights of a layer, counted on the host; of a stack, `[*stack]` int64."""
-  rows = np.moveaxis(np.asarray(mask), layer.axes.stack, range(len(layer.axes.stack)))
-  counts = rows.reshape(*layer.stack_shape, -1).sum(-1)
-  return counts if layer.axes.stack else int(counts)
+  counts = host_stack(mask, layer).reshape(layer.num_stacked, -1).sum(-1)
+  return counts.reshape(layer.stack_shape) if layer.axes.stack else int(counts[0])
 
 
 def to_stack(x: Array, layer: Layer) -> Array:
   """The kernels of a stack's layers along one leading axis, `[num_stacked, *shape of one]`."""
   x = jnp.moveaxis(x, layer.axes.stack, range(len(layer.axes.stack)))
+  return x.reshape(layer.num_stacked, *one_layer(layer).shape)
+
+
+def host_stack(x: Any, layer: Layer) -> np.ndarray:
+  """`to_stack` on the host; a kernel that is one layer's is a stack of one."""
+  x = np.moveaxis(np.asarray(x), layer.axes.stack, range(len(layer.axes.stack)))
   return x.reshape(layer.num_stacked, *one_layer(layer).shape)
 
 

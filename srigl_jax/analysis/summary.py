@@ -12,14 +12,15 @@ from srigl_jax.condensed_training.tree import Pattern, dense_shapes
 from srigl_jax.layer_filters import LayerFilter, find_layers
 from srigl_jax.layers import AxesFn, Layer, check_paths, flax_axes
 from srigl_jax.masks import fan_ins
+from srigl_jax.stacks import layer_names, leaf_of, num_weights, one_layer
 
 
 class LayerSummary(NamedTuple):
   """One layer of a `Summary`.
 
   Attributes:
-    path: the leaf's path.
-    shape: the leaf's shape.
+    path: the leaf's path; of a layer in a stack with its index, `blocks/mlp/kernel[3]`.
+    shape: the kernel's shape.
     num_neurons: N.
     dense_fan_in: I.
     density: active weights / all weights; 1 for a dense layer.
@@ -56,7 +57,8 @@ class Summary(NamedTuple):
   """Statistics of a sparse network; `str()` is a table.
 
   Attributes:
-    layers: every layer that counts, dense ones included, in natural order of their paths.
+    layers: every layer that counts, dense ones and those of stacks included, in natural order of
+      the leaves' paths.
   """
 
   layers: tuple[LayerSummary, ...]
@@ -130,39 +132,45 @@ def summarize(
   layers = find_layers(dense_shapes(params, patterns), sparse=sparse, axes=axes)
   check_paths(masks, layers, name="masks")
 
-  def summarize_layer(path: str, layer: Layer) -> LayerSummary:
-    mask = masks.get(path)
+  def summarize_leaf(path: str, leaf: Layer) -> list[LayerSummary]:
+    mask, macs_of_leaf = masks.get(path), None if macs is None else macs.get(path)
     if mask is None:
-      counts = np.full(layer.num_neurons, layer.dense_fan_in)
+      counts = np.full((leaf.num_stacked, leaf.num_neurons), leaf.dense_fan_in)
     elif isinstance(mask, Pattern):
       num_active, fan_in = (int(n) for n in mask.sizes)
-      counts = np.where(np.arange(layer.num_neurons) < num_active, fan_in, 0)
+      counts = np.where(np.arange(leaf.num_neurons) < num_active, fan_in, 0)[None]
     else:
-      counts = np.asarray(fan_ins(mask, layer))
-    active = counts[counts > 0]
-    itop = None
+      counts = np.asarray(fan_ins(mask, leaf)).reshape(leaf.num_stacked, -1)
+    ever = None
     if explored is not None:
-      itop = _num_set(explored[path]) / layer.size if path in explored else 1.0
-    return LayerSummary(
-      path=path,
-      shape=layer.shape,
-      num_neurons=layer.num_neurons,
-      dense_fan_in=layer.dense_fan_in,
-      density=float(counts.sum() / layer.size),
-      active_neurons=len(active),
-      min_fan_in=int(active.min(initial=layer.dense_fan_in)) if len(active) else 0,
-      max_fan_in=int(active.max(initial=0)),
-      itop_rate=itop,
-      macs=None if macs is None else macs.get(path),
-    )
+      ever = _num_set(explored[path], leaf) / leaf.size if path in explored else None
+    return [
+      LayerSummary(
+        path=name,
+        shape=one_layer(leaf).shape,
+        num_neurons=leaf.num_neurons,
+        dense_fan_in=leaf.dense_fan_in,
+        density=float(of_layer.sum() / leaf.size),
+        active_neurons=int((of_layer > 0).sum()),
+        min_fan_in=int(of_layer[of_layer > 0].min(initial=leaf.dense_fan_in))
+        if any(of_layer)
+        else 0,
+        max_fan_in=int(of_layer.max(initial=0)),
+        itop_rate=None if explored is None else 1.0 if ever is None else float(ever[i]),
+        macs=None if macs_of_leaf is None else macs_of_leaf // leaf.num_stacked,
+      )
+      for i, (name, of_layer) in enumerate(zip(layer_names(leaf), counts, strict=True))
+    ]
 
-  return Summary(tuple(summarize_layer(path, layer) for path, layer in layers.items()))
+  return Summary(tuple(x for path, leaf in layers.items() for x in summarize_leaf(path, leaf)))
 
 
-def _num_set(explored: Array) -> int:
-  """How many weights are marked, in a bool array or in packed bits."""
+def _num_set(explored: Array, leaf: Layer) -> np.ndarray:
+  """How many weights of each of a leaf's layers are marked, in a bool array or in packed bits."""
   marks = np.asarray(explored)
-  return int(np.bitwise_count(marks).sum() if marks.dtype == np.uint8 else marks.sum())
+  if marks.dtype == np.uint8:
+    return np.asarray([np.bitwise_count(marks).sum()])
+  return np.ravel(num_weights(marks, leaf))
 
 
 def warn_if_over_ablated(
@@ -192,7 +200,7 @@ def warn_if_over_ablated(
       f"Layer {x.path!r} has lost {x.num_neurons - x.active_neurons} of its {x.num_neurons} "
       f"neurons at only {1 - x.density:.0%} sparsity: gamma_sal={gamma_sal} is too high for it. "
       "Lower gamma_sal (0 for no ablation), or protect the layer with "
-      f"ablate=all_but('head', {x.path!r}).",
+      f"ablate=all_but('head', {leaf_of(x.path)!r}).",
       stacklevel=2,
     )
   return [x.path for x in over]

@@ -10,23 +10,26 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from srigl_jax.layers import Axes, make_layer
+from srigl_jax.layers import Axes, Layer, make_layer
+from srigl_jax.stacks import host_stack, one_layer
 from srigl_kernels.format import FLOATS, Condensed, make_condensed
 
 
-def condense(kernel: Any, mask: Any, bias: Any = None, *, axes: Axes | None = None) -> Condensed:
-  """The condensed form of a layer with constant fan-in.
+def condense(kernel: Any, mask: Any, bias: Any = None, *, axes: Axes | None = None) -> Any:
+  """The condensed form of a layer with constant fan-in, or of each layer of a stack.
 
   Args:
     kernel: float32 or bfloat16, in Flax's layout; exactly 0 off the mask.
     mask: bool of the kernel's shape, True where a weight is active.
-    bias: of the shape of the kernel's neuron axes, `(out,)` for Dense and Conv, or None.
-    axes: which axes of the kernel are neurons; by default the last one. Attention's query, key
-      and value kernels need `Axes(neurons=(1, 2))`.
+    bias: of the shape of the kernel's neuron axes, `(out,)` for Dense and Conv, or None; of a
+      stack with the stack's axes before, `(layers, out)`.
+    axes: which axes of the kernel are neurons, and which a stack; by default the last one is the
+      neurons. Attention's query, key and value kernels need `Axes(neurons=(1, 2))`.
 
   Returns:
-    The layer with its weights in order of the inputs. A weight of 0 on the mask is kept, so that
-    `expand` gives back the mask.
+    A `Condensed` with its weights in order of the inputs. A weight of 0 on the mask is kept, so
+    that `expand` gives back the mask. Of a stack, a list of them: of the layers in order, the last
+    of several stack axes fastest.
 
   Raises:
     ValueError: if the active neurons' fan-ins differ, a weight off the mask is not 0, or shapes
@@ -45,12 +48,26 @@ def condense(kernel: Any, mask: Any, bias: Any = None, *, axes: Axes | None = No
   if kernel.ndim < 2:
     raise ValueError(f"`kernel` must have two axes or more, but has shape {kernel.shape}.")
   layer = make_layer("kernel", kernel.shape, lambda _, shape: axes or Axes((len(shape) - 1,)))
+  biases: Any = [None] * layer.num_stacked
   if bias is not None:
     bias = np.asarray(bias)
-    expected = tuple(kernel.shape[a] for a in layer.axes.neurons)
+    expected = layer.stack_shape + tuple(kernel.shape[a] for a in layer.axes.neurons)
     if bias.shape != expected:
       raise ValueError(f"`bias` must have the neurons' shape {expected}, not {bias.shape}.")
-    bias = bias.reshape(-1)
+    biases = bias.reshape(layer.num_stacked, -1)
+  if not layer.axes.stack:
+    return _condense(layer, kernel, mask, biases[0])
+  condensed = []
+  stacked = zip(host_stack(kernel, layer), host_stack(mask, layer), biases, strict=True)
+  for i, (one_kernel, one_mask, one_bias) in enumerate(stacked):
+    try:
+      condensed.append(_condense(one_layer(layer), one_kernel, one_mask, one_bias))
+    except ValueError as error:
+      raise ValueError(f"Layer {i} of the stack cannot be condensed: {error}") from error
+  return condensed
+
+
+def _condense(layer: Layer, kernel: np.ndarray, mask: np.ndarray, bias: Any) -> Condensed:
   order = layer.axes.neurons + layer.input_axes
   weights, on = (x.transpose(order).reshape(layer.num_neurons, -1) for x in (kernel, mask))
   stray = int(np.count_nonzero(weights[~on]))

@@ -29,7 +29,8 @@ def init_patterns(key: Array, allocation: Allocation) -> dict[str, Pattern]:
     allocation: from `allocate`, with the structure `ConstantFanIn()`.
 
   Raises:
-    ValueError: if the structure is another one, such as RigL's and SET's.
+    ValueError: if the structure is another one, such as RigL's and SET's, or a kernel is a stack of
+      layers.
   """
   if allocation.structure != ConstantFanIn():
     raise ValueError(
@@ -37,6 +38,13 @@ def init_patterns(key: Array, allocation: Allocation) -> dict[str, Pattern]:
       "constant fan-in, without blocks or groups: use ConstantFanIn(). Methods that place weights "
       "anywhere in a layer, such as RigL, train with masks."
     )
+  for path in allocation.budgets:
+    if allocation.layers[path].axes.stack:
+      raise ValueError(
+        f"Layer {path!r} of shape {allocation.layers[path].shape} is a stack of layers, which do "
+        "not train in condensed form: train them with masks (srigl(..., axes=...)), or give each "
+        "layer a kernel of its own."
+      )
   return {
     path: init_pattern(jax.random.fold_in(key, i), allocation.layers[path], budget)
     for i, (path, budget) in enumerate(allocation.budgets.items())

@@ -204,3 +204,40 @@ def test_an_update_of_one_layer_refuses_a_stack():
     sx.srigl_update(
       w, w, w > 0, budget=8, drop_fraction=0.3, axes=lambda *_: sx.Axes((2,), stack=(0,))
     )
+
+
+def test_statistics_and_condensed_forms_are_each_layer_s_own(params):
+  fan_in = {"head/kernel": 2, "blocks/mlp/up/kernel[0]": 3, "blocks/mlp/up/kernel[1]": 5}
+  stacked = nest(stack(params))
+  masks = sx.get_masks(
+    sx.static_sparse(
+      optax.sgd(0.1), fan_in=fan_in, structure="constant_fan_in", axes=axes
+    ).init(stacked)
+  )  # fmt: skip
+  macs = {"blocks/mlp/up/kernel": 2 * 96, "head/kernel": 40}
+  summary = sx.summarize(stacked, masks, explored=masks, macs=macs, axes=axes)
+  of_layer = {x.path: x for x in summary.layers}
+  assert list(of_layer) == [
+    *(f"blocks/{leaf}/kernel[{i}]" for leaf in LEAVES for i in range(2)), "head/kernel"
+  ]  # fmt: skip
+  for i, k in enumerate((3, 5)):
+    x = of_layer[f"blocks/mlp/up/kernel[{i}]"]
+    assert (x.shape, x.num_neurons, x.min_fan_in, x.max_fan_in, x.active_neurons, x.macs) == (
+      (8, 12), 12, k, k, 12, 96
+    )  # fmt: skip
+    assert x.density == x.itop_rate == k / 8
+  assert summary.inference_flops == (96 * 3 / 8 + 96 * 5 / 8 + 40 * 2 / 8) / (2 * 96 + 40)
+
+  path = "blocks/mlp/up/kernel"
+  kernel, mask = sx.apply_masks(leaf_dict(stacked), masks)[path], masks[path]
+  bias = np.arange(24, dtype=np.float32).reshape(2, 12)
+  layers = sx.condense(kernel, mask, bias, axes=axes(path, kernel.shape))
+  assert [x.fan_in for x in layers] == [3, 5]
+  for i, layer in enumerate(layers):
+    again = sx.expand(layer)
+    for x, expected in zip(again, (kernel[..., i], mask[..., i], bias[i]), strict=True):
+      np.testing.assert_array_equal(x, expected)
+  with pytest.raises(ValueError, match=r"Layer 1 of the stack cannot be condensed: .* one fan-in"):
+    sx.condense(kernel, mask.at[0, :3, 1].set(True), axes=axes(path, kernel.shape))
+  with pytest.raises(ValueError, match="is a stack of layers, which do not train in condensed"):
+    sx.init_patterns(jax.random.key(0), sx.allocate(stacked, 0.6, axes=axes))
