@@ -14,6 +14,8 @@ from srigl_jax.analysis.flops import (
 from srigl_jax.analysis.macs import layer_macs, total_macs
 from srigl_jax.analysis.summary import LayerSummary, Summary, summarize, warn_if_over_ablated
 from srigl_jax.condensed.condense import condense, expand
+from srigl_jax.condensed.condense_equinox import CondensedEquinox, condense_equinox
+from srigl_jax.condensed.condense_linen import CondensedLinen, condense_linen
 from srigl_jax.condensed.condense_model import condense_model
 from srigl_jax.condensed.folding_report import FoldedLayer, FoldingReport, folding_report
 from srigl_jax.condensed.model_arrays import merge_condensed, split_condensed
@@ -78,7 +80,9 @@ __all__ = [
   "Allocation",
   "Axes",
   "Condensed",
+  "CondensedEquinox",
   "CondensedFile",
+  "CondensedLinen",
   "CondensedTraining",
   "CondensedTrainingState",
   "ConstantFanIn",
@@ -100,6 +104,8 @@ __all__ = [
   "apply_masks",
   "choose_backend",
   "condense",
+  "condense_equinox",
+  "condense_linen",
   "condense_model",
   "condense_trained",
   "condensed_conv",

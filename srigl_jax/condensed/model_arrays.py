@@ -1,4 +1,4 @@
-"""Between a condensed Flax model and what a file of it holds: layers and arrays by name."""
+"""Between a condensed model and what a file of it holds: layers and arrays by name."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -6,6 +6,7 @@ from typing import Any
 import jax.numpy as jnp
 from jax import Array
 
+from srigl_jax.condensed import condense_equinox, condense_linen
 from srigl_jax.condensed.flax_import import import_with_flax
 from srigl_jax.layers import check_paths, kernel_path
 from srigl_kernels import Condensed
@@ -17,13 +18,17 @@ def split_condensed(model: Model) -> tuple[dict[str, Condensed], dict[str, Array
   """All numbers of a condensed model, for `save_condensed(path, layers, arrays=arrays)`.
 
   Args:
-    model: from `condense_model`.
+    model: from `condense_model`, `condense_linen` or `condense_equinox`.
 
   Returns:
     `(layers, arrays)`: the condensed layers by the paths of the kernels that they stand for, and
     every other variable by its path. Random state, such as a dropout's, is left out: inference
     needs none.
   """
+  if isinstance(model, condense_linen.CondensedLinen):
+    return condense_linen.split(model)
+  if condense_equinox.is_module(model):
+    return condense_equinox.split(model)
   flax = import_with_flax("nnx_layers")
   layers = {
     kernel_path(path): module.layer.get_value().condensed
@@ -43,7 +48,8 @@ def merge_condensed(
 
   Args:
     model: the dense model, freshly built with the settings of the one that was condensed; its
-      numbers do not matter (`nnx.eval_shape` makes a model without any). It is left as it is.
+      numbers do not matter (`nnx.eval_shape` makes a model without any). It is left as it is. Of
+      Flax Linen, the module.
     layers: condensed layers by the path of the kernel that each stands for.
     arrays: the other variables by path. Kernels, biases and batch norms may have fewer channels
       than the model's, as folding leaves them; a layer may have gained a bias; and a batch norm
@@ -51,13 +57,17 @@ def merge_condensed(
     backend: what layers are prepared for; see `srigl_jax.prepare`.
 
   Returns:
-    A new model, as `condense_model` returned it. That sizes of different layers go together is
+    A new model, as it was before it was taken apart. That sizes of different layers go together is
     found out when it is called.
 
   Raises:
     ValueError: if names, shapes or types do not fit the model.
   """
+  if condense_equinox.is_module(model):
+    return condense_equinox.merge(model, layers, arrays, backend)
   flax = import_with_flax("nnx_layers")
+  if not flax.is_model(model):
+    return condense_linen.merge(model, layers, arrays, backend)
   model = flax.for_inference(model)
   modules = flax.find_modules(model)
   check_paths(
