@@ -13,7 +13,7 @@ VENV := .venv-$(VERSION)
 BIN := $(VENV)/bin
 WORKDIR ?= runs/demo
 
-.PHONY: help demo test lint pytest test-versions test-slow prove-resume wheel fuzz benchmark benchmark-kernels gpu-bundle format docs tables clean
+.PHONY: help demo test lint pytest test-versions test-slow prove-resume wheel fuzz benchmark benchmark-kernels benchmark-sparse-training gpu-bundle format docs tables clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -63,6 +63,9 @@ benchmark: $(VENV)/experiments ## what sparse training costs over dense training
 
 benchmark-kernels: $(VENV)/experiments ## what condensed layers gain over dense ones
 	$(BIN)/python -m kernels.benchmark $(ARGS)
+
+benchmark-sparse-training: $(VENV)/experiments ## what training in condensed form gains over dense training
+	$(BIN)/python -m experiments.benchmark_sparse_training $(ARGS)
 
 gpu-bundle: $(VENV)/experiments ## pack what an offline GPU machine lacks into .gpu_bundle/
 	$(BIN)/python -m experiments.gpu_bundle pack

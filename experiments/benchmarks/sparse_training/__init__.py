@@ -1,0 +1,1 @@
+"""Training steps of dense and of sparse networks, by this project and by rivals, compared."""
