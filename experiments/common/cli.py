@@ -133,8 +133,12 @@ def _guarded(main: Callable[[], int | None], argv: Sequence[str]) -> int | None:
 
 
 def fail(message: str, code: int = 2) -> NoReturn:
-  """Prints a message to standard error and exits, by default with code 2."""
-  print(f"error: {message}", file=sys.stderr)
+  """Prints a message to standard error and exits, by default with code 2.
+
+  What is in it may be from a file: what would control the terminal is shown escaped.
+  """
+  shown = "".join(c if c.isprintable() or c in "\n\t" else repr(c)[1:-1] for c in message)
+  print(f"error: {shown}", file=sys.stderr)
   _exit(code)
 
 

@@ -25,6 +25,7 @@ from experiments.data.record_rng import Draw
 from experiments.data.records import Images, Repeated, open_records
 from experiments.data.stream import ImageStream, Split
 
+_MAX_IMAGE_SIZE = 4096
 _NUM_CLASSES = 1000
 _NUM_TRAIN, _NUM_TEST = 1_281_167, 50_000
 
@@ -132,6 +133,11 @@ def load_synthetic_imagenet(
   for name, value in sizes.items():
     if value < 1:
       raise ValueError(f"{name} is {value}; it must be 1 or more.")
+  if num_different > 2**31 // (3 * image_size**2):
+    raise ValueError(
+      f"num_different is {num_different}: so many images of {image_size} pixels a side are more "
+      "than 2 GiB."
+    )
   shape = (num_different, image_size, image_size, 3)
   noise = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
   train, test = (Repeated(noise, n, _NUM_CLASSES) for n in (num_train, num_test))
@@ -152,6 +158,8 @@ class _Recipe(NamedTuple):
     choose(CROPS, self.crop, "crop")
     if self.image_size < 1:
       raise ValueError(f"image_size is {self.image_size}; it must be 1 or more.")
+    if self.image_size > _MAX_IMAGE_SIZE:
+      raise ValueError(f"image_size is {self.image_size}; it must be at most {_MAX_IMAGE_SIZE}.")
     if not 0 <= self.randaugment_magnitude < NUM_BINS:
       raise ValueError(
         f"randaugment_magnitude is {self.randaugment_magnitude}; it must lie in 0..{NUM_BINS - 1}."

@@ -1,8 +1,12 @@
 """Images that are a pattern of their class plus noise: learnable, of any size, for tests."""
 
+import math
+
 import numpy as np
 
 from experiments.data.dataset import Dataset, scale, without_augmentation
+
+_MAX_SIZE = 2**28
 
 
 def load_synthetic(
@@ -25,8 +29,21 @@ def load_synthetic(
     num_test: number of test images.
     noise: standard deviation of the noise; the patterns lie in `[0, 1]`.
     seed: of patterns, noise and labels.
+
+  Raises:
+    ValueError: if there is none of something, or more than 2**28 numbers in all.
   """
   del data_dir
+  counts = {"num_classes": num_classes, "num_train": num_train, "num_test": num_test}
+  for name, value in counts.items():
+    if value < 1:
+      raise ValueError(f"{name} is {value}; it must be 1 or more.")
+  size = math.prod(image_shape) * sum(counts.values())
+  if size > _MAX_SIZE:
+    raise ValueError(
+      f"{num_train} and {num_test} images of shape {tuple(image_shape)} are {size:.3g} numbers; at "
+      f"most {_MAX_SIZE} are generated."
+    )
   generator = np.random.Generator(np.random.Philox(seed))
   patterns = generator.random((num_classes, *image_shape))
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from absl.testing import flagsaver
 
+from experiments.common import cli
 from experiments.common.files import read_json
 from experiments.sweeps import estimate
 from tests.experiments.tiny import STEPS_PER_EPOCH, assert_same, checkpoint_steps, read_checkpoint
@@ -283,3 +284,9 @@ def test_nothing_imports_tensorflow(tmp_path):
     check=True,
   )
   assert process.stdout.split() == [str(package / "__init__.py"), "[]"]
+
+
+def test_an_error_does_not_control_the_terminal(capsys):
+  with pytest.raises(SystemExit):
+    cli.fail("a\x1b[2J\x9b\u202eb\nc é")
+  assert capsys.readouterr().err == "error: a\\x1b[2J\\x9b\\u202eb\nc é\n"

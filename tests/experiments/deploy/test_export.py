@@ -1,5 +1,8 @@
 """Exporting a trained network, and running what was exported."""
 
+import functools
+import json
+import os
 import shutil
 
 import numpy as np
@@ -7,7 +10,7 @@ import pytest
 
 import srigl_jax as sx
 from experiments.common.files import read_json
-from experiments.deploy.exported import load_exported
+from experiments.deploy.exported import load_data, load_exported
 from experiments.deploy.inference import accuracy, largest_difference, predict
 from experiments.export import export
 from experiments.infer import infer, write_report
@@ -145,3 +148,83 @@ def test_a_file_of_layers_alone_is_refused(tmp_path):
   sx.save_condensed(tmp_path / "layers", {"a": sx.condense(mask.astype(np.float32), mask)})
   with pytest.raises(ValueError, match=r"does not say which network it holds"):
     load_exported(tmp_path / "layers")
+
+
+# ---- files that are not to be trusted ----------------------------------------------------------
+
+
+def change(metadata, path, value):
+  """Metadata with another value at a path."""
+  metadata = json.loads(json.dumps(metadata))
+  *sections, name = path.split("/")
+  functools.reduce(dict.__getitem__, sections, metadata)[name] = value
+  return metadata
+
+
+DEEP = functools.reduce(lambda inner, _: [inner], range(300), 1)
+HOSTILE = {
+  "escape codes in a type": ("config/model/dtype", "\x1b[2J\x1b]0;title\x07"),
+  "escape codes in a name": ("config/name", "\x1b[31mred"),
+  "escape codes in a key": ("config/\x1b[31m", 1),
+  "a config that is none": ("config", 5),
+  "no model": ("config/model", {}),
+  "another model": ("config/model/name", "convnet"),
+  "a model that is none": ("config/model/name", "__init__"),
+  "two billion classes": ("num_classes", 2_000_000_000),
+  "too many classes": ("num_classes", 20_000),
+  "no classes": ("num_classes", 0),
+  "classes in words": ("num_classes", "4"),
+  "a huge image": ("image_shape", [2**20, 2**20, 3]),
+  "a large image": ("image_shape", [2048, 2048, 1]),
+  "an image of one axis": ("image_shape", [16]),
+  "an image of nothing": ("image_shape", [0, 4, 1]),
+  "a key of Python's": ("config/__init__", 1),
+  "a key of Python's inside": ("config/model/kwargs/__class__", 1),
+  "a key of ConfigDict's": ("config/model/kwargs/update", 1),
+  "many layers": ("config/model/kwargs/hidden", 100_000 * [1]),
+  "infinite layers": ("config/model/kwargs/hidden", [1e300]),
+  "layers in words": ("config/model/kwargs/hidden", "8" * 100_000),
+  "layers that are lists": ("config/model/kwargs/hidden", DEEP),
+  "an argument of another model": ("config/model/kwargs/depth", 10**9),
+  "arguments that are none": ("config/model/kwargs", 3),
+  "many images": ("config/data/kwargs/num_train", 10**9),
+  "data that are none": ("config/data/kwargs", []),
+  "no step": ("step", None),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_hostile_metadata(exported_run, tmp_path, name):
+  """One line of error, soon, and nothing of what is in the file is printed raw."""
+  file = sx.load_condensed_file(exported_run[2].path)
+  path, metadata = tmp_path / "model.safetensors", change(file.metadata, *HOSTILE[name])
+  sx.save_condensed(path, file.layers, metadata, arrays=file.arrays)
+  with pytest.raises(ValueError) as raised:
+    load_data(load_exported(path))
+  assert len(str(raised.value)) < 1000 and str(raised.value).isprintable()
+
+
+@pytest.mark.parametrize(
+  "name, kwargs",
+  [
+    ("synthetic", {"num_train": 10**7, "image_shape": [100, 100, 3]}),
+    ("synthetic", {"num_test": -1}),
+    ("synthetic", {"num_train": "many"}),
+    ("synthetic_imagenet", {"num_different": 10**6}),
+    ("synthetic_imagenet", {"image_size": 10**6}),
+    ("synthetic_imagenet", {"num_workers": 10**6, "image_size": 0}),
+    ("cifar10", {"normalize": True, "fetch": "x"}),
+    ("no such", {}),
+  ],
+)
+def test_hostile_data(exported_run, name, kwargs):
+  exported = exported_run[2]
+  metadata = change(exported.metadata, "config/data/name", name)
+  with pytest.raises(ValueError):
+    load_data(exported._replace(metadata=change(metadata, "config/data/kwargs", kwargs)))
+
+
+def test_what_is_no_file(tmp_path):
+  os.mkfifo(tmp_path / "model")
+  with pytest.raises(ValueError, match="no regular file"):
+    load_exported(tmp_path / "model")
