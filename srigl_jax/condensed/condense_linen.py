@@ -9,6 +9,7 @@ from jax import Array
 
 from srigl_jax.condensed.condense import axes_advice, condense
 from srigl_jax.condensed.flax_import import import_with_flax
+from srigl_jax.condensed.stacked import condense_stack, prepare_stack
 from srigl_jax.layers import Axes, check_paths
 from srigl_kernels import Condensed, Prepared, prepare
 
@@ -53,7 +54,9 @@ def condense_linen(
   """A Linen model in which every sparse layer is condensed, for inference.
 
   Layers are swapped and nothing else changes: to have batch norms and the constants of ablated
-  neurons folded as well, use `condense_model` on an NNX model.
+  neurons folded as well, use `condense_model` on an NNX model. Layers that `nn.scan` stacked along
+  the first axis get the fan-in and number of neurons of the largest, by weights of 0, and run under
+  the same scan.
 
   Args:
     module: an `nn.Module`. Its `nn.Dense`, `nn.DenseGeneral` (attention projections), `nn.Conv`
@@ -88,13 +91,20 @@ def condense_linen(
   run = lambda: module.apply(variables, *inputs, **kwargs)
   owners = linen.find_layers(run, {*masks})
   for path, mask in masks.items():
-    layer = _condense(linen, path, params, mask, owners.get(path))
-    params[path] = prepare(layer, backend=backend, feature_group_count=_groups(owners[path]))
+    layers = _condense(linen, path, params, mask, owners.get(path))
+    groups = _groups(owners[path])
+    if isinstance(layers, list):
+      params[path] = prepare_stack(layers, backend, feature_group_count=groups)
+    else:
+      params[path] = prepare(layers, backend=backend, feature_group_count=groups)
     params.pop(_bias_of(path), None)
   return CondensedLinen({**variables, "params": linen.nest(params)}, _Static(module))
 
 
-def _condense(linen: Any, path: str, params: Mapping[str, Any], mask: Any, owner: Any) -> Condensed:
+def _condense(
+  linen: Any, path: str, params: Mapping[str, Any], mask: Any, owner: Any
+) -> Condensed | list[Condensed]:
+  """The layer in condensed form, or the layers of a stack."""
   reason = (
     "no layer that owns it is called: its module computes with it by itself, or is not called"
     if owner is None
@@ -106,12 +116,18 @@ def _condense(linen: Any, path: str, params: Mapping[str, Any], mask: Any, owner
       "stays dense), or use a plain layer."
     )
   axes = linen.neuron_axes(owner, params[path].ndim)
+  is_stack = params[path].ndim > linen.own_rank(owner)
+  cast = lambda layer: dataclasses.replace(
+    layer, values=layer.values.astype(owner.dtype or layer.values.dtype)
+  )
+  kernel, bias = params[path], params.get(_bias_of(path))
   try:
-    layer = condense(params[path], mask, params.get(_bias_of(path)), axes=Axes(axes))
+    if is_stack:
+      return [cast(x) for x in condense_stack(kernel, mask, bias, Axes(axes, stack=(0,)))]
+    return cast(condense(kernel, mask, bias, axes=Axes(axes)))
   except ValueError as error:
     advice = axes_advice(mask, axes)
     raise ValueError(f"Layer {path!r} cannot be condensed: {error}{advice}") from error
-  return dataclasses.replace(layer, values=layer.values.astype(owner.dtype or layer.values.dtype))
 
 
 def _groups(owner: Any) -> int:

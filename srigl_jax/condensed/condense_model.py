@@ -42,6 +42,10 @@ def condense_model(
   of weights from a layer's neurons, their fan-in becomes the largest one left: the others get
   weights of 0 for inputs that they do not read.
 
+  Layers that `nnx.vmap` or `nnx.scan` stacked along the first axis of their kernels become a stack
+  of condensed layers, swapped and otherwise left alone. One program runs them all, so they get the
+  fan-in and the number of neurons of the largest, by weights of 0.
+
   Args:
     model: an `nnx.Module`; it is left as it is.
     masks: bool arrays by path, as `get_masks` gives them. Kernels are 0 off their mask.
@@ -85,7 +89,8 @@ def condense_model(
   if inputs is None:
     return _rebuild(flax, model, condensed, Folded({}, {}, set()), backend)
   arguments = inputs if isinstance(inputs, tuple) else (inputs,)
-  may_change = {*modules} - ({*sharing} - {*condensed})
+  stacks = {path for path, x in modules.items() if flax.is_stack(x)}
+  may_change = {*modules} - ({*sharing} - {*condensed}) - stacks
   return _fold(flax, model, masks, condensed, may_change, arguments, call, backend)
 
 
@@ -111,7 +116,7 @@ def _find_owners(flax: Any, modules: Mapping[str, Any], masks: Mapping[str, Any]
   check_paths(masks, kernels, name="masks")
   owners = [name.removesuffix("kernel").removesuffix("/") for name in masks]
   for path in owners:
-    reason = flax.why_not_condensable(modules[path])
+    reason = flax.why_not_condensable(modules[path], stacks_too=True)
     if reason is not None:
       raise ValueError(
         f"Layer {path!r} of type {type(modules[path]).__name__} cannot be condensed: {reason}. "
@@ -121,7 +126,7 @@ def _find_owners(flax: Any, modules: Mapping[str, Any], masks: Mapping[str, Any]
   return owners
 
 
-def _condense(flax: Any, module: Any, mask: Any, path: str) -> Condensed:
+def _condense(flax: Any, module: Any, mask: Any, path: str) -> Condensed | list[Condensed]:
   try:
     return flax.condense_layer(module, mask)
   except ValueError as error:
@@ -133,7 +138,8 @@ def _fold(flax, model, masks, condensed, may_change, inputs, call, backend) -> M
   """The model with condensed modules, and without what need not be computed."""
   tracing = import_with_flax("nnx_trace")
   traced = tracing.trace(model, inputs, call)
-  hidden = sorted(traced.exposed & {*condensed})
+  stacks = {path for path, x in condensed.items() if isinstance(x, list)}
+  hidden = sorted(traced.exposed & {*condensed} - stacks)  # a scan takes stacks apart by itself
   if hidden:
     raise ValueError(
       f"The model reads or changes the variables of layer {hidden[0]!r} by itself, but a condensed "

@@ -19,11 +19,10 @@ def _layer_abstract(x, *parameters, path, shape, dtype):
 
 
 def _layer_batched(args, dims, *, path, shape, dtype):
-  x, *parameters = args
-  if any(dim is not None for dim in dims[1:]):
-    raise ValueError(f"Layer {path!r} is called under vmap over its own weights.")
-  x = jnp.moveaxis(x, dims[0], 0)  # every layer here takes further leading axes
-  return layer_p.bind(x, *parameters, path=path, shape=(x.shape[0], *shape), dtype=dtype), 0
+  # Mapped over its parameters it is a stack of layers, over x alone it is given one axis more.
+  size = next(arg.shape[dim] for arg, dim in zip(args, dims, strict=True) if dim is not None)
+  args = [a if dim is None else jnp.moveaxis(a, dim, 0) for a, dim in zip(args, dims, strict=True)]
+  return layer_p.bind(*args, path=path, shape=(size, *shape), dtype=dtype), 0
 
 
 jax.interpreters.batching.primitive_batchers[layer_p] = _layer_batched

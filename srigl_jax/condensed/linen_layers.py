@@ -74,10 +74,15 @@ def why_not(module: Any, rank: int) -> str | None:
     return f"it computes in {np.dtype(module.dtype).name}, not in float32 or bfloat16"
   if type(module) is nn.ConvTranspose and (module.transpose_kernel or module.padding == "CIRCULAR"):
     return "its kernel is transposed, or it pads circularly"
-  inputs = len(_axis(module)) if type(module) not in _CONVOLUTIONS else 1 + len(_window(module))
-  if rank != inputs + len(_features(module)):
-    return "its kernel has more axes than the layer: layers stacked by nn.scan are not handled"
+  if rank > own_rank(module) + 1:
+    return "its kernel has two axes or more than the layer: only one stack of layers is handled"
   return None
+
+
+def own_rank(module: Any) -> int:
+  """The number of axes of a layer's kernel; in a stack, as of `nn.scan`, there is one more."""
+  inputs = len(_axis(module)) if type(module) not in _CONVOLUTIONS else 1 + len(_window(module))
+  return inputs + len(_features(module))
 
 
 def neuron_axes(module: Any, rank: int) -> tuple[int, ...]:

@@ -25,6 +25,17 @@ def split_condensed(model: Model) -> tuple[dict[str, Condensed], dict[str, Array
     every other variable by its path. Random state, such as a dropout's, is left out: inference
     needs none.
   """
+  layers, arrays = _split(model)
+  stacks = [path for path, layer in layers.items() if layer.values.ndim > 2]
+  if stacks:
+    raise ValueError(
+      f"Layer {stacks[0]!r} is a stack of condensed layers, which a file does not hold: save the "
+      "layers one by one, from condense(kernel, mask, bias, axes=Axes(..., stack=(0,)))."
+    )
+  return layers, arrays
+
+
+def _split(model: Model) -> tuple[dict[str, Condensed], dict[str, Array]]:
   if isinstance(model, condense_linen.CondensedLinen):
     return condense_linen.split(model)
   if condense_equinox.is_module(model):

@@ -12,11 +12,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax import lax
 
 from srigl_jax.condensed.condense import condense
 from srigl_jax.condensed.constant_folding import Norm, Weights, pad_fan_in
-from srigl_jax.condensed.nnx_layout import LAYERS, Layer, kernel_layout
+from srigl_jax.condensed.nnx_layout import (
+  LAYERS,
+  Layer,
+  is_stack,
+  kernel_layout,
+  why_not_condensable,
+)
 from srigl_jax.condensed.nnx_modules import (
   CondensedConv,
   CondensedLinear,
@@ -24,9 +29,9 @@ from srigl_jax.condensed.nnx_modules import (
   FoldedBatchNorm,
 )
 from srigl_jax.condensed.nnx_weight_norms import WRAPPERS, normalized
+from srigl_jax.condensed.stacked import condense_stack, prepare_stack
 from srigl_jax.layers import Axes
 from srigl_kernels import Condensed, prepare
-from srigl_kernels.format import FLOATS
 
 
 def for_inference(model: nnx.Module) -> nnx.Module:
@@ -94,31 +99,6 @@ def find_variables(model: nnx.Module) -> dict[str, nnx.Variable]:
       "lack it: make it an nnx.Param, or an nnx.Variable if it is not trained."
     )
   return variables
-
-
-def why_not_condensable(module: Any) -> str | None:
-  """Why a layer cannot be condensed or folded, or None if it can."""
-  if type(module) not in LAYERS:
-    return (
-      "only nnx.Linear, nnx.LinearGeneral (attention projections) and nnx.Conv themselves can be "
-      "condensed, no subclass, which may compute something else"
-    )
-  shape = kernel_layout(module).shape
-  if module.kernel.get_value().shape != shape:
-    return f"its kernel should have the shape {shape}; layers stacked by nnx.vmap are not handled"
-  if getattr(module, "batch_axis", None) or getattr(module, "mask", None) is not None:
-    return "its batch_axis or mask is set"
-  product = "conv_general_dilated" if isinstance(module, nnx.Conv) else "dot_general"
-  own = getattr(module, product) not in (None, getattr(lax, product))
-  if own or getattr(module, "dot_general_cls", None) is not None:
-    return f"it computes with a {product} of its own"
-  if module.promote_dtype is not nnx.nn.dtypes.promote_dtype:
-    return "it has a promote_dtype of its own"
-  if module.preferred_element_type is not None:
-    return "its preferred_element_type is set"
-  if module.dtype is not None and np.dtype(module.dtype) not in FLOATS:
-    return f"it computes in {np.dtype(module.dtype).name}, not in float32 or bfloat16"
-  return None
 
 
 def read_layer(module: Layer, mask: Any = None) -> Weights:
@@ -229,10 +209,13 @@ def fits_variable(module: Any, path: str, shape: tuple[int, ...]) -> bool:
   return shape == full
 
 
-def condense_layer(module: Layer, mask: Any) -> Condensed:
-  """The condensed form of a layer as it is."""
+def condense_layer(module: Layer, mask: Any) -> Condensed | list[Condensed]:
+  """The condensed form of a layer as it is; of a stack, those of its layers."""
   bias = None if module.bias is None else module.bias.get_value()
   axes = Axes(kernel_layout(module).neuron_axes)
+  if is_stack(module):
+    axes = Axes(tuple(a + 1 for a in axes.neurons), stack=(0,))
+    return condense_stack(module.kernel.get_value(), mask, bias, axes)
   return condense(module.kernel.get_value(), mask, bias, axes=axes)
 
 
@@ -245,16 +228,24 @@ def condense_weights(module: Layer, weights: Weights) -> Condensed:
   return condense(kernel, mask.reshape(layout.shape), bias, axes=Axes(layout.neuron_axes))
 
 
-def make_condensed_module(module: Layer, condensed: Condensed, backend: Any) -> nnx.Module:
-  """The module of a condensed layer, its weights in the type in which the layer computes."""
+def make_condensed_module(
+  module: Layer, condensed: Condensed | list[Condensed], backend: Any
+) -> nnx.Module:
+  """The module of a condensed layer, its weights in the type in which the layer computes.
+
+  Of the layers of a stack it is a stack, too, and runs under what ran the dense one.
+  """
+  layers = condensed if isinstance(condensed, list) else [condensed]
   if module.dtype is not None:
-    values = condensed.values.astype(module.dtype)
-    condensed = dataclasses.replace(condensed, values=values)
-  if isinstance(module, nnx.Conv):
-    groups = module.feature_group_count
-    layer = prepare(condensed, backend=backend, feature_group_count=groups)
-    return CondensedConv(layer, module)
-  return CondensedLinear(prepare(condensed, backend=backend), module)
+    layers = [dataclasses.replace(x, values=x.values.astype(module.dtype)) for x in layers]
+  groups = module.feature_group_count if isinstance(module, nnx.Conv) else 1
+  if isinstance(condensed, list):
+    layer = prepare_stack(layers, backend, feature_group_count=groups)
+  else:
+    layer = prepare(layers[0], backend=backend, feature_group_count=groups)
+  return (
+    CondensedConv(layer, module) if isinstance(module, nnx.Conv) else CondensedLinear(layer, module)
+  )
 
 
 def folded_norm(module: nnx.BatchNorm) -> nnx.Module:

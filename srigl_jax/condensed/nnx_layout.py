@@ -1,9 +1,13 @@
-"""How the kernels of Flax NNX layers are laid out."""
+"""How the kernels of Flax NNX layers are laid out, and which layers can be condensed."""
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import numpy as np
 from flax import nnx
+from jax import lax
+
+from srigl_kernels.format import FLOATS
 
 Layer = nnx.Linear | nnx.LinearGeneral | nnx.Conv
 LAYERS = (nnx.Linear, nnx.LinearGeneral, nnx.Conv)
@@ -71,3 +75,40 @@ def kernel_layout(module: Layer) -> KernelLayout:
     is_last, num_neuron_axes = tuple(module.axis) == (-1,), len(module.out_features)
     return KernelLayout((), module.in_features, module.out_features, is_last, num_neuron_axes == 1)
   return KernelLayout((), (module.in_features,), (module.out_features,), True, True)
+
+
+def is_stack(module: Any) -> bool:
+  """Whether a layer's kernel is a stack along its first axis, as `nnx.vmap` and `nnx.scan` make."""
+  if type(module) not in LAYERS:
+    return False
+  kernel, layout = module.kernel.get_value(), kernel_layout(module)
+  return kernel.ndim == len(layout.shape) + 1 and kernel.shape[1:] == layout.shape
+
+
+def why_not_condensable(module: Any, *, stacks_too: bool = False) -> str | None:
+  """Why a layer cannot be condensed or folded, or None if it can."""
+  if type(module) not in LAYERS:
+    return (
+      "only nnx.Linear, nnx.LinearGeneral (attention projections) and nnx.Conv themselves can be "
+      "condensed, no subclass, which may compute something else"
+    )
+  shape = kernel_layout(module).shape
+  if module.kernel.get_value().shape != shape and not (stacks_too and is_stack(module)):
+    found = module.kernel.get_value().shape
+    return (
+      f"its kernel should have the shape {shape}, but has {found}: that of a stack of layers"
+      + (", which must lie along the first axis" if stacks_too else ", which is not handled here")
+    )
+  if getattr(module, "batch_axis", None) or getattr(module, "mask", None) is not None:
+    return "its batch_axis or mask is set"
+  product = "conv_general_dilated" if isinstance(module, nnx.Conv) else "dot_general"
+  own = getattr(module, product) not in (None, getattr(lax, product))
+  if own or getattr(module, "dot_general_cls", None) is not None:
+    return f"it computes with a {product} of its own"
+  if module.promote_dtype is not nnx.nn.dtypes.promote_dtype:
+    return "it has a promote_dtype of its own"
+  if module.preferred_element_type is not None:
+    return "its preferred_element_type is set"
+  if module.dtype is not None and np.dtype(module.dtype) not in FLOATS:
+    return f"it computes in {np.dtype(module.dtype).name}, not in float32 or bfloat16"
+  return None

@@ -64,7 +64,7 @@ def trace(
 def _mark(module: nnx.Module, path: str) -> bool:
   """Makes a layer's call a single operation, if it is one that may be changed."""
   kind: Any = type(module)
-  is_layer = kind in LAYERS and why_not_condensable(module) is None
+  is_layer = kind in LAYERS and why_not_condensable(module, stacks_too=True) is None
   if is_layer or can_fold_norm(module) or kind in _CONDENSED:
     module.__class__ = _MARKED[kind]
     module.srigl_path = path  # type: ignore[attr-defined]
