@@ -53,10 +53,10 @@ wheel: $(VENV)/test ## build a manylinux wheel in dist/ and run it in a fresh en
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m auditwheel repair -w dist build/wheel/*.whl
 	$(BIN)/python -m tests.check_wheel dist/*.whl
 
-fuzz: $(VENV)/test ## 10,000 cases of the native kernels under AddressSanitizer and UBSan
+fuzz: $(VENV)/test ## 10,000 cases of the native kernels under sanitizers, others each time; SEED=… repeats
 	cmake -S . -B build/fuzz -DPython_EXECUTABLE=$(abspath $(BIN))/python
 	cmake --build build/fuzz --target srigl_fuzz
-	build/fuzz/srigl_fuzz 10000
+	build/fuzz/srigl_fuzz 10000 $(SEED)
 
 benchmark: $(VENV)/experiments ## what sparse training costs over dense training
 	$(BIN)/python -m experiments.benchmark_training $(ARGS)

@@ -1,5 +1,6 @@
 // Fuzzes the plain C++ layer, to be compiled with AddressSanitizer and UBSan: random layers, batches
-// and their gradients, packed and in training, on every CPU target against a double-precision reference, then the same layers
+// and their gradients, packed and in training, on every CPU target against a double-precision
+// reference, then the same layers
 // with corrupted, truncated and exchanged packed buffers, which may give wrong numbers or an error
 // but must not touch memory out of bounds. Every other case is a convolution.
 //
@@ -18,7 +19,10 @@ double Error(const Case& c, const float* x, const float* bias, const float* y) {
   double worst = 0;
   std::vector<double> sums(out), sizes(out);
   for (int64_t b = 0; b < c.batch; ++b) {
-    for (int64_t o = 0; o < out; ++o) sums[o] = sizes[o] = c.has_bias ? bias[o] : 0.0;
+    for (int64_t o = 0; o < out; ++o) {
+      sums[o] = c.has_bias ? bias[o] : 0.0;
+      sizes[o] = fabs(sums[o]);
+    }
     for (int64_t a = 0; a < c.layer.num_active; ++a) {
       for (int64_t j = a * c.layer.fan_in; j < (a + 1) * c.layer.fan_in; ++j) {
         const double product =
@@ -29,7 +33,7 @@ double Error(const Case& c, const float* x, const float* bias, const float* y) {
     }
     for (int64_t o = 0; o < out; ++o) {
       const double error = fabs(y[b * out + o] - Activated(sums[o], c.activation));
-      worst = std::max(worst, error / (1e-6 * (1 + fabs(sizes[o]))));
+      worst = std::max(worst, error / (1e-6 * (1 + sizes[o])));
       if (std::isnan(error)) return error;
     }
   }
@@ -118,11 +122,17 @@ bool RunCase(uint64_t seed, int64_t* refused, int64_t* accepted) {
 
 int main(int argc, char** argv) {
   const int64_t cases = argc > 1 ? atoll(argv[1]) : 1000;
-  const uint64_t seed = argc > 2 ? strtoull(argv[2], nullptr, 10) : 1;
+  const uint64_t seed = argc > 2 ? strtoull(argv[2], nullptr, 10) : std::random_device()();
+  printf("%ld cases from seed %lu\n", static_cast<long>(cases), static_cast<unsigned long>(seed));
+  fflush(stdout);  // a sanitizer may end the process
   int64_t refused = 0, accepted = 0;
-  for (int64_t i = 0; i < cases; ++i) {
-    const auto run = i % 2 == 0 ? srigl::RunCase : srigl::RunConvCase;
-    if (!run(seed + i, &refused, &accepted)) return 1;
+  for (uint64_t at = seed; at < seed + cases; ++at) {
+    // By the seed of the case, not by its number: so it can be run again by itself.
+    const auto run = at % 2 == 0 ? srigl::RunCase : srigl::RunConvCase;
+    if (!run(at, &refused, &accepted)) {
+      printf("again: srigl_fuzz 1 %lu\n", static_cast<unsigned long>(at));
+      return 1;
+    }
   }
   printf("%ld cases without a finding; of the corrupted layers %ld were refused, %ld run.\n",
          static_cast<long>(cases), static_cast<long>(refused), static_cast<long>(accepted));

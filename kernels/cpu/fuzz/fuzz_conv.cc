@@ -37,7 +37,8 @@ double ConvError(const Case& c, const Conv& conv) {
     const int64_t first_y = pixel / p.x.out % p.y.out * p.y.stride - p.y.padding;
     const int64_t first_x = pixel % p.x.out * p.x.stride - p.x.padding;
     for (int64_t o = 0; o < conv.out_features; ++o) {
-      sums[o] = sizes[o] = conv.bias == nullptr ? 0.0 : conv.bias[o];
+      sums[o] = conv.bias == nullptr ? 0.0 : conv.bias[o];
+      sizes[o] = fabs(sums[o]);
     }
     for (int64_t a = 0; a < c.layer.num_active; ++a) {
       for (int64_t j = a * c.layer.fan_in; j < (a + 1) * c.layer.fan_in; ++j) {
@@ -55,7 +56,7 @@ double ConvError(const Case& c, const Conv& conv) {
     for (int64_t o = 0; o < conv.out_features; ++o) {
       const double got = conv.out[pixel * conv.out_features + o];
       const double error = fabs(got - Activated(sums[o], conv.activation));
-      worst = std::max(worst, error / (1e-6 * (1 + fabs(sizes[o]))));
+      worst = std::max(worst, error / (1e-6 * (1 + sizes[o])));
       if (std::isnan(error)) return error;
     }
   }

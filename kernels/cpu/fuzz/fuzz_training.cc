@@ -76,7 +76,10 @@ bool FuzzTraining(const Case& c, Random* random, uint64_t seed, int64_t* refused
     *size += fabs(product);
   };
   for (int64_t b = 0; b < c.batch; ++b) {
-    for (int64_t o = 0; c.has_bias && o < out; ++o) want_y[b * out + o] = bias.data()[o];
+    for (int64_t o = 0; c.has_bias && o < out; ++o) {
+      want_y[b * out + o] = bias.data()[o];
+      size_y[b * out + o] = fabs(want_y[b * out + o]);
+    }
     for (size_t e = 0; e < c.values.size(); ++e) {
       const int64_t input = b * in + c.indices[e], neuron = b * out + c.active[e / fan_in];
       const double value = c.values[e];
