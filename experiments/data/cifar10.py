@@ -13,6 +13,7 @@ import numpy as np
 
 from experiments.data import array_cache, packed_images, tfds_folder
 from experiments.data.augment import draw_crop_flip, gather_crop_flip
+from experiments.data.crops import decode
 from experiments.data.dataset import Dataset, scale
 
 _PADDING = 4
@@ -46,12 +47,12 @@ def load_cifar10(
 
   Raises:
     FileNotFoundError: if the data set is not in the folder.
-    ValueError: if it is there in a format that only TensorFlow reads.
+    ValueError: if it is there in a format that only TensorFlow reads, or damaged: naming the file.
   """
   packed = tfds_folder.data_folder(data_dir) / _PACKED
   if packed.exists():
     name, files = "packed", [packed]
-    decode_fn = functools.partial(packed_images.unpack, packed)
+    decode_fn = functools.partial(_unpack, packed)
   else:
     source = tfds_folder.find(packed.parent, "cifar10", "CIFAR-10")
     name, files = source.name, [path for path in source.iterdir() if path.is_file()]
@@ -94,13 +95,30 @@ def pack_cifar10(directory: Path, *, data_dir: str | None = None) -> Path:
   return path
 
 
+def _unpack(packed: Path) -> array_cache.Arrays:
+  """As `packed_images.unpack`, naming the file if it is damaged."""
+  with tfds_folder.naming(str(packed), "If it is damaged, copy it again, or pack it again."):
+    arrays = packed_images.unpack(packed)
+    for split in _SPLITS:
+      shape = arrays[f"{split}_images"].shape
+      if shape[1:] != _IMAGE_SHAPE or arrays[f"{split}_labels"].shape != shape[:1]:
+        raise ValueError(f"its images of {split} have the shape {shape}")
+  return arrays
+
+
 def _decode(source: Path) -> array_cache.Arrays:
-  """Decodes all images of both splits, some 200 microseconds each."""
+  """Decodes all images of both splits, some 200 microseconds each.
+
+  Raises:
+    ValueError: if they cannot be read, naming the files of the split.
+  """
   # Imported here: nobody pays for it who has the images in the cache.
   import rich.console
   import rich.progress
+  import tensorflow_datasets as tfds
 
-  _, sources = tfds_folder.open_splits(source, "cifar10", dict.fromkeys(_SPLITS))
+  encoded = {"image": tfds.decode.SkipDecoding()}
+  _, sources = tfds_folder.open_splits(source, "cifar10", dict.fromkeys(_SPLITS, encoded))
   total = sum(len(examples) for examples in sources.values())
   _logger.info("decoding %d CIFAR-10 images, once", total)
   arrays: array_cache.Arrays = {}
@@ -112,13 +130,25 @@ def _decode(source: Path) -> array_cache.Arrays:
       labels = np.empty(len(examples), np.int32)
       for start in range(0, len(examples), _DECODE_CHUNK):
         stop = min(start + _DECODE_CHUNK, len(examples))
-        for i, example in enumerate(examples.__getitems__(range(start, stop)), start):
-          images[i] = example["image"]
-          labels[i] = example["label"]
+        with tfds_folder.naming(tfds_folder.files_of(source, split), tfds_folder.ADVICE):
+          for i, example in enumerate(examples.__getitems__(range(start, stop)), start):
+            images[i] = _pixels(example["image"], i)
+            labels[i] = example["label"]
         progress.advance(task, stop - start)
       arrays[f"{split}_images"] = images
       arrays[f"{split}_labels"] = labels
   return arrays
+
+
+def _pixels(encoded: bytes, record: int) -> np.ndarray:
+  """An image as `[32, 32, 3]` uint8; another size is refused, which assigning would repeat."""
+  try:
+    image = np.asarray(decode(encoded))
+  except Exception as error:  # PIL has many for damaged files
+    raise ValueError(f"record {record} is not an image that can be used: {error}") from error
+  if image.shape != _IMAGE_SHAPE:
+    raise ValueError(f"record {record} is an image of shape {image.shape}, not {_IMAGE_SHAPE}")
+  return image
 
 
 def _preprocess(images: jax.Array, *, normalize: bool) -> jax.Array:

@@ -7,6 +7,7 @@ import io
 import math
 from collections.abc import Sequence
 
+import numpy as np
 from PIL import Image
 
 from experiments.data.record_rng import Draw, below, between
@@ -15,13 +16,26 @@ _ATTEMPTS = 10
 
 
 def decode(encoded: bytes) -> Image.Image:
-  """Decodes an image of any format and colour space into RGB.
+  """Decodes an image of any format and colour space into RGB of 8 bits.
 
   Raises:
     OSError: if that is not an image, or not all of one.
+    ValueError: if its numbers have no known range: 32 bits or floating point.
   """
   with Image.open(io.BytesIO(encoded)) as image:
-    return image.convert("RGB")
+    return _to_8_bits(image).convert("RGB")
+
+
+def _to_8_bits(image: Image.Image) -> Image.Image:
+  """An image whose grey levels have 16 bits, scaled; Pillow would turn all from 256 up to white."""
+  if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):
+    levels = np.asarray(image).astype(np.uint32)  # whichever byte comes first in it
+    return Image.fromarray(((levels + 128) // 257).astype(np.uint8))
+  if image.mode in ("I", "F"):
+    raise ValueError(
+      f"it has numbers of Pillow's mode {image.mode!r}, of no known range: save it with 16 bits"
+    )
+  return image
 
 
 def random_flip(image: Image.Image, draw: Draw) -> Image.Image:

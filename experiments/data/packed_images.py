@@ -12,9 +12,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from experiments.data.array_cache import Arrays
+from experiments.data.crops import decode
 
 
 def pack(splits: Mapping[str, tuple[Sequence[bytes], Sequence[int]]], path: Path) -> None:
@@ -46,4 +46,4 @@ def unpack(path: Path) -> Arrays:
 
 
 def _decode(data: np.ndarray) -> np.ndarray:
-  return np.asarray(Image.open(io.BytesIO(data.tobytes())).convert("RGB"))
+  return np.asarray(decode(data.tobytes()))

@@ -100,7 +100,8 @@ class Images:
       image = decode(encoded.image)
     except Exception as error:  # PIL has many for damaged files
       raise ValueError(
-        f"{self.records.locate(record)}, {encoded.name}, is not a whole image: {error}. "
+        f"{self.records.locate(record)}, {encoded.name}, is not an image that can be used: "
+        f"{error}. "
         f"{self.records.advice}"
       ) from error
     cropped = self.crop_fn(image) if draw is None else self.augment_fn(image, draw)

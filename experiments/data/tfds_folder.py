@@ -3,9 +3,10 @@
 Reading them needs no TensorFlow as long as they are ArrayRecord files.
 """
 
+import contextlib
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,9 @@ To prepare it, use an environment of its own: preparing needs TensorFlow, readin
   tfds-env/bin/pip install tensorflow tensorflow-datasets array_record importlib_resources
   tfds-env/bin/python -c "import tensorflow_datasets as tfds; tfds.builder('{name}', \
 data_dir='DIR', file_format='array_record').download_and_prepare()\""""
+
+ADVICE = "If it is damaged, copy the data set again, or prepare it again."
+"""What to do about files that cannot be read."""
 
 # What no program can fetch.
 _FIRST = {
@@ -72,6 +76,37 @@ def find(data_dir: Path, name: str, title: str) -> Path:
   return max(versions, key=lambda path: [int(part) for part in path.name.split(".")])
 
 
+@contextlib.contextmanager
+def naming(files: str, advice: str) -> Iterator[None]:
+  """Turns whatever a reader raises inside into a ValueError that names the files.
+
+  Readers have errors of many kinds, and most of them do not say which file they are about.
+
+  Args:
+    files: in a few words, at the beginning of the sentence.
+    advice: what to do about it, a sentence.
+
+  Raises:
+    ValueError: if anything is raised but a ValueError that names them already, or a MemoryError.
+  """
+  try:
+    yield
+  except MemoryError:
+    raise
+  except Exception as error:
+    if isinstance(error, ValueError) and str(error).startswith(files):
+      raise
+    reason = str(error).strip().partition("\n")[0] or type(error).__name__
+    raise ValueError(f"{files} cannot be read: {reason}. {advice}") from error
+
+
+def files_of(folder: Path, split: str) -> str:
+  """The files of a split, for messages."""
+  names = sorted(path.name for path in folder.glob(f"*-{split}.*"))
+  shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+  return f"The split {split!r} in {folder} ({shown or 'which has no file there'})"
+
+
 def open_splits(folder: Path, name: str, splits: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
   """Opens splits for random access.
 
@@ -84,18 +119,25 @@ def open_splits(folder: Path, name: str, splits: Mapping[str, Any]) -> tuple[Any
     The builder, and a data source of each split. They can be pickled.
 
   Raises:
-    ValueError: if the files are not ArrayRecord, which alone can be read without TensorFlow.
+    ValueError: if the files are not ArrayRecord, which alone can be read without TensorFlow, or are
+      damaged.
   """
   # Imported here: it takes most of a second, which not every run has to pay.
   import tensorflow_datasets as tfds
 
-  builder = tfds.builder_from_directory(folder)
-  try:
-    return builder, {
-      split: builder.as_data_source(split, decoders=decoders) for split, decoders in splits.items()
-    }
-  except NotImplementedError as error:
-    raise ValueError(
-      f"{folder} is in a format that only TensorFlow reads; it has to be array_record.\n"
-      f"{how_to_get(name)}"
-    ) from error
+  with naming(f"What describes {folder} (dataset_info.json, features.json)", ADVICE):
+    builder = tfds.builder_from_directory(folder)
+  sources = {}
+  for split, decoders in splits.items():
+    with naming(files_of(folder, split), ADVICE):
+      try:
+        sources[split] = builder.as_data_source(split, decoders=decoders)
+        len(sources[split])  # opens the files
+      except NotImplementedError:
+        break
+  else:
+    return builder, sources
+  raise ValueError(
+    f"{folder} is in a format that only TensorFlow reads; it has to be array_record.\n"
+    f"{how_to_get(name)}"
+  )

@@ -1,16 +1,21 @@
 """Data sets, their augmentation and the order of their examples."""
 
 import os
+import re
+import shutil
+import struct
 import sys
+import zlib
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 
 from experiments import data
-from experiments.data import array_cache, augment, cifar10, dataset, tfds_folder
+from experiments.data import array_cache, augment, cifar10, crops, dataset, tfds_folder
 from tests.experiments.data.tfds_files import encode, write_data_set
 
 
@@ -411,6 +416,93 @@ def test_cifar10_in_another_format_is_refused(small_cifar10, tmp_path):
   with pytest.raises(ValueError, match="it has to be array_record") as error:
     data.load("cifar10", data_dir=str(tmp_path), cache_dir=str(tmp_path / "cache"))
   assert "download_and_prepare" in str(error.value)
+
+
+def flip(content):
+  """Other bytes in an image, or in the middle of what holds none in the open."""
+  at = content.find(b"IDAT") + 20 if b"IDAT" in content else len(content) // 2
+  return content[:at] + bytes(x ^ 255 for x in content[at : at + 40]) + content[at + 40 :]
+
+
+DAMAGE = {
+  "truncated": lambda content: content[: len(content) // 2],
+  "empty": lambda content: b"",
+  "noise": lambda content: bytes(len(content)),
+  "flipped": flip,
+}
+
+
+@pytest.mark.parametrize("damage", [*DAMAGE, "lost"])
+@pytest.mark.parametrize("what", ["-train.", "-test.", "dataset_info.json", "features.json"])
+def test_damaged_cifar10_names_the_file_and_the_cure(small_cifar10, tmp_path, what, damage):
+  shutil.copytree(small_cifar10[0], tmp_path / "data")
+  (path,) = (p for p in (tmp_path / "data" / "cifar10" / "3.0.2").iterdir() if what in p.name)
+  if damage == "lost":
+    path.unlink()
+  else:
+    path.write_bytes(DAMAGE[damage](path.read_bytes()))
+  said = re.escape(path.name) if damage != "lost" or "json" in what else what.strip("-.")
+  wanted = rf"{said}.*(copy the data set again|to prepare it)"
+  with pytest.raises((ValueError, FileNotFoundError), match=f"(?is){wanted}"):
+    data.load("cifar10", data_dir=str(tmp_path / "data"), cache_dir=str(tmp_path / "cache"))
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_damaged_packed_cifar10_names_the_file_and_the_cure(small_cifar10, tmp_path, damage):
+  path = cifar10.pack_cifar10(tmp_path, data_dir=str(small_cifar10[0]))
+  path.write_bytes(DAMAGE[damage](path.read_bytes()))
+  with pytest.raises(ValueError, match=rf"{re.escape(str(path))} cannot be read: .*pack it again"):
+    data.load("cifar10", data_dir=str(tmp_path), cache_dir=str(tmp_path / "cache"))
+
+
+@pytest.mark.parametrize("image", [np.zeros((16, 32, 3), np.uint8), b"no image", b""])
+def test_an_image_of_cifar10_that_is_none_is_named(tmp_path, image):
+  record = ("a", encode(image, "PNG") if isinstance(image, np.ndarray) else image, 0)
+  write_data_set(
+    tmp_path / "cifar10" / "3.0.2",
+    {"train": [record], "test": [record]},
+    id_name="id",
+    image_shape=(32, 32, 3),
+    num_classes=10,
+  )
+  with pytest.raises(ValueError, match=r"cifar10-train\.array.* record 0 is .*copy the data set"):
+    data.load("cifar10", data_dir=str(tmp_path), cache_dir=str(tmp_path / "cache"))
+
+
+# ---- images of other depths --------------------------------------------------------------------
+
+LEVELS = np.array([[0, 128, 129, 257], [32767, 32768, 65406, 65535]], np.uint16)
+
+
+def png_of(levels):
+  """A PNG of 16 bits a channel, which Pillow does not write of colours."""
+  height, width, channels = levels.shape
+  chunk = lambda kind, content: (
+    struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+  )
+  head = struct.pack(">IIBBBBB", width, height, 16, {1: 0, 2: 4, 3: 2, 4: 6}[channels], 0, 0, 0)
+  rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in levels)
+  body = chunk(b"IDAT", zlib.compress(rows))
+  return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + body + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+def test_a_png_of_16_bits_is_scaled(channels):
+  image = crops.decode(png_of(np.repeat(LEVELS[..., None], channels, 2)))
+  assert image.mode == "RGB"
+  wanted = np.repeat(np.rint(LEVELS / 257)[..., None], 3, 2)
+  assert np.abs(np.asarray(image) - wanted).max() <= (0 if channels == 1 else 1)
+
+
+def test_a_tiff_of_16_bits_is_scaled():
+  image = crops.decode(encode(Image.fromarray(LEVELS), "TIFF"))
+  np.testing.assert_array_equal(np.asarray(image)[..., 0], np.rint(LEVELS / 257))
+
+
+@pytest.mark.parametrize("dtype", [np.int32, np.float32])
+def test_numbers_of_no_known_range_are_refused(dtype):
+  with pytest.raises(ValueError, match="no known range"):
+    crops.decode(encode(Image.fromarray(LEVELS.astype(dtype)), "TIFF"))
 
 
 def test_real_cifar10():
