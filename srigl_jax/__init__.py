@@ -4,6 +4,7 @@ The names of this module are the public ones; all others may change without noti
 Shape letters in docstrings: `I` inputs of a neuron when dense, `N` neurons of a layer.
 """
 
+from srigl_jax import axes
 from srigl_jax.allocation import Allocation, allocate
 from srigl_jax.analysis.flops import (
   mean_flops,
@@ -12,6 +13,7 @@ from srigl_jax.analysis.flops import (
   training_flops,
 )
 from srigl_jax.analysis.macs import layer_macs, total_macs
+from srigl_jax.analysis.plan import LeafPlan, Plan, plan
 from srigl_jax.analysis.summary import LayerSummary, Summary, summarize, warn_if_over_ablated
 from srigl_jax.condensed.condense import condense, expand
 from srigl_jax.condensed.condense_equinox import CondensedEquinox, condense_equinox
@@ -91,9 +93,11 @@ __all__ = [
   "Layer",
   "LayerSummary",
   "LayerView",
+  "LeafPlan",
   "MaskUpdater",
   "Masks",
   "Pattern",
+  "Plan",
   "Prepared",
   "Rounds",
   "SparseState",
@@ -102,6 +106,7 @@ __all__ = [
   "all_but",
   "allocate",
   "apply_masks",
+  "axes",
   "choose_backend",
   "condense",
   "condense_equinox",
@@ -139,6 +144,7 @@ __all__ = [
   "only",
   "pattern_mask",
   "per_layer",
+  "plan",
   "prepare",
   "ranking_key",
   "relative_flops",

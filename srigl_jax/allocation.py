@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 from jax import Array
 
 from srigl_jax.distributions import DISTRIBUTIONS
-from srigl_jax.layer_filters import LayerFilter, find_layers, select
-from srigl_jax.layers import AxesFn, Layer, flax_axes
+from srigl_jax.layer_filters import LayerFilter, judge_leaves, layers_of, select, warn_of_doubts
+from srigl_jax.layers import AxesFn, Layer
 from srigl_jax.stacks import by_name, by_path, layer_names, unroll
 from srigl_jax.structures import ConstantFanIn, Structure, as_structure
 
@@ -54,7 +54,7 @@ def allocate(
   fan_in: int | Mapping[str, int] | None = None,
   structure: Structure | str = "constant_fan_in",
   sparse: LayerFilter = True,
-  axes: AxesFn = flax_axes,
+  axes: AxesFn | None = None,
 ) -> Allocation:
   """Divides a network's weights among its layers.
 
@@ -76,7 +76,7 @@ def allocate(
       `I * N - trunc(S * I * N)`, with S the layer's sparsity; or a name, see `as_structure`.
     sparse: which layers may be sparse. The others stay dense and count toward the target, so
       that the sparse ones become sparser to pay for them.
-    axes: which axes of a kernel are neurons.
+    axes: the layout of kernels, see `srigl_jax.axes`; without it they are recognised (`plan`).
 
   Returns:
     An `Allocation`. A layer whose density comes out as 1 or more is dense.
@@ -88,8 +88,10 @@ def allocate(
   Source: RigL (arXiv:1911.11134) for Erdős–Rényi-Kernel; integers as in SRigL's authors' code.
   """
   structure = as_structure(structure)
-  leaves = find_layers(params, sparse=sparse, axes=axes)
+  judged = judge_leaves(params, sparse=sparse, axes=axes)
+  leaves = layers_of(judged)
   chosen = select(sparse, leaves, name="sparse")
+  warn_of_doubts(judged, chosen)
   layers = unroll(leaves)
   allowed = {name for path in chosen for name in layer_names(leaves[path])}
   target = _target_density(sparsity, density)

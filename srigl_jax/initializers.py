@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from srigl_jax.layers import AxesFn, flax_axes, make_layer, map_leaves
+from srigl_jax.layer_filters import find_layers
+from srigl_jax.layers import AxesFn, map_leaves
 from srigl_jax.masks import Masks, check_masks, fan_ins
 from srigl_jax.stacks import layer_names, map_stack, one_layer, unroll
 
@@ -26,7 +27,7 @@ SCHEMES = tuple(_SCHEMES)
 
 
 def init_sparse_weights(
-  key: Array, params: Any, masks: Masks, scheme: str = "he_normal", *, axes: AxesFn = flax_axes
+  key: Array, params: Any, masks: Masks, scheme: str = "he_normal", *, axes: AxesFn | None = None
 ) -> Any:
   """Draws the sparse layers' weights anew, scaled by each neuron's own fan-in k.
 
@@ -41,7 +42,7 @@ def init_sparse_weights(
       (variance 1 / k), `"torch_uniform"` (uniform on ±1/sqrt(k), PyTorch's default with the sparse
       fan-in) or `"srigl_reference"` (normal with standard deviation 2 / k: what the authors' runs
       used, where the source they cite has variance 2 / k; docs/algorithm.md, row 7).
-    axes: which axes of a kernel are neurons.
+    axes: the layout of kernels, as for `srigl`.
 
   Returns:
     The tree with new weights, exactly 0 off the masks.
@@ -53,7 +54,8 @@ def init_sparse_weights(
   """
   scale, is_uniform = scheme_scale(scheme)
   check_masks(masks, params)
-  layers = {path: make_layer(path, mask.shape, axes) for path, mask in masks.items()}
+  found = find_layers(params, axes=axes, masks=masks) if masks else {}
+  layers = {path: found[path] for path in masks}
   places = {name: i for i, name in enumerate(unroll(layers))}
   keys = jax.random.split(key, max(1, len(places)))
 

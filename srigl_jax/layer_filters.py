@@ -11,18 +11,13 @@ srigl(..., sparse=all_but("first", "head"), ablate=only(r"mlp/.*kernel"))
 import difflib
 import re
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any, NamedTuple
 
-from srigl_jax.layers import (
-  AxesFn,
-  Layer,
-  flax_axes,
-  is_weight,
-  leaf_dict,
-  make_layer,
-  natural_key,
-)
+from srigl_jax.ends import FIRST, first_layers, head_layers
+from srigl_jax.layers import AxesFn, Layer, LayerPath
+from srigl_jax.leaves.judge import Leaf, judge
+from srigl_jax.leaves.specs import leaf_specs
 
 
 class PathPatterns(NamedTuple):
@@ -63,34 +58,78 @@ def all_but(*patterns: str, inputs_multiple_of: int = 1) -> PathPatterns:
 
 
 def find_layers(
-  params: Any, *, sparse: LayerFilter = True, axes: AxesFn = flax_axes
+  params: Any,
+  *,
+  sparse: LayerFilter = True,
+  axes: AxesFn | None = None,
+  masks: Mapping[str, Any] = {},
 ) -> dict[str, Layer]:
   """The layers that count for a sparsity target, in natural order of their paths.
 
   Args:
-    params: parameter tree, of arrays or of `jax.ShapeDtypeStruct`.
+    params: parameter tree, of arrays, of `jax.ShapeDtypeStruct` or of `LeafSpec`.
     sparse: a function here can also ask for leaves that are no weights by default (biases,
       norms, embeddings; at least two axes): those it accepts count as layers.
-    axes: which axes of a kernel are neurons.
+    axes: which axes of a kernel are neurons; without it they are recognised.
+    masks: leaves that are layers whatever they are called, of the axes that their paths carry.
 
   Raises:
     ValueError: if there is no layer.
   """
-  leaves = leaf_dict(params)
+  return layers_of(judge_leaves(params, sparse=sparse, axes=axes, masks=masks))
+
+
+def judge_leaves(
+  params: Any,
+  *,
+  sparse: LayerFilter = True,
+  axes: AxesFn | None = None,
+  masks: Mapping[str, Any] = {},
+) -> dict[str, Leaf]:
+  """What each leaf is, layer or not; arguments as for `find_layers`."""
   asked = sparse if callable(sparse) and not isinstance(sparse, PathPatterns) else None
+  known = {path: path.axes for path in masks if isinstance(path, LayerPath)} if not axes else {}
+  return judge(
+    leaf_specs(params),
+    axes=axes,
+    known=known,
+    asked=lambda path, shape: path in masks or bool(asked and asked(path, shape)),
+  )
+
+
+def layers_of(leaves: Mapping[str, Leaf]) -> dict[str, Layer]:
+  """The layers among judged leaves, by paths that carry their axes.
+
+  Raises:
+    ValueError: if there is none.
+  """
   layers = {
-    path: make_layer(path, leaf.shape, axes)
-    for path, leaf in leaves.items()
-    if is_weight(path, leaf) or (asked and len(leaf.shape) >= 2 and asked(path, leaf.shape))
+    LayerPath(path, leaf.layer.axes): leaf.layer for path, leaf in leaves.items() if leaf.layer
   }
   if not layers:
-    shapes = {path: getattr(leaf, "shape", ()) for path, leaf in leaves.items()}
+    shapes = {path: leaf.shape for path, leaf in leaves.items()}
     raise ValueError(
       "No leaf of the parameters is a weight (floating, two axes or more, and not named like a "
       f"bias, norm or embedding). The leaves are {shapes}. Pass the parameters themselves, or "
       "`sparse=` a function (path, shape) -> bool that names the weights."
     )
   return layers
+
+
+def warn_of_doubts(leaves: Mapping[str, Leaf], paths: Collection[str]) -> None:
+  """Warns of leaves whose axes cannot be told for certain, once for all that are named alike.
+
+  Args:
+    leaves: the judgement of a tree.
+    paths: the leaves that it matters for.
+  """
+  alike: dict[str, list[str]] = {}
+  for path, leaf in leaves.items():
+    if leaf.doubt and path in paths:
+      alike.setdefault(re.sub(r"\d+", "#", path), []).append(leaf.doubt)
+  for doubts in alike.values():
+    more = f" The same goes for {len(doubts) - 1} more like it." if len(doubts) > 1 else ""
+    warnings.warn(doubts[0] + more, stacklevel=3)
 
 
 def select(layer_filter: LayerFilter, layers: Mapping[str, Layer], *, name: str) -> frozenset[str]:
@@ -146,58 +185,13 @@ def _depthwise(layers: Mapping[str, Layer]) -> list[str]:
   return [
     path
     for path, layer in layers.items()
-    if layer.axes.spatial and layer.dims[1] == 1 and not _FIRST.search(path)
+    if layer.axes.spatial and layer.dims[1] == 1 and not FIRST.search(path)
   ]
 
 
-# Flattened trees are sorted by name, so position says nothing: the ends of a network are found
-# by name, and failing that by number (Dense_0 ... Dense_2).
-_HEAD = re.compile(r"^(params/)?(head|heads|fc|linear|classifier|logits|output|lm_head)(/|$)")
-_FIRST = re.compile(
-  r"^(params/)?(conv_init|conv1|conv_1|conv0|conv_0|conv_proj|stem\w*|patch_embed\w*|input\w*)(/|$)"
-)
-
-
-def _head(layers: Mapping[str, Layer]) -> list[str]:
-  """The classifier: the last layer named like one, else the last of the outermost matrices."""
-  named = [path for path in layers if _HEAD.search(path)]
-  if named:
-    return [max(named, key=natural_key)]
-  matrices = [p for p, layer in layers.items() if not layer.axes.spatial] or list(layers)
-  depth = min(path.count("/") for path in matrices)
-  outermost = [path for path in matrices if path.count("/") == depth]
-  head = max(outermost, key=natural_key)
-  if len({_stem(path) for path in outermost}) > 1:
-    warnings.warn(
-      f"No layer is named like a classifier (head, fc, linear, classifier, logits, output); "
-      f"{head!r}, the last of {outermost} by name, is taken for it and never ablated. Name the "
-      "right one: ablate=all_but(r'path/of/classifier').",
-      stacklevel=2,
-    )
-  return [head]
-
-
-def _first(layers: Mapping[str, Layer]) -> list[str]:
-  """The layer that sees the input: the first named like one, else the first by number."""
-  named = [path for path in layers if _FIRST.search(path)]
-  if named:
-    return [min(named, key=natural_key)]
-  if len({_stem(path) for path in layers}) == 1:
-    return [min(layers, key=natural_key)]
-  raise ValueError(
-    "Preset 'first' cannot tell which layer sees the input: none is named conv1, conv_init, "
-    f"stem, conv_proj, patch_embed or the like among {', '.join(layers)}. Give its path as a "
-    "regular expression instead of 'first'."
-  )
-
-
-def _stem(path: str) -> str:
-  return re.sub(r"\d+", "#", path)
-
-
 PRESETS: dict[str, Callable[[Mapping[str, Layer]], Iterable[str]]] = {
-  "first": _first,
-  "head": _head,
+  "first": first_layers,
+  "head": head_layers,
   "depthwise": _depthwise,
   "query": _by_path(r"(^|/)query/kernel$"),
   "key": _by_path(r"(^|/)key/kernel$"),

@@ -6,7 +6,6 @@ pytree look alike. Which leaves may be sparse is decided in `layer_filters`.
 """
 
 import difflib
-import functools
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -14,12 +13,11 @@ from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array
 
 PyTree = Any
 T = TypeVar("T")
-AxesFn = Callable[[str, tuple[int, ...]], "Axes"]
+AxesFn = Callable[[str, tuple[int, ...]], "Axes | None"]
 
 
 class Axes(NamedTuple):
@@ -38,6 +36,30 @@ class Axes(NamedTuple):
   neurons: tuple[int, ...]
   spatial: tuple[int, ...] = ()
   stack: tuple[int, ...] = ()
+
+
+class LayerPath(str):
+  """A path that knows the axes of its kernel; in all else the plain string.
+
+  Masks and budgets have such keys, so that whoever is handed the masks (`summarize`,
+  `init_sparse_weights`) need not be told the layout again. They survive `jit`, pickling and
+  whatever rebuilds a tree from its structure.
+
+  Attributes:
+    axes: of the kernel.
+  """
+
+  axes: "Axes"
+
+  def __new__(cls, path: str, axes: "Axes") -> "LayerPath":
+    """The path, and the axes of its kernel."""
+    self = super().__new__(cls, path)
+    self.axes = axes
+    return self
+
+  def __getnewargs__(self) -> tuple[str, "Axes"]:
+    """What a copy is made of, for pickling."""
+    return str(self), self.axes
 
 
 class Layer(NamedTuple):
@@ -133,25 +155,6 @@ def map_leaves(fn: Callable[..., Any], tree: PyTree, *by_path: Mapping[str, Any]
   return jax.tree_util.tree_map_with_path(visit, tree)
 
 
-def cached_by_shapes(fn: Callable[[dict[str, Any]], T]) -> Callable[[PyTree], T]:
-  """`fn` of a tree's leaves by path, once for all trees of the same paths, shapes and dtypes.
-
-  Args:
-    fn: is given `{path: jax.ShapeDtypeStruct}`, in natural order of the paths.
-
-  Returns:
-    A function of the tree, of arrays (traced or not) or of `jax.ShapeDtypeStruct`.
-  """
-
-  @functools.lru_cache(maxsize=8)
-  def cached(spec: tuple[tuple[str, tuple[int, ...], np.dtype], ...]) -> T:
-    return fn({path: jax.ShapeDtypeStruct(shape, dtype) for path, shape, dtype in spec})
-
-  return lambda tree: cached(
-    tuple((path, x.shape, np.dtype(x.dtype)) for path, x in leaf_dict(tree).items())
-  )
-
-
 def kernel_path(module_path: str) -> str:
   """The path of the kernel of the module at a path; the model itself is at `""`."""
   return f"{module_path}/kernel" if module_path else "kernel"
@@ -216,15 +219,6 @@ def make_layer(path: str, shape: Sequence[int], axes: AxesFn = flax_axes) -> Lay
       "axes in the function given as `axes`, or leave the layer out with `sparse`."
     )
   return Layer(path, shape, Axes(tuple(sorted(neurons)), tuple(sorted(spatial)), stack))
-
-
-def is_weight(path: str, leaf: Any) -> bool:
-  """Whether a leaf is a weight matrix or kernel: floating, two axes or more, and not a bias,
-  norm parameter, embedding, class token or position embedding by the last part of its path.
-  """
-  name = path.rsplit("/", 1)[-1].lower()
-  not_weight = re.fullmatch(r"bias|scale|.*embedding|pos_?emb\w*|\w*token\w*|cls", name)
-  return jnp.ndim(leaf) >= 2 and jnp.issubdtype(leaf.dtype, jnp.floating) and not not_weight
 
 
 def to_matrix(x: Array, layer: Layer) -> Array:

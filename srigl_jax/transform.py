@@ -9,7 +9,7 @@ may scale or add to its updates.
 import functools
 import inspect
 from collections.abc import Callable, Collection, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,15 +17,17 @@ import optax
 from jax import Array
 
 from srigl_jax.allocation import Allocation, allocate
-from srigl_jax.layer_filters import find_layers, select
+from srigl_jax.layer_filters import find_layers, judge_leaves, select
 from srigl_jax.layer_views import LayerPlan
-from srigl_jax.layers import AxesFn, cached_by_shapes, check_paths, flax_axes, leaf_dict, map_leaves
+from srigl_jax.layers import AxesFn, check_paths, leaf_dict, map_leaves
+from srigl_jax.leaves.specs import LeafSpec, cached_by_shapes
 from srigl_jax.mask_updates import MaskUpdater, check_mask_updater, maybe_update_masks
 from srigl_jax.masks import Masks, check_masks, init_masks
 from srigl_jax.moments import mask_moments
 from srigl_jax.schedule import num_updates
 from srigl_jax.stacks import num_weights
 from srigl_jax.state import SparseState
+from srigl_jax.training_plan import TrainingPlan, report
 
 
 def sparse_training(
@@ -33,7 +35,7 @@ def sparse_training(
   updater: MaskUpdater | None,
   *,
   initial: Mapping[str, Array] | str = "random",
-  axes: AxesFn = flax_axes,
+  axes: AxesFn | None = None,
   seed: int = 0,
   **sparsity_kwargs: Any,
 ) -> optax.GradientTransformationExtraArgs:
@@ -44,7 +46,7 @@ def sparse_training(
     updater: how and when the masks change; None: never.
     initial: the masks to start with: `"random"` at the budgets, `"dense"` (every layer that has a
       budget starts with all of its weights), or masks by path, whose sizes then are the budgets.
-    axes: which axes of a kernel are neurons.
+    axes: the layout of kernels, see `srigl_jax.axes`; without it they are recognised (`plan`).
     seed: of the initial masks and of random growth.
     **sparsity_kwargs: the other arguments of `allocate`; `structure` is unstructured by default.
 
@@ -64,7 +66,9 @@ def sparse_training(
 
   def init_fn(params):
     key = jax.random.key(seed)
-    allocation = plan_for(params).allocation
+    plan = plan_for(params)
+    report(plan)
+    allocation = plan.allocation
     masks = _initial_masks(initial, key, params, allocation)
     return SparseState(
       step=jnp.zeros((), jnp.int32),
@@ -102,20 +106,13 @@ def sparse_training(
   return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
 
-class _Plan(NamedTuple):
-  """What is known before the first step, from the shapes of the parameters alone."""
-
-  allocation: Allocation
-  layers: dict[str, LayerPlan]
-
-
 def _make_plan(
   updater: MaskUpdater | None,
   initial: Mapping[str, Array] | str,
-  axes: AxesFn,
+  axes: AxesFn | None,
   sparsity_kwargs: Mapping[str, Any],
-  leaves: dict[str, jax.ShapeDtypeStruct],
-) -> _Plan:
+  leaves: dict[str, LeafSpec],
+) -> TrainingPlan:
   if isinstance(initial, str):
     allocation = allocate(leaves, axes=axes, **{"structure": "unstructured", **sparsity_kwargs})
   else:
@@ -125,12 +122,17 @@ def _make_plan(
     path: LayerPlan(allocation.layers[path], path in ablatable, budget)
     for path, budget in allocation.budgets.items()
   }
-  return _Plan(allocation, layers)
+  given = {} if isinstance(initial, str) else initial
+  sparse = sparsity_kwargs.get("sparse", True)
+  judged = judge_leaves(leaves, sparse=sparse, axes=axes, masks=given)
+  return TrainingPlan(judged, allocation, layers)
 
 
-def _allocation_of(masks: Mapping[str, Array], leaves: dict[str, Any], axes: AxesFn) -> Allocation:
+def _allocation_of(
+  masks: Mapping[str, Array], leaves: dict[str, Any], axes: AxesFn | None
+) -> Allocation:
   """The allocation whose budgets are the sizes of given masks."""
-  layers = find_layers(leaves, sparse=lambda path, shape: path in masks, axes=axes)
+  layers = find_layers(leaves, axes=axes, masks=masks)
   check_paths(masks, layers, name="initial")
   check_masks(masks, leaves)
   sizes = {path: num_weights(masks[path], layers[path]) for path in layers if path in masks}
@@ -205,7 +207,7 @@ def _check_initial(initial: Any, sparsity_kwargs: Mapping[str, Any]) -> None:
 
 
 def _check_same_layers(
-  plan_for: Callable[[Any], _Plan], params: Any, state: SparseState
+  plan_for: Callable[[Any], TrainingPlan], params: Any, state: SparseState
 ) -> dict[str, LayerPlan]:
   if params is None:
     raise ValueError(

@@ -10,7 +10,7 @@ from jax import Array
 from srigl_jax.analysis.flops import relative_flops
 from srigl_jax.condensed_training.tree import Pattern, dense_shapes
 from srigl_jax.layer_filters import LayerFilter, find_layers
-from srigl_jax.layers import AxesFn, Layer, check_paths, flax_axes
+from srigl_jax.layers import AxesFn, Layer, check_paths
 from srigl_jax.masks import fan_ins
 from srigl_jax.stacks import layer_names, leaf_of, num_weights, one_layer
 
@@ -108,7 +108,7 @@ def summarize(
   explored: Mapping[str, Array] | None = None,
   macs: Mapping[str, int] | None = None,
   sparse: LayerFilter = True,
-  axes: AxesFn = flax_axes,
+  axes: AxesFn | None = None,
 ) -> Summary:
   """Counts what the masks leave of each layer. Runs on the host.
 
@@ -120,7 +120,7 @@ def summarize(
       layers in condensed form their bits (`state.explored`).
     macs: multiply-accumulates of each dense layer (`layer_macs`), for FLOPs.
     sparse: as given to the transformation, where it asked for unusual leaves.
-    axes: which axes of a kernel are neurons.
+    axes: the layout of kernels, where masks that do not come from `get_masks` have another.
 
   Returns:
     A `Summary`.
@@ -129,7 +129,7 @@ def summarize(
     ValueError: if a mask's path is no layer's.
   """
   patterns = {path: mask for path, mask in masks.items() if isinstance(mask, Pattern)}
-  layers = find_layers(dense_shapes(params, patterns), sparse=sparse, axes=axes)
+  layers = find_layers(dense_shapes(params, patterns), sparse=sparse, axes=axes, masks=masks)
   check_paths(masks, layers, name="masks")
 
   def summarize_leaf(path: str, leaf: Layer) -> list[LayerSummary]:

@@ -23,8 +23,9 @@ def condense(kernel: Any, mask: Any, bias: Any = None, *, axes: Axes | None = No
     mask: bool of the kernel's shape, True where a weight is active.
     bias: of the shape of the kernel's neuron axes, `(out,)` for Dense and Conv, or None; of a
       stack with the stack's axes before, `(layers, out)`.
-    axes: which axes of the kernel are neurons, and which a stack; by default the last one is the
-      neurons. Attention's query, key and value kernels need `Axes(neurons=(1, 2))`.
+    axes: which axes of the kernel are neurons, and which a stack. By default the last one is the
+      neurons, or where only these have one fan-in (in eight neurons or more, for fewer have it by
+      chance) the first one, as Equinox and PyTorch have it, or all but the first (heads).
 
   Returns:
     A `Condensed` with its weights in order of the inputs. A weight of 0 on the mask is kept, so
@@ -47,7 +48,7 @@ def condense(kernel: Any, mask: Any, bias: Any = None, *, axes: Axes | None = No
     )
   if kernel.ndim < 2:
     raise ValueError(f"`kernel` must have two axes or more, but has shape {kernel.shape}.")
-  layer = make_layer("kernel", kernel.shape, lambda _, shape: axes or Axes((len(shape) - 1,)))
+  layer = make_layer("kernel", kernel.shape, lambda *_: axes or _axes_of(mask))
   biases: Any = [None] * layer.num_stacked
   if bias is not None:
     bias = np.asarray(bias)
@@ -83,7 +84,8 @@ def _condense(layer: Layer, kernel: np.ndarray, mask: np.ndarray, bias: Any) -> 
     shown = ", ".join(str(count) for count in counts[:8]) + (", ..." if len(counts) > 8 else "")
     raise ValueError(
       f"The active neurons must have one fan-in, but `mask` has {len(counts)}: {shown}. The "
-      "condensed form is for masks of constant fan-in, as srigl and static_sparse keep."
+      "condensed form is for masks of constant fan-in, as srigl and static_sparse keep; if this is "
+      "one, its neurons lie along other axes: give `axes` as for training."
     )
   indices = np.nonzero(on[active])[1].reshape(len(active), -1 if len(active) else 0)
   return make_condensed(
@@ -116,6 +118,22 @@ def axes_advice(mask: Any, neuron_axes: tuple[int, ...]) -> str:
         f"Axes(neurons={neuron_axes}) for this kernel."
       )
   return ""
+
+
+def _axes_of(mask: np.ndarray) -> Axes:
+  """The layout in which a mask has one fan-in; Flax's if it has in none, or in several."""
+
+  def counts(axes: Axes) -> np.ndarray:
+    counts = mask.sum(axis=tuple(a for a in range(mask.ndim) if a not in axes.neurons))
+    return counts[counts > 0]
+
+  last, first, heads = (Axes((mask.ndim - 1,)), Axes((0,)), Axes(tuple(range(1, mask.ndim))))
+  if len(np.unique(counts(last))) > 1:
+    # In three axes what looks like the first may be a stack of layers, alike in size.
+    for axes in (heads,) if mask.ndim == 3 else (first, heads):
+      if len(counts(axes)) >= 8 and len(np.unique(counts(axes))) == 1:
+        return axes
+  return last
 
 
 def expand(condensed: Condensed) -> tuple[Array, Array, Array | None]:

@@ -1,5 +1,6 @@
 """Layers in condensed form seen as what they stand for: dense shapes, masks, condensed layers."""
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -7,19 +8,17 @@ import jax
 import numpy as np
 from jax import Array
 
-from srigl_jax.layers import Axes, from_matrix, leaf_dict, make_layer
+from srigl_jax.layers import Axes, from_matrix, make_layer
+from srigl_jax.leaves.specs import LeafSpec, leaf_specs
 from srigl_kernels.format import Condensed, make_condensed
 from srigl_kernels.pattern import Pattern
 
 
-def dense_shapes(params: Any, patterns: Mapping[str, Pattern]) -> dict[str, jax.ShapeDtypeStruct]:
-  """Shapes of the parameters by path, of sparse layers that of the dense kernel."""
-  return {
-    path: jax.ShapeDtypeStruct(
-      patterns[path].kernel_shape if path in patterns else leaf.shape, leaf.dtype
-    )
-    for path, leaf in leaf_dict(params).items()
-  }
+def dense_shapes(params: Any, patterns: Mapping[str, Pattern]) -> dict[str, LeafSpec]:
+  """The parameters by path without their values, sparse layers of the shape of the dense kernel."""
+  specs = leaf_specs(params)
+  own = lambda path: patterns[path].kernel_shape if path in patterns else specs[path].shape
+  return {path: dataclasses.replace(spec, shape=own(path)) for path, spec in specs.items()}
 
 
 def pattern_mask(pattern: Pattern) -> Array:

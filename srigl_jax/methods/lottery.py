@@ -10,7 +10,7 @@ from jax import Array, lax
 
 from srigl_jax.allocation import Allocation, allocate
 from srigl_jax.layer_filters import LayerFilter
-from srigl_jax.layers import AxesFn, flax_axes, leaf_dict, map_leaves
+from srigl_jax.layers import AxesFn, leaf_dict, map_leaves
 from srigl_jax.methods.pruning import global_magnitude_masks
 from srigl_jax.moments import mask_moments
 from srigl_jax.structures import Unstructured
@@ -69,7 +69,7 @@ def lottery_ticket(
   sparsity: float | None = None,
   share_per_round: float | None = None,
   sparse: LayerFilter = True,
-  axes: AxesFn = flax_axes,
+  axes: AxesFn | None = None,
 ) -> optax.GradientTransformationExtraArgs:
   """Iterative magnitude pruning with rewinding, ranked globally.
 
@@ -87,7 +87,7 @@ def lottery_ticket(
     share_per_round: in its place, the fraction of the weights left that each pruning takes; the
       source has 0.2.
     sparse: which layers may be pruned.
-    axes: which axes of a kernel are neurons.
+    axes: the layout of kernels, as for `srigl`.
 
   Returns:
     A transformation like that of `srigl`. Rewound weights are the snapshot's up to half a unit in

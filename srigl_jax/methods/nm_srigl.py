@@ -3,7 +3,7 @@
 import optax
 
 from srigl_jax.layer_filters import LayerFilter, all_but
-from srigl_jax.layers import AxesFn, flax_axes
+from srigl_jax.layers import AxesFn
 from srigl_jax.mask_updates import DropFraction
 from srigl_jax.methods.srigl import srigl
 from srigl_jax.structures import n_of_m
@@ -23,7 +23,7 @@ def nm_srigl(
   grad_accumulation_steps: int = 1,
   sparse: LayerFilter = True,
   ablate: LayerFilter = _NOT_THE_HEAD,
-  axes: AxesFn = flax_axes,
+  axes: AxesFn | None = None,
   seed: int = 0,
 ) -> optax.GradientTransformationExtraArgs:
   """SRigL with n connections in every block of m consecutive inputs of a neuron: 2:4, 4:8, 1:16.

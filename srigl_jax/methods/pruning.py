@@ -9,7 +9,7 @@ from srigl_jax.allocation import Distribution
 from srigl_jax.exact_counts import fraction_digits, truncated_product
 from srigl_jax.layer_filters import LayerFilter
 from srigl_jax.layer_views import LayerView, per_layer
-from srigl_jax.layers import AxesFn, flax_axes, from_matrix, to_matrix
+from srigl_jax.layers import AxesFn, from_matrix, to_matrix
 from srigl_jax.mask_updates import MaskUpdater
 from srigl_jax.masks import Masks
 from srigl_jax.structures import Unstructured
@@ -29,7 +29,7 @@ def gradual_magnitude_pruning(
   distribution: Distribution = "erk",
   density: float | None = None,
   sparse: LayerFilter = True,
-  axes: AxesFn = flax_axes,
+  axes: AxesFn | None = None,
 ) -> optax.GradientTransformationExtraArgs:
   """From dense to sparse on a cubic schedule, by magnitude within each layer.
 
@@ -93,7 +93,7 @@ def one_shot_pruning(
   distribution: Distribution | None = None,
   density: float | None = None,
   sparse: LayerFilter = True,
-  axes: AxesFn = flax_axes,
+  axes: AxesFn | None = None,
 ) -> optax.GradientTransformationExtraArgs:
   """Dense training, one cut by magnitude, and fine-tuning of what is left.
 

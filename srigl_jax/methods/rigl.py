@@ -32,7 +32,7 @@ def rigl(
   drop_fraction: DropFraction = 0.3,
   grad_accumulation_steps: int = 1,
   sparse: LayerFilter = True,
-  axes: AxesFn = flax_axes,
+  axes: AxesFn | None = None,
   seed: int = 0,
 ) -> optax.GradientTransformationExtraArgs:
   """RigL: unstructured sparsity, regrowth by gradient. Arguments as for `srigl`.
@@ -69,7 +69,7 @@ def set_(
   update_every: int = 100,
   drop_fraction: DropFraction = 0.3,
   sparse: LayerFilter = True,
-  axes: AxesFn = flax_axes,
+  axes: AxesFn | None = None,
   seed: int = 0,
 ) -> optax.GradientTransformationExtraArgs:
   """SET: unstructured sparsity, random regrowth. Arguments as for `srigl`.

@@ -8,7 +8,7 @@ from srigl_jax.allocation import Distribution
 from srigl_jax.exact_counts import truncated_count
 from srigl_jax.layer_filters import LayerFilter
 from srigl_jax.layer_views import LayerView
-from srigl_jax.layers import AxesFn, flax_axes, from_matrix, to_matrix
+from srigl_jax.layers import AxesFn, from_matrix, to_matrix
 from srigl_jax.mask_updates import DropFraction, MaskUpdater
 from srigl_jax.masks import Masks
 from srigl_jax.structures import Unstructured
@@ -27,7 +27,7 @@ def snfs(
   drop_fraction: DropFraction = 0.3,
   grad_decay: float = 0.9,
   sparse: LayerFilter = True,
-  axes: AxesFn = flax_axes,
+  axes: AxesFn | None = None,
   seed: int = 0,
 ) -> optax.GradientTransformationExtraArgs:
   """Unstructured sparsity, growth by the momentum of dense gradients, and layers that trade.

@@ -8,16 +8,8 @@ from jax import Array
 from srigl_jax.allocation import allocate
 from srigl_jax.blocks import topk_mask_per_block
 from srigl_jax.layer_filters import LayerFilter
-from srigl_jax.layers import (
-  AxesFn,
-  Layer,
-  cached_by_shapes,
-  flax_axes,
-  from_matrix,
-  leaf_dict,
-  map_leaves,
-  to_matrix,
-)
+from srigl_jax.layers import AxesFn, Layer, from_matrix, leaf_dict, map_leaves, to_matrix
+from srigl_jax.leaves.specs import cached_by_shapes
 from srigl_jax.stacks import map_stack, one_layer
 from srigl_jax.state import SparseState
 from srigl_jax.structures import ConstantFanIn, n_of_m
@@ -31,7 +23,7 @@ def sr_ste(
   *,
   decay: float = 2e-4,
   sparse: LayerFilter = True,
-  axes: AxesFn = flax_axes,
+  axes: AxesFn | None = None,
 ) -> optax.GradientTransformationExtraArgs:
   """N:M sparsity by the sparse-refined straight-through estimator.
 
@@ -50,7 +42,7 @@ def sr_ste(
     decay: λ of the source, 2e-4 there.
     sparse: which layers may be sparse; `all_but(inputs_multiple_of=m)` leaves out those that m does
       not divide.
-    axes: which axes of a kernel are neurons.
+    axes: the layout of kernels, as for `srigl`.
 
   Returns:
     A transformation like that of `srigl`. `init` takes the first masks from the magnitudes of the

@@ -49,7 +49,7 @@ def srigl(
   grad_accumulation_steps: int = 1,
   sparse: LayerFilter = True,
   ablate: LayerFilter = _NOT_THE_HEAD,
-  axes: AxesFn = flax_axes,
+  axes: AxesFn | None = None,
   seed: int = 0,
 ) -> optax.GradientTransformationExtraArgs:
   """Structured RigL: constant fan-in, regrowth by gradient, ablation of useless neurons.
@@ -79,7 +79,7 @@ def srigl(
       score averages; 1 costs no memory.
     sparse: which layers may be sparse; see `only` and `all_but`.
     ablate: which layers may lose neurons. The classifier may not by default.
-    axes: which axes of a kernel are neurons.
+    axes: the layout of kernels, see `srigl_jax.axes`; without it they are recognised (`plan`).
     seed: of the initial masks.
 
   Under `optax.inject_hyperparams`, inject into a function of the hyperparameter alone, since the

@@ -7,7 +7,7 @@ from jax import Array
 
 from srigl_jax.allocation import Distribution
 from srigl_jax.layer_filters import LayerFilter
-from srigl_jax.layers import AxesFn, flax_axes
+from srigl_jax.layers import AxesFn
 from srigl_jax.structures import Structure
 from srigl_jax.transform import sparse_training
 
@@ -21,7 +21,7 @@ def static_sparse(
   fan_in: int | Mapping[str, int] | None = None,
   structure: Structure | str = "unstructured",
   sparse: LayerFilter = True,
-  axes: AxesFn = flax_axes,
+  axes: AxesFn | None = None,
   seed: int = 0,
 ) -> optax.GradientTransformationExtraArgs:
   """A random mask that never changes. Arguments as for `srigl`; structures as for `allocate`."""
@@ -43,7 +43,7 @@ def fixed_masks(
   inner: optax.GradientTransformation,
   masks: Mapping[str, Array],
   *,
-  axes: AxesFn = flax_axes,
+  axes: AxesFn | None = None,
 ) -> optax.GradientTransformationExtraArgs:
   """Given masks that never change: those of a trained network, on new weights.
 

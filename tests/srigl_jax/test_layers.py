@@ -193,31 +193,6 @@ def test_axes_that_do_not_fit(axes, message):
     layers.make_layer("w", (4, 3), lambda *_: axes)
 
 
-@pytest.mark.parametrize(
-  ("path", "leaf", "expected"),
-  [
-    ("a/kernel", jnp.ones((2, 3)), True),
-    ("a/kernel", jnp.ones((2, 3), jnp.bfloat16), True),
-    ("3", jnp.ones((2, 3)), True),
-    ("w", np.ones((2, 3), np.float32), True),
-    ("w", jax.ShapeDtypeStruct((2, 3), jnp.float32), True),
-    ("a/kernel", jnp.ones((2, 3), jnp.int32), False),
-    ("a/kernel", jnp.ones(3), False),
-    ("query/bias", jnp.ones((2, 3)), False),
-    ("norm/scale", jnp.ones((1, 3)), False),
-    ("embed/embedding", jnp.ones((2, 3)), False),
-    ("pos_embedding", jnp.ones((1, 2, 3)), False),
-    ("posembed_input/pos_embedding", jnp.ones((1, 2, 3)), False),
-    ("cls", jnp.ones((1, 1, 3)), False),
-    ("cls_token", jnp.ones((1, 1, 3)), False),
-    ("embedding/kernel", jnp.ones((2, 3)), True),
-    ("cls/kernel", jnp.ones((2, 3)), True),
-  ],
-)
-def test_is_weight(path, leaf, expected):
-  assert layers.is_weight(path, leaf) == expected
-
-
 def test_unknown_path_names_what_is_near_and_what_there_is():
   with pytest.raises(ValueError, match=r"masks names 'conv3', .*mean 'conv\d'.*conv1, conv2, head"):
     layers.check_paths(["head", "conv3"], ["conv1", "conv2", "head"], name="masks")
