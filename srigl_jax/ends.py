@@ -54,8 +54,8 @@ def find_head(layers: Mapping[str, Layer]) -> Head:
   named = [path for path in layers if _HEAD.search(path)]
   several = [path for path in layers if _HEADS.search(path)]
   if len({_top(path) for path in several}) > 1:
-    heads = {_top(path): path for path in sorted(several, key=natural_key)}
-    return Head(tuple(heads.values()), "named like heads")
+    ends_of = {_top(path): path for path in sorted(several, key=natural_key)}
+    return Head(tuple(ends_of.values()), "named like heads")
   named = named or several
   outermost = _outermost(layers)
   if named:

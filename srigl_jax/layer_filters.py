@@ -15,7 +15,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any, NamedTuple
 
 from srigl_jax.ends import FIRST, first_layers, head_layers
-from srigl_jax.layers import AxesFn, Layer, LayerPath
+from srigl_jax.layers import Axes, AxesFn, Layer, LayerPath
 from srigl_jax.leaves.judge import Leaf, judge
 from srigl_jax.leaves.specs import leaf_specs
 
@@ -88,7 +88,8 @@ def judge_leaves(
 ) -> dict[str, Leaf]:
   """What each leaf is, layer or not; arguments as for `find_layers`."""
   asked = sparse if callable(sparse) and not isinstance(sparse, PathPatterns) else None
-  known = {path: path.axes for path in masks if isinstance(path, LayerPath)} if not axes else {}
+  settled = () if axes else masks
+  known: dict[str, Axes] = {p: p.axes for p in settled if isinstance(p, LayerPath)}
   return judge(
     leaf_specs(params),
     axes=axes,
@@ -103,7 +104,7 @@ def layers_of(leaves: Mapping[str, Leaf]) -> dict[str, Layer]:
   Raises:
     ValueError: if there is none.
   """
-  layers = {
+  layers: dict[str, Layer] = {
     LayerPath(path, leaf.layer.axes): leaf.layer for path, leaf in leaves.items() if leaf.layer
   }
   if not layers:

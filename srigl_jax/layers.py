@@ -57,7 +57,7 @@ class LayerPath(str):
     self.axes = axes
     return self
 
-  def __getnewargs__(self) -> tuple[str, "Axes"]:
+  def __getnewargs__(self) -> tuple[str, "Axes"]:  # type: ignore[override]
     """What a copy is made of, for pickling."""
     return str(self), self.axes
 
@@ -200,7 +200,7 @@ def make_layer(path: str, shape: Sequence[int], axes: AxesFn = flax_axes) -> Lay
     ValueError: if the axes are out of range, overlap, or leave no input axis.
   """
   shape = tuple(int(n) for n in shape)
-  given = axes(path, shape)
+  given = axes(path, shape) or flax_axes(path, shape)
   ndim = len(shape)
   try:
     neurons, spatial, stack = (tuple(range(ndim)[a] for a in group) for group in given)

@@ -180,8 +180,9 @@ def _same(one: Axes, other: Axes) -> bool:
 def _with_window(axes: Axes, ndim: int) -> Axes:
   """The axes with the windows that such a layout has."""
   s = len(axes.stack)
-  layouts = (conventions.last, conventions.first, conventions.transposed)
-  layouts += (conventions.depthwise,) if s + 4 == ndim and len(axes.neurons) == 2 else ()
+  layouts = [conventions.last, conventions.first, conventions.transposed]
+  if s + 4 == ndim:
+    layouts.append(conventions.depthwise)
   if ndim - s > 2:
     for layout in layouts:
       found = conventions.behind(layout(ndim - s), s)
