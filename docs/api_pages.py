@@ -37,7 +37,7 @@ def names(text: str) -> list[str]:
 
 
 def _row(name: str, value: object) -> str:
-  source = getattr(value, "__module__", None)
+  source = value.__name__ if inspect.ismodule(value) else getattr(value, "__module__", None)
   documented = source and not source.startswith(("typing", "builtins", "types"))
   first = (inspect.getdoc(value) or "").partition("\n\n")[0] if documented else ""
   link = f"`{name}`"
