@@ -181,5 +181,5 @@ def test_what_is_given_is_taken(preset, path, shape, expected):
 
 
 def test_a_pattern_of_axes_that_fits_nothing_is_an_error():
-  with pytest.raises(ValueError, match="axes names 'blocks', which fits no leaf .*: a/kernel"):
+  with pytest.raises(ValueError, match=r"axes names 'blocks', which fits no leaf .*: a/kernel"):
     judged({"a/kernel": (2, 3)}, axes=axes.stacked("blocks"))
