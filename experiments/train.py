@@ -1,7 +1,7 @@
 """Trains one network: `python -m experiments.train --config=configs/NAME.py --workdir=DIR`.
 
 The same command resumes a run that was interrupted, bit for bit, and does nothing for one that is
-finished. Everything that it writes is in the work directory: config.json, metrics.jsonl,
+finished. Everything that it writes is in the work directory: config.json, plan.txt, metrics.jsonl,
 tensorboard/, checkpoints/, sessions.jsonl, memory.json, and at the end results.json, report.md,
 model_card.md and figures/.
 """

@@ -54,7 +54,7 @@ def find_head(layers: Mapping[str, Layer]) -> Head:
   named = [path for path in layers if _HEAD.search(path)]
   several = [path for path in layers if _HEADS.search(path)]
   if len({_top(path) for path in several}) > 1:
-    ends_of = {_top(path): path for path in sorted(several, key=natural_key)}
+    ends_of = {_top(path): path for path in sorted({*named, *several}, key=natural_key)}
     return Head(tuple(ends_of.values()), "named like heads")
   named = named or several
   outermost = _outermost(layers)

@@ -5,6 +5,7 @@ wants to know it runs `init` abstractly and listens.
 """
 
 import contextvars
+from collections.abc import Collection
 from typing import Any, NamedTuple
 
 import jax
@@ -63,3 +64,20 @@ def training_plan(tx: optax.GradientTransformation, params: Any) -> TrainingPlan
       "srigl(...), rigl(...) or another sparse method returned, alone or in a chain."
     )
   return heard[0]
+
+
+def make_training_plan(
+  leaves: dict[str, Leaf], allocation: Allocation, ablatable: Collection[str] = ()
+) -> TrainingPlan:
+  """See `TrainingPlan`.
+
+  Args:
+    leaves: the judgement of every leaf.
+    allocation: how sparse the layers are.
+    ablatable: paths of the layers that may lose neurons.
+  """
+  layers = {
+    path: LayerPlan(allocation.layers[path], path in ablatable, budget)
+    for path, budget in allocation.budgets.items()
+  }
+  return TrainingPlan(leaves, allocation, layers)

@@ -27,7 +27,7 @@ from srigl_jax.moments import mask_moments
 from srigl_jax.schedule import num_updates
 from srigl_jax.stacks import num_weights
 from srigl_jax.state import SparseState
-from srigl_jax.training_plan import TrainingPlan, report
+from srigl_jax.training_plan import TrainingPlan, make_training_plan, report
 
 
 def sparse_training(
@@ -118,14 +118,10 @@ def _make_plan(
   else:
     allocation = _allocation_of(initial, leaves, axes)
   ablatable = select(updater.ablate, allocation.layers, name="ablate") if updater else ()
-  layers = {
-    path: LayerPlan(allocation.layers[path], path in ablatable, budget)
-    for path, budget in allocation.budgets.items()
-  }
   given = {} if isinstance(initial, str) else initial
   sparse = sparsity_kwargs.get("sparse", True)
   judged = judge_leaves(leaves, sparse=sparse, axes=axes, masks=given)
-  return TrainingPlan(judged, allocation, layers)
+  return make_training_plan(judged, allocation, ablatable)
 
 
 def _allocation_of(

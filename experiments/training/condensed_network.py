@@ -114,7 +114,9 @@ def condensed_network(
   opt_state = tx.init(functions.params, patterns, signals)
   state = TrainState(jnp.zeros((), jnp.int32), functions.params, functions.model_state, opt_state)
   model = Model(kwargs, functions.apply, functions.module, macs)
-  return Network(model, condensed_engine(functions, tx), state)
+  ablate = arguments_of(method, total_steps=plan.total_steps, seed=config.seed).get("ablate", False)
+  leaves = sx.plan(dense.params, show=False, ablate=ablate, **how_sparse)
+  return Network(model, condensed_engine(functions, tx), state, leaves)
 
 
 def _macs(dense: models.FunctionalModel, image_shape: tuple[int, ...]) -> dict[str, int]:

@@ -1,5 +1,6 @@
 """The training loop of one run, from its first step or its last checkpoint to its results."""
 
+import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, closing
@@ -9,7 +10,7 @@ from typing import Any, NamedTuple
 import jax
 from ml_collections import ConfigDict
 
-from experiments.common.files import locked, read_json, set_aside, write_json
+from experiments.common.files import locked, read_json, set_aside, write_json, write_text
 from experiments.common.progress import Show, progress
 from experiments.data import Prefetch
 from experiments.processes.cluster import is_process_0
@@ -108,6 +109,7 @@ def _train(log: RunLog, show_progress: ShowProgress, profiling: Profiling) -> Tr
   ):
     if is_process_0():
       _report_memory(log, train_fn, state, device_data, profiling)
+      _report_plan(log)
     log.start()
     for start, step, batches in dispatches:
       trace.before(start, step)
@@ -161,6 +163,13 @@ def _report_memory(
     batch = shard_batches(list(run.pipeline.train_batches(log.step, log.step + 1)), run.max_steps)
     step = train_fn.temporary_bytes(state, device_data, batch)
   report_memory(log.workdir, memory_by_part(state, device_data, is_sparse=run.is_sparse), step)
+
+
+def _report_plan(log: RunLog) -> None:
+  """Says what sparse training does to each parameter; `plan.txt` has it at length."""
+  if log.run.leaves:
+    print(log.run.leaves.table(compact=True), file=sys.stderr, flush=True)
+    write_text(log.workdir / "plan.txt", f"{log.run.leaves}\n")
 
 
 def _finished_or_locked(workdir: Path, config: ConfigDict, stack: ExitStack) -> bool:

@@ -41,7 +41,8 @@ def masked_network(
   tx = _make_tx(config, plan, inner, params, model.macs)
   params, opt_state = _start_sparse(config, plan, tx, params, sparse_key)
   state = TrainState(jnp.zeros((), jnp.int32), params, model_state, opt_state)
-  return Network(model, masked_engine(model.apply, tx), state)
+  leaves = sx.plan(params, tx, show=False) if plan.method.has_masks else None
+  return Network(model, masked_engine(model.apply, tx), state, leaves)
 
 
 def _make_model(

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 from flax import nnx
 
+import srigl_jax as sx
 from experiments import models
 from experiments.training.engines import Engine, TrainState
 
@@ -36,8 +37,10 @@ class Network(NamedTuple):
     model: the network.
     engine: what trains it.
     state: at step 0.
+    leaves: what sparse training does to each parameter; None if it does nothing.
   """
 
   model: Model
   engine: Engine
   state: TrainState
+  leaves: sx.Plan | None = None

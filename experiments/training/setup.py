@@ -33,6 +33,7 @@ class Run(NamedTuple):
     steps_per_epoch: batches in an epoch.
     total_steps: batches of the run.
     max_steps: batches in one call of the device.
+    leaves: what sparse training does to each parameter; None if it does nothing.
   """
 
   config: ConfigDict
@@ -45,6 +46,7 @@ class Run(NamedTuple):
   steps_per_epoch: int
   total_steps: int
   max_steps: int
+  leaves: sx.Plan | None
 
   @property
   def is_sparse(self) -> bool:
@@ -166,6 +168,7 @@ def prepare(config: ConfigDict) -> tuple[Run, TrainState]:
     steps_per_epoch=steps_per_epoch,
     total_steps=total_steps,
     max_steps=steps_per_dispatch(asked, network.state.params),
+    leaves=network.leaves,
   )
   return run, jax.device_get(network.state)
 

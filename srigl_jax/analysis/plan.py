@@ -1,11 +1,12 @@
 """See before you train: what a transformation will do to each leaf of a parameter tree."""
 
+import collections
+import re
 import textwrap
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
-import optax
 
 from srigl_jax.allocation import Allocation, allocate
 from srigl_jax.analysis.summary import format_table
@@ -83,21 +84,22 @@ class Plan(NamedTuple):
     """The leaves that are layers."""
     return tuple(leaf for leaf in self.leaves if leaf.is_layer)
 
-  def table(self, *, only_layers: bool = False) -> str:
+  def table(self, *, compact: bool = False) -> str:
     """The table with the warnings below.
 
     Args:
-      only_layers: leave out what is no layer, and by which rules leaves were judged.
+      compact: leave out what is no layer and by which rules leaves were judged, and let one row
+        stand for all layers that differ only in a number in their paths.
     """
-    return _table(self, only_layers)
+    return _table(self, compact)
 
   def __str__(self) -> str:
-    return _table(self, only_layers=False)
+    return _table(self, compact=False)
 
 
 def plan(
   params: Any,
-  tx: optax.GradientTransformation | None = None,
+  tx: Any = None,
   *,
   sparse: LayerFilter = True,
   ablate: LayerFilter | None = None,
@@ -115,7 +117,8 @@ def plan(
   Args:
     params: parameter tree, of arrays or of `jax.ShapeDtypeStruct` (`jax.eval_shape` of the
       model's `init`).
-    tx: a sparse training transformation, in any nesting of others, in place of the arguments below.
+    tx: an optax transformation with sparse training in it, in any nesting of others, in place of
+      the arguments below.
     sparse: which layers may be sparse.
     ablate: which layers may lose neurons; all but the head by default, as for `srigl`.
     axes: the layout of kernels, see `srigl_jax.axes`; without it they are recognised.
@@ -188,35 +191,39 @@ def _make_plan(
   )
 
 
-def _table(plan: Plan, only_layers: bool) -> str:
+def _table(plan: Plan, compact: bool) -> str:
   columns = ["leaf", "shape", "taken for", "inputs", "neurons", "sparsity", "fan-in", "ablated"]
-  columns += [] if only_layers else ["judged by"]
-
-  def row(x: LeafPlan) -> list[str]:
-    by = [] if only_layers else [x.rule]
-    if not x.is_layer:
-      return [x.path, "×".join(map(str, x.shape)), x.kind, "", "", "", "", "", *by]
-    mean = "" if x.fan_in == int(x.fan_in) else "~"
-    return [
-      x.path,
-      "×".join(map(str, x.shape)),
-      f"{x.kind}, head" if x.is_head else x.kind,
-      str(x.dense_fan_in),
-      str(x.num_neurons),
-      f"{x.sparsity:.4f}" if x.is_sparse else "dense",
-      f"{mean}{x.fan_in:.4g}" if x.is_sparse else str(x.dense_fan_in),
-      "may be" if x.may_ablate else "never",
-      *by,
-    ]
-
+  columns += [] if compact else ["judged by"]
   layers = plan.layers
+  rows = [_row(x)[: len(columns)] for x in (layers if compact else plan.leaves)]
+  if compact:
+    alike = collections.Counter(
+      (re.sub(r"\d+", "#", path) if not x.is_head else path, *rest)
+      for x, (path, *rest) in zip(layers, rows, strict=True)
+    )
+    rows = [[f"{path} ({n})" if n > 1 else path, *rest] for (path, *rest), n in alike.items()]
   size = sum(x.num_stacked * x.num_neurons * x.dense_fan_in for x in layers)
   kept = sum(x.num_stacked * x.num_neurons * x.fan_in for x in layers)
-  total = ["all layers", "", "", "", "", f"{1 - kept / size:.4f}", "", ""]
-  total += [] if only_layers else [""]
-  rows = [row(x) for x in (layers if only_layers else plan.leaves)]
+  total = ["all layers", "", "", "", "", f"{1 - kept / size:.4f}", *[""] * (len(columns) - 6)]
   heads = ", ".join(plan.head.paths)
   lines = [format_table(columns, rows, total), f"head: {heads} ({plan.head.rule})"]
   for warning in plan.warnings:
     lines += ["", textwrap.fill(f"WARNING: {warning}", 100, subsequent_indent="  ")]
   return "\n".join(lines)
+
+
+def _row(x: LeafPlan) -> list[str]:
+  shape = "×".join(map(str, x.shape))
+  if not x.is_layer:
+    return [x.path, shape, x.kind, "", "", "", "", "", x.rule]
+  return [
+    x.path,
+    shape,
+    f"{x.kind}, head" if x.is_head else x.kind,
+    str(x.dense_fan_in),
+    str(x.num_neurons),
+    f"{x.sparsity:.4f}" if x.is_sparse else "dense",
+    f"{x.fan_in:.4g}" if x.fan_in == int(x.fan_in) else f"~{x.fan_in:.4g}",
+    "may be" if x.may_ablate else "never",
+    x.rule,
+  ]

@@ -8,6 +8,7 @@ import numpy as np
 from jax import Array
 
 from srigl_jax.analysis.flops import relative_flops
+from srigl_jax.analysis.paths import broken_paths
 from srigl_jax.condensed_training.tree import Pattern, dense_shapes
 from srigl_jax.layer_filters import LayerFilter, find_layers
 from srigl_jax.layers import AxesFn, Layer, check_paths
@@ -123,7 +124,8 @@ def summarize(
     axes: the layout of kernels, where masks that do not come from `get_masks` have another.
 
   Returns:
-    A `Summary`.
+    A `Summary`. A warning says so if a layer has lost all of its weights, or outputs are reached
+    by no path from an input.
 
   Raises:
     ValueError: if a mask's path is no layer's.
@@ -131,6 +133,7 @@ def summarize(
   patterns = {path: mask for path, mask in masks.items() if isinstance(mask, Pattern)}
   layers = find_layers(dense_shapes(params, patterns), sparse=sparse, axes=axes, masks=masks)
   check_paths(masks, layers, name="masks")
+  counts_of: dict[str, np.ndarray] = {}
 
   def summarize_leaf(path: str, leaf: Layer) -> list[LayerSummary]:
     mask, macs_of_leaf = masks.get(path), None if macs is None else macs.get(path)
@@ -141,6 +144,7 @@ def summarize(
       counts = np.where(np.arange(leaf.num_neurons) < num_active, fan_in, 0)[None]
     else:
       counts = np.asarray(fan_ins(mask, leaf)).reshape(leaf.num_stacked, -1)
+    counts_of.update(zip(layer_names(leaf), counts, strict=True))
     ever = None
     if explored is not None:
       ever = _num_set(explored[path], leaf) / leaf.size if path in explored else None
@@ -162,7 +166,11 @@ def summarize(
       for i, (name, of_layer) in enumerate(zip(layer_names(leaf), counts, strict=True))
     ]
 
-  return Summary(tuple(x for path, leaf in layers.items() for x in summarize_leaf(path, leaf)))
+  summary = Summary(tuple(x for path, leaf in layers.items() for x in summarize_leaf(path, leaf)))
+  if not patterns:  # a constant fan-in, which leaves paths
+    for broken in broken_paths(layers, masks, counts_of):
+      warnings.warn(broken, stacklevel=2)
+  return summary
 
 
 def _num_set(explored: Array, leaf: Layer) -> np.ndarray:

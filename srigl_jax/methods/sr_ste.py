@@ -7,13 +7,14 @@ from jax import Array
 
 from srigl_jax.allocation import allocate
 from srigl_jax.blocks import topk_mask_per_block
-from srigl_jax.layer_filters import LayerFilter
+from srigl_jax.layer_filters import LayerFilter, judge_leaves
 from srigl_jax.layers import AxesFn, Layer, from_matrix, leaf_dict, map_leaves, to_matrix
 from srigl_jax.leaves.specs import cached_by_shapes
 from srigl_jax.stacks import map_stack, one_layer
 from srigl_jax.state import SparseState
 from srigl_jax.structures import ConstantFanIn, n_of_m
 from srigl_jax.topk import ranking_key
+from srigl_jax.training_plan import make_training_plan, report
 
 
 def sr_ste(
@@ -61,9 +62,11 @@ def sr_ste(
     raise ValueError(f"decay is {decay}; it must be 0 or more.")
   inner = optax.with_extra_args_support(inner)
 
-  allocation_for = cached_by_shapes(
-    lambda leaves: allocate(leaves, fan_in=n, structure=structure, sparse=sparse, axes=axes)
-  )
+  @cached_by_shapes
+  def plan_for(leaves):
+    judged = judge_leaves(leaves, sparse=sparse, axes=axes)
+    allocation = allocate(leaves, fan_in=n, structure=structure, sparse=sparse, axes=axes)
+    return make_training_plan(judged, allocation)
 
   def masks_of(weights, budgets, layers):
     def mask_of(weights, layer, budget):
@@ -73,7 +76,9 @@ def sr_ste(
     return {p: mask_of(w, layers[p], budgets[p]) for p, w in weights.items()}
 
   def init_fn(params):
-    allocation = allocation_for(params)
+    plan = plan_for(params)
+    report(plan)
+    allocation = plan.allocation
     leaves = leaf_dict(params)
     weights = {path: jnp.copy(leaves[path]) for path in allocation.budgets}
     budgets = {p: jnp.asarray(budget, jnp.int32) for p, budget in allocation.budgets.items()}
@@ -100,7 +105,7 @@ def sr_ste(
     steps, inner_state = inner.update(grads, state.inner_state, dense, **extra_args)
     new_params = leaf_dict(optax.apply_updates(dense, steps))
     weights = {path: new_params[path] for path in state.masks}
-    masks = masks_of(weights, state.budgets, allocation_for(params).layers)
+    masks = masks_of(weights, state.budgets, plan_for(params).allocation.layers)
     sparse_updates = map_leaves(_to_masked, steps, leaf_dict(params), state.masks, masks, weights)
     new = state._replace(
       step=optax.safe_increment(state.step),
