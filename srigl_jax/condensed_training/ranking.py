@@ -11,13 +11,22 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jax import Array, lax
 
-from srigl_jax.topk import ALWAYS, ranking_key, topk_threshold
+from srigl_jax.topk import ALWAYS, ranking_key
 from srigl_kernels.backends.xla import dot, tiles
 
 _WAYS = 16  # intervals that one pass over the gradients divides what is left into
 
 Gradients = Callable[[Array | int, int], Array]
 """`(first, num_neurons) -> [I, num_neurons]` float32: a block of a layer's dense gradient."""
+
+Entries = Callable[[Array | int, int], tuple[Array, Array, Array]]
+"""`(first, size) -> (keys, inputs, neurons)` of consecutive stored entries, `[size]` each: uint32
+(at most `2**31 - 1`, and 0 for those that take no part), int32 and int32. They are formed for some
+entries at a time: those of all would take as much memory as the optimizer's state."""
+
+Count = Callable[[Array], Array]
+
+ENTRIES_AT_ONCE = 2**17
 
 
 def dense_gradient(x: Array, g: Array, *, axis_name: str | None = None) -> Gradients:
@@ -40,38 +49,8 @@ def dense_gradient(x: Array, g: Array, *, axis_name: str | None = None) -> Gradi
   return block
 
 
-def topk_entries(keys: Array, inputs: Array, neurons: Array, k: Array) -> Array:
-  """Marks the k largest of a layer's stored entries.
-
-  Args:
-    keys: `[C]` uint32, at most `2**31 - 1`; of 0 for entries that take no part.
-    inputs: `[C]` int32, below `2**31 - 1`.
-    neurons: `[C]` int32, below `2**31 - 1`.
-    k: `[]` int32, from 0 to the number of keys above 0.
-
-  Returns:
-    `[C]` bool with k entries set. Ties: the lower input, then the lower neuron.
-  """
-  lower_first = lambda x: (ALWAYS - x).astype(jnp.uint32)
-
-  def choose(state: tuple[Array, Array, Array, Array]) -> tuple[Array, Array, Array, Array]:
-    stage, chosen, tied, left = state
-    rank = lax.select_n(stage, keys, lower_first(inputs), lower_first(neurons))
-    rank = jnp.where(tied, rank, 0)
-    threshold, num_reaching = topk_threshold(rank, left)
-    chosen |= rank > threshold
-    tied &= rank == threshold
-    settled = num_reaching <= left
-    chosen |= tied & settled
-    left -= jnp.where(settled, left, (rank > threshold).sum(dtype=jnp.int32))
-    return stage + 1, chosen, tied, left
-
-  start = jnp.int32(0), jnp.zeros(keys.shape, bool), keys > 0, k
-  return lax.while_loop(lambda state: state[3] > 0, choose, start)[1]
-
-
-class GradientThreshold(NamedTuple):
-  """Which gradients of a layer are among its largest.
+class Threshold(NamedTuple):
+  """Which entries of a layer are among its largest: those with a larger key, and some of its ties.
 
   Attributes:
     key: `[]` uint32, the ranking key that they reach.
@@ -82,21 +61,67 @@ class GradientThreshold(NamedTuple):
   row: Array
   column: Array
 
-  def chosen(self, keys: Array, first: Array | int) -> Array:
-    """Which of the keys `[I, n]` of the neurons from `first` on are among the largest, bool."""
-    rows = lax.broadcasted_iota(jnp.int32, keys.shape, 0)
-    columns = lax.broadcasted_iota(jnp.int32, keys.shape, 1) + first
+  def chosen(self, keys: Array, rows: Array, columns: Array) -> Array:
+    """Which entries are among the largest, bool; by their keys, inputs and neurons."""
     before = (rows < self.row) | ((rows == self.row) & (columns < self.column))
     return (keys > self.key) | ((keys == self.key) & before)
+
+  def chosen_block(self, keys: Array, first: Array | int) -> Array:
+    """The same of the keys `[I, n]` of the neurons from `first` on."""
+    rows = lax.broadcasted_iota(jnp.int32, keys.shape, 0)
+    columns = lax.broadcasted_iota(jnp.int32, keys.shape, 1) + first
+    return self.chosen(keys, rows, columns)
+
+
+def largest_entries(entries: Entries, capacity: int, k: Array) -> Threshold:
+  """Finds the k largest of a layer's stored entries by counting, some at a time.
+
+  Args:
+    entries: of the layer; inputs and neurons below `2**31 - 1`.
+    capacity: `C`, their number.
+    k: `[]` int32, from 0 to the number of keys above 0.
+  """
+
+  def counting(reaches: Callable[..., Array]) -> Count:
+    def count(candidates: Array) -> Array:
+      def step(first: Array | int, size: int, total: Array) -> Array:
+        keys, inputs, neurons = entries(first, size)
+        ranks = keys, _lower_first(inputs), _lower_first(neurons)
+        return total + jnp.stack([reaches(*ranks, c).sum(dtype=jnp.int32) for c in candidates])
+
+      return tiles(step, capacity, ENTRIES_AT_ONCE, jnp.zeros(_WAYS - 1, jnp.int32))
+
+    return count
+
+  key, reaching, above = search(counting(lambda keys, _, __, c: keys >= c), k, jnp.int32(capacity))
+
+  def first_ties() -> tuple[Array, Array]:
+    left = k - above
+    of_row = counting(lambda keys, rows, _, c: (keys == key) & (rows >= c))
+    row, in_rows, above_row = search(of_row, left, reaching - above)
+    of_column = counting(
+      lambda keys, rows, columns, c: (keys == key) & (rows == row) & (columns >= c)
+    )
+    column = lax.cond(
+      in_rows > left,
+      lambda: search(of_column, left - above_row, in_rows)[0],
+      lambda: jnp.uint32(1),  # the whole row
+    )
+    return (ALWAYS - row).astype(jnp.int32), (ALWAYS - column).astype(jnp.int32) + 1
+
+  everything = jnp.int32(ALWAYS), jnp.int32(0)
+  row, column = lax.cond(reaching > k, first_ties, lambda: everything)
+  return Threshold(key, row, column)
+
+
+def _lower_first(x: Array) -> Array:
+  return (ALWAYS - x).astype(jnp.uint32)
 
 
 def largest_gradients(
   gradients: Gradients, num_inputs: int, num_neurons: int, k: Array, block: int
-) -> GradientThreshold:
+) -> Threshold:
   """Finds the k largest gradient magnitudes of a layer by counting, a block at a time.
-
-  Each pass forms the gradient once and divides the interval of keys in which the threshold lies
-  by 16; it ends when just k reach the threshold, mostly after five or six.
 
   Args:
     gradients: the dense gradient, in blocks.
@@ -110,26 +135,13 @@ def largest_gradients(
     visit = lambda first, size, carry: step(ranking_key(gradients(first, size)), first, carry)
     return tiles(visit, num_neurons, block, carry)
 
-  def narrow(state: tuple[Array, Array, Array, Array]) -> tuple[Array, Array, Array, Array]:
-    low, high, reaching, above = state
-    step = jnp.maximum((high - low) // _WAYS, 1)
-    candidates = jnp.minimum(low + step * jnp.arange(1, _WAYS, dtype=jnp.uint32), high - 1)
-    count = lambda keys: jnp.stack([(keys >= c).sum(dtype=jnp.int32) for c in candidates])
-    counts = over_blocks(
-      lambda keys, first, total: total + count(keys), jnp.zeros(_WAYS - 1, jnp.int32)
-    )
-    enough = counts >= k
-    return (
-      jnp.maximum(low, jnp.where(enough, candidates, 0).max()),
-      jnp.minimum(high, jnp.where(enough, jnp.uint32(ALWAYS + 1), candidates).min()),
-      jnp.minimum(reaching, jnp.where(enough, counts, reaching).min()),
-      jnp.maximum(above, jnp.where(enough, 0, counts).max()),
+  def count(candidates: Array) -> Array:
+    reaching = lambda keys: jnp.stack([(keys >= c).sum(dtype=jnp.int32) for c in candidates])
+    return over_blocks(
+      lambda keys, first, total: total + reaching(keys), jnp.zeros(_WAYS - 1, jnp.int32)
     )
 
-  whole = jnp.int32(num_inputs * num_neurons)
-  start = jnp.uint32(0), jnp.uint32(ALWAYS + 1), whole, jnp.int32(0)
-  unsettled = lambda state: (state[2] != k) & (state[1] - state[0] > 1)
-  key, _, reaching, above = lax.while_loop(unsettled, narrow, start)
+  key, reaching, above = search(count, k, jnp.int32(num_inputs * num_neurons))
 
   def first_ties() -> tuple[Array, Array]:
     """The position that `k - above` of the equal keys come before."""
@@ -150,7 +162,42 @@ def largest_gradients(
 
   everything = jnp.int32(num_inputs), jnp.int32(0)
   row, column = lax.cond(reaching > k, first_ties, lambda: everything)
-  return GradientThreshold(key, row, column)
+  return Threshold(key, row, column)
+
+
+def search(count: Count, k: Array, total: Array) -> tuple[Array, Array, Array]:
+  """The largest number that at least k of some numbers reach.
+
+  Each pass divides the interval in which it lies by 16. It ends when just k reach the number found,
+  mostly after five or six.
+
+  Args:
+    count: how many of them reach each of 15 candidates, `[15]` uint32 -> `[15]` int32.
+    k: `[]` int32.
+    total: `[]` int32, how many they are.
+
+  Returns:
+    The number, `[]` uint32, or one that is less but as many reach; how many reach it; and how many
+    are larger, if it is k or more that reach it.
+  """
+
+  def narrow(state: tuple[Array, Array, Array, Array]) -> tuple[Array, Array, Array, Array]:
+    low, high, reaching, above = state
+    step = jnp.maximum((high - low) // _WAYS, 1)
+    candidates = jnp.minimum(low + step * jnp.arange(1, _WAYS, dtype=jnp.uint32), high - 1)
+    counts = count(candidates)
+    enough = counts >= k
+    return (
+      jnp.maximum(low, jnp.where(enough, candidates, 0).max()),
+      jnp.minimum(high, jnp.where(enough, jnp.uint32(ALWAYS + 1), candidates).min()),
+      jnp.minimum(reaching, jnp.where(enough, counts, reaching).min()),
+      jnp.maximum(above, jnp.where(enough, 0, counts).max()),
+    )
+
+  start = jnp.uint32(0), jnp.uint32(ALWAYS + 1), total, jnp.int32(0)
+  unsettled = lambda state: (state[2] != k) & (state[1] - state[0] > 1)
+  key, _, reaching, above = lax.while_loop(unsettled, narrow, start)
+  return key, reaching, above
 
 
 def nth_in_column(upto: Array, n: Array, column: Array) -> Array:

@@ -6,16 +6,19 @@ the largest gradients of the layer (if neurons may be ablated), one to count the
 """
 
 import dataclasses
+import functools
 from typing import NamedTuple
 
 import jax.numpy as jnp
 from jax import Array, lax
 
 from srigl_jax.condensed_training.ranking import (
+  ENTRIES_AT_ONCE,
+  Entries,
   Gradients,
+  largest_entries,
   largest_gradients,
   nth_in_column,
-  topk_entries,
 )
 from srigl_jax.exact_counts import Fraction, truncated_count
 from srigl_jax.methods.srigl import salient_threshold
@@ -79,20 +82,30 @@ def streamed_update(
   """
   num_inputs, num_neurons, budget = pattern.in_features, pattern.out_features, pattern.capacity
   block = _block_size(num_neurons, block_bytes // (4 * num_inputs))
-  entries = lax.iota(jnp.int32, pattern.capacity)
-  inputs = pattern.indices.astype(jnp.int32)
-  neurons = entry_neurons(pattern, entries)
-  nonzero = (entries < pattern.num_entries) & (values != 0)
-  magnitudes = jnp.where(nonzero, ranking_key(values), 0)
-  per_neuron = lambda chosen: (
-    jnp.zeros(num_neurons, jnp.int32)
-    .at[neurons]
-    .add(chosen.astype(jnp.int32), mode="drop", indices_are_sorted=True)
-  )
+  stored = functools.partial(_stored, values, pattern)
 
+  def per_neuron(flags: Array) -> Array:
+    """How many of a neuron's entries are marked, `[N]` int32."""
+
+    def step(first: Array | int, size: int, counts: Array) -> Array:
+      neurons = stored(first, size)[2]
+      marked = lax.dynamic_slice_in_dim(flags, first, size).astype(jnp.int32)
+      return counts.at[neurons].add(marked, mode="drop", indices_are_sorted=True)
+
+    return tiles(step, pattern.capacity, ENTRIES_AT_ONCE, jnp.zeros(num_neurons, jnp.int32))
+
+  def keep(entries: Entries, num_kept: Array) -> Array:
+    """Marks the largest magnitudes, `[C]` bool."""
+    largest = largest_entries(entries, pattern.capacity, num_kept)
+    step = lambda first, size, kept: lax.dynamic_update_slice_in_dim(
+      kept, largest.chosen(*entries(first, size)), first, axis=0
+    )
+    return tiles(step, pattern.capacity, ENTRIES_AT_ONCE, jnp.zeros(pattern.capacity, bool))
+
+  nonzero = per_neuron(values != 0)
   num_pruned = truncated_count(pattern.num_entries, drop_fraction)
   num_kept = jnp.minimum(pattern.num_entries - num_pruned, nonzero.sum(dtype=jnp.int32))
-  kept = topk_entries(magnitudes, inputs, neurons, num_kept)
+  kept = keep(stored, num_kept)
 
   if gamma_sal == 0:
     stays = jnp.ones(num_neurons, bool)
@@ -109,10 +122,11 @@ def streamed_update(
 
     def count(first: Array | int, size: int, carry: tuple[Array, Array]) -> tuple[Array, Array]:
       num_salient, also_kept = carry
-      chosen = largest.chosen(ranking_key(gradients(first, size)), first)
+      chosen = largest.chosen_block(ranking_key(gradients(first, size)), first)
 
       def look_up(entries: Array, local: Array, also_kept: Array) -> Array:
-        found = chosen.at[inputs.at[entries].get(mode="clip"), local].get(mode="clip")
+        inputs = pattern.indices.at[entries].get(mode="clip").astype(jnp.int32)
+        found = chosen.at[inputs, local].get(mode="clip")
         places = jnp.where(local < size, entries, pattern.capacity)
         return also_kept.at[places].set(found, mode="drop", indices_are_sorted=True)
 
@@ -126,20 +140,31 @@ def streamed_update(
     num_salient = by_gradient + per_neuron(kept & ~by_both)
     floor = jnp.sort(num_salient, descending=True)[budget // num_inputs]
     stays = num_salient >= jnp.minimum(required, floor)
-    alive = stays.at[neurons].get(mode="fill", fill_value=False)
-    kept = topk_entries(
-      jnp.where(alive, magnitudes, 0),
-      inputs,
-      neurons,
-      jnp.minimum(num_kept, (alive & nonzero).sum(dtype=jnp.int32)),
-    )
+
+    def alive(first: Array | int, size: int) -> tuple[Array, Array, Array]:
+      keys, inputs, neurons = stored(first, size)
+      return jnp.where(stays.at[neurons].get(mode="clip"), keys, 0), inputs, neurons
+
+    num_alive = jnp.where(stays, nonzero, 0).sum(dtype=jnp.int32)
+    kept = keep(alive, jnp.minimum(num_kept, num_alive))
 
   num_active = stays.sum(dtype=jnp.int32)
   fan_in = budget // num_active
   active = jnp.nonzero(stays, size=num_neurons, fill_value=num_neurons)[0].astype(jnp.int32)
   new = dataclasses.replace(pattern, active=active, sizes=jnp.stack([num_active, fan_in]))
   fan_ins = jnp.where(stays, fan_in, 0)
-  return _grow(pattern, new, fan_ins, kept, magnitudes, per_neuron(kept) > fan_in, gradients, block)
+  return _grow(pattern, new, fan_ins, kept, values, per_neuron(kept) > fan_in, gradients, block)
+
+
+def _stored(
+  values: Array, pattern: Pattern, first: Array | int, size: int
+) -> tuple[Array, Array, Array]:
+  """Magnitudes' keys, inputs and neurons of stored entries; see `Entries`."""
+  take = lambda x: lax.dynamic_slice_in_dim(x, first, size)
+  neurons = entry_neurons(pattern, first + lax.iota(jnp.int32, size))
+  nonzero = (neurons < pattern.out_features) & (take(values) != 0)
+  magnitudes = jnp.where(nonzero, ranking_key(take(values)), 0)
+  return magnitudes, take(pattern.indices).astype(jnp.int32), neurons
 
 
 def _block_size(num_neurons: int, most: int) -> int:
@@ -154,7 +179,7 @@ def _grow(
   new: Pattern,
   fan_ins: Array,
   kept: Array,
-  magnitudes: Array,
+  values: Array,
   overfull: Array,
   gradients: Gradients,
   block: int,
@@ -166,7 +191,7 @@ def _grow(
     new: the pattern to be, but for its indices.
     fan_ins: `[N]` int32, the connections that each neuron will have.
     kept: `[C]` bool, entries of the old pattern that were not pruned.
-    magnitudes: `[C]` uint32, their ranking keys.
+    values: `[C]` float32, of all entries.
     overfull: `[N]` bool, neurons that kept more than the new fan-in: they keep their largest.
     gradients: see `streamed_update`.
     block: neurons at once.
@@ -182,7 +207,7 @@ def _grow(
       where = old.indices.at[entries].get(mode="clip").astype(jnp.int32), local
       outranks = jnp.where(
         over.at[local].get(mode="clip"),
-        magnitudes.at[entries].get(mode="clip"),
+        ranking_key(values.at[entries].get(mode="clip")),
         jnp.uint32(ALWAYS),
       )
       is_kept = kept.at[entries].get(mode="clip")

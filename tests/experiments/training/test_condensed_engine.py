@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 
 from experiments import models
 from experiments.common.files import read_json
@@ -14,6 +15,7 @@ from experiments.training.setup import prepare
 from experiments.workdir.metrics import read_metrics
 from srigl_jax import pattern_mask
 from tests.experiments.tiny import (
+  assert_same,
   devices,
   interrupted_at,
   part,
@@ -87,3 +89,59 @@ def test_a_layer_that_has_no_condensed_form_is_refused(monkeypatch):
   monkeypatch.setattr(models, "untrainable", lambda *_: reasons)
   with devices(1), pytest.raises(ValueError, match=r"'hidden/0/kernel'.*groups.*method.dense"):
     prepare(tiny_config(CONDENSED))
+
+
+ADAMW = {"optimizer.name": "adamw", "optimizer.learning_rate": 0.01, "optimizer.clip_norm": 1.0}
+CONVNET = {
+  "model.name": "convnet",
+  "model.kwargs": ConfigDict({"widths": (8, 12), "convs_per_stage": 1}),
+  "data.kwargs.image_shape": (8, 8, 3),
+}
+WHOLE_RUNS = {
+  "one gradient on two devices": (2, {"train.label_smoothing": 0.1}),
+  "averaged gradients": (1, {"method.grad_accumulation_steps": 2, **ADAMW}),
+  "averaged gradients on eight devices": (8, {"method.grad_accumulation_steps": 2}),
+  "accumulated batches": (1, {"optimizer.accumulation_steps": 2, "train.total_epochs": 6.0}),
+  "both on two devices": (
+    2,
+    {
+      "optimizer.accumulation_steps": 2,
+      "method.grad_accumulation_steps": 2,
+      "train.total_epochs": 6.0,
+      **ADAMW,
+    },
+  ),
+  "a convolutional network on eight devices": (8, {**CONVNET, "train.sync_batch_norm": True}),
+  "a convolutional network, averaged gradients": (
+    2,
+    {**CONVNET, "method.grad_accumulation_steps": 2},
+  ),
+  "a vision transformer": (
+    1,
+    {
+      "model.name": "vit_b16",
+      "model.kwargs": ConfigDict(
+        {"width": 8, "depth": 2, "num_heads": 2, "mlp_width": 16, "patch_size": 2, "remat": True}
+      ),
+      "data.kwargs.image_shape": (4, 4, 3),
+      **ADAMW,
+    },
+  ),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", WHOLE_RUNS)
+def test_a_whole_run_is_the_masked_one_and_resumes_bit_for_bit(tmp_path, case):
+  count, changes = WHOLE_RUNS[case]
+  config = lambda engine: tiny_config({**CONDENSED, "method.engine": engine, **changes})
+  with devices(count):
+    results = [train(config(engine), tmp_path / engine) for engine in ("masked", "condensed")]
+    assert_alike(tmp_path / "masked", tmp_path / "condensed")
+    with interrupted_at(4), pytest.raises(Interrupted):
+      train(config("condensed"), tmp_path / "resumed")
+    train(config("condensed"), tmp_path / "resumed")
+  assert results[0]["layers"] == results[1]["layers"]
+  records = read_metrics(tmp_path / "condensed")["topology"]
+  assert any(record["active_neurons"] < 1 for record in records)
+  assert_same(read_checkpoint(tmp_path / "resumed"), read_checkpoint(tmp_path / "condensed"))
