@@ -72,7 +72,9 @@ from srigl_kernels import (
   choose_backend,
   condensed_conv,
   condensed_matmul,
+  conv_probe,
   prepare,
+  sparse_conv,
   sparse_linear,
 )
 
@@ -120,6 +122,7 @@ __all__ = [
   "condensed_srigl",
   "condensed_static",
   "condensed_value_and_grad",
+  "conv_probe",
   "expand",
   "fixed_masks",
   "flax_axes",
@@ -155,6 +158,7 @@ __all__ = [
   "set_update",
   "snfs",
   "snfs_update",
+  "sparse_conv",
   "sparse_layers",
   "sparse_linear",
   "sparse_training",

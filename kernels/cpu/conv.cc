@@ -27,20 +27,27 @@ const char* CheckAxis(const Axis& axis, int64_t padding_after) {
 
 }  // namespace
 
-const char* CondensedConv(const PackedLayer& layer, const Conv& conv, Executor* executor) {
-  const Axis &y = conv.patches.y, &x = conv.patches.x;
-  if (const char* error = CheckAxis(y, conv.padding_after[0])) return error;
-  if (const char* error = CheckAxis(x, conv.padding_after[1])) return error;
-  MatMul call = {};
+const char* CheckPatches(const Patches& patches, const int64_t (&padding_after)[2], int64_t images,
+                         int64_t* pixels, int64_t* inputs) {
+  const Axis &y = patches.y, &x = patches.x;
+  if (const char* error = CheckAxis(y, padding_after[0])) return error;
+  if (const char* error = CheckAxis(x, padding_after[1])) return error;
   int64_t lines;  // of all padded images
-  if (conv.images < 0 || conv.patches.channels < 0 ||
-      __builtin_mul_overflow(y.kernel, x.kernel, &call.in_features) ||
-      __builtin_mul_overflow(call.in_features, conv.patches.channels, &call.in_features) ||
-      __builtin_mul_overflow(conv.images, 4 * kMaxSize, &lines) ||
-      __builtin_mul_overflow(y.out, x.out, &call.batch) ||
-      __builtin_mul_overflow(call.batch, conv.images, &call.batch)) {
+  if (images < 0 || patches.channels < 0 || __builtin_mul_overflow(y.kernel, x.kernel, inputs) ||
+      __builtin_mul_overflow(*inputs, patches.channels, inputs) ||
+      __builtin_mul_overflow(images, 4 * kMaxSize, &lines) ||
+      __builtin_mul_overflow(y.out, x.out, pixels) ||
+      __builtin_mul_overflow(*pixels, images, pixels)) {
     return "the sizes of the convolution are out of range";
   }
+  return nullptr;
+}
+
+const char* CondensedConv(const PackedLayer& layer, const Conv& conv, Executor* executor) {
+  MatMul call = {};
+  const char* error = CheckPatches(conv.patches, conv.padding_after, conv.images, &call.batch,
+                                   &call.in_features);
+  if (error != nullptr) return error;
   call.x = conv.x;
   call.bias = conv.bias;
   call.y = conv.out;

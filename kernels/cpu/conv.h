@@ -23,6 +23,11 @@ struct Conv {
 // (ky, kx, channel). Returns nullptr, or what is wrong; `out` is then untouched.
 const char* CondensedConv(const PackedLayer& layer, const Conv& conv, Executor* executor);
 
+// Whether the sizes fit each other, and products of them do not overflow: nullptr, or what is wrong.
+// Sets the number of output pixels, and of the inputs of each.
+const char* CheckPatches(const Patches& patches, const int64_t (&padding_after)[2], int64_t images,
+                         int64_t* pixels, int64_t* inputs);
+
 }  // namespace srigl
 
 #endif  // SRIGL_KERNELS_CPU_CONV_H_

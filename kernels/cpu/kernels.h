@@ -78,6 +78,59 @@ struct Training {
   bool bfloat16;
 };
 
+// A row's entries in one block of inputs.
+struct BlockRow {
+  int32_t row;  // within its panel
+  int32_t count;
+};
+
+// A sparse matrix as a convolution in training reads it: its inputs cut into blocks, its rows into
+// panels, and in each (panel, block) the rows by their count, so that trip counts repeat. A block is
+// some channels with all taps of the kernel, tap by tap in each channel, so that its patches are put
+// together within the nearest cache; or it is some inputs as they are numbered, (tap, channel).
+struct BlockedRows {
+  int64_t num_rows, num_inputs;
+  int64_t panel_rows, num_panels;
+  int64_t block_inputs, num_blocks;
+  int64_t block_channels, stage_channels;  // of a block, and of so many blocks at once; or 0
+  int64_t lanes;            // pixels of a tile, so that a block of them stays in the nearest cache
+  const int64_t* starts;    // [num_panels * num_blocks + 1] first entry of a (panel, block)
+  const BlockRow* rows;     // [num_panels, num_blocks, panel_rows]; count 0 for those not there
+  const uint16_t* columns;  // [entries and 8 more] input within the block
+  const float* values;      // [entries] or nullptr
+};
+
+// Where the pixels of a product lie in its result, along one axis.
+struct Placement {
+  int64_t size, first, step;
+};
+
+// out[pixel, outputs[row]] = row of the matrix times the pixel's patch of `source`; the outputs that
+// no row has are 0.
+struct ConvProducts {
+  const float* source;
+  Patches patches;
+  const BlockedRows* matrix;
+  const int32_t* outputs;  // [num_rows], ascending
+  int64_t out_features;
+  float* out;
+  Placement y, x;
+  size_t scratch_floats;
+};
+
+// dvalues[entry] += sum over pixels of g[pixel, output of its row] * its input in the pixel's patch;
+// entries in the matrix's order.
+struct ConvDots {
+  const float* source;
+  Patches patches;
+  const BlockedRows* matrix;
+  const int32_t* outputs;  // [num_rows], ascending
+  int64_t out_features;
+  const float* g;
+  float* dvalues;
+  size_t scratch_floats;
+};
+
 inline constexpr int kMaxLanes = 64;    // batch rows of a tile
 inline constexpr int kMaxPanels = 16;   // panels of one tile task: bounds the scratch memory
 inline constexpr size_t kScratchFloats =
@@ -148,6 +201,15 @@ struct Kernels {
 
   // dvalues of active neurons [begin, end).
   bool (*train_values_gradient)(const Training& call, int64_t begin, int64_t end, float* scratch);
+
+  // Convolutions in training, see training_conv.h: output pixels [begin, end) of one panel.
+  // `scratch`: as many floats as the call says, 64-aligned.
+  void (*conv_products)(const ConvProducts& call, int64_t begin, int64_t end, int64_t panel,
+                        float* scratch);
+  void (*conv_dots)(const ConvDots& call, int64_t begin, int64_t end, int64_t panel,
+                    float* scratch);
+
+  int64_t width;  // floats of a register
 };
 
 extern const Kernels kGenericKernels;

@@ -2,7 +2,7 @@
 
 #define SRIGL_TARGET avx2
 #define SRIGL_WIDTH 8
-#include "training-inl.h"
+#include "training_conv-inl.h"
 
 namespace srigl {
 
@@ -14,6 +14,9 @@ const Kernels kAvx2Kernels = {"avx2",
                               avx2::Gather,
                               avx2::TrainForward,
                               avx2::TrainInputGradient,
-                              avx2::TrainValuesGradient};
+                              avx2::TrainValuesGradient,
+                              avx2::ConvProductsOf,
+                              avx2::ConvDotsOf,
+                              8};
 
 }  // namespace srigl

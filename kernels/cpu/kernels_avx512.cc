@@ -6,7 +6,7 @@
 
 #include <algorithm>
 
-#include "training-inl.h"
+#include "training_conv-inl.h"
 
 namespace srigl {
 namespace avx512 {
@@ -156,6 +156,9 @@ const Kernels kAvx512Kernels = {"avx512",
                                 avx512::Gather,
                                 avx512::TrainForward,
                                 avx512::TrainInputGradient,
-                                avx512::TrainValuesGradient};
+                                avx512::TrainValuesGradient,
+                                avx512::ConvProductsOf,
+                                avx512::ConvDotsOf,
+                                16};
 
 }  // namespace srigl

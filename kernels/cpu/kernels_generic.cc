@@ -2,7 +2,7 @@
 
 #define SRIGL_TARGET generic
 #define SRIGL_WIDTH 4
-#include "training-inl.h"
+#include "training_conv-inl.h"
 
 namespace srigl {
 
@@ -14,6 +14,9 @@ const Kernels kGenericKernels = {"generic",
                                  generic::Gather,
                                  generic::TrainForward,
                                  generic::TrainInputGradient,
-                                 generic::TrainValuesGradient};
+                                 generic::TrainValuesGradient,
+                                 generic::ConvProductsOf,
+                                 generic::ConvDotsOf,
+                                 4};
 
 }  // namespace srigl

@@ -109,24 +109,31 @@ struct Stage {
   int64_t first;  // the first line's number; those of image i begin at i * PaddedSize
 };
 
-// Whether the patches of these rows share enough inputs to be staged, and fit before `end`.
-inline bool PlanStage(const Patches& patches, int64_t row_begin, int64_t row_end, float* end,
-                      Stage* stage) {
+// A stage before `end` for some channels of the lines that these rows read; false where it has no room.
+inline bool LayStage(const Patches& patches, int64_t channels, int64_t row_begin, int64_t row_end,
+                     float* end, Stage* stage) {
   const Axis &y = patches.y, &x = patches.x;
-  // Copies are four pixels at least.
-  if (y.kernel * x.kernel <= y.stride * x.stride || x.out < 4 || patches.channels < 1) return false;
   const Pixel first = PixelAt(patches, row_begin), last = PixelAt(patches, row_end - 1);
   stage->first = first.image * PaddedSize(y) + first.y * y.stride;
   stage->lines = last.image * PaddedSize(y) + last.y * y.stride + Reach(y) - stage->first;
   stage->phase = (PaddedSize(x) + x.stride - 1) / x.stride;
   stage->line = stage->phase * x.stride;
   const double size = (static_cast<double>(stage->lines) * static_cast<double>(stage->line) +
-                       kWidth) * static_cast<double>(patches.channels);
+                       kWidth) * static_cast<double>(channels);
   if (size > kStageFloats) return false;
   // Whole registers are written and read, beyond the last line too.
   stage->plane = stage->lines * stage->line + kWidth;
-  stage->data = end - stage->plane * patches.channels;
+  stage->data = end - stage->plane * channels;
   return true;
+}
+
+// Whether the patches of these rows share enough inputs to be staged, and fit before `end`.
+inline bool PlanStage(const Patches& patches, int64_t row_begin, int64_t row_end, float* end,
+                      Stage* stage) {
+  const Axis &y = patches.y, &x = patches.x;
+  // Copies are four pixels at least.
+  if (y.kernel * x.kernel <= y.stride * x.stride || x.out < 4 || patches.channels < 1) return false;
+  return LayStage(patches, patches.channels, row_begin, row_end, end, stage);
 }
 
 typedef float Four __attribute__((vector_size(16)));
@@ -202,7 +209,8 @@ inline int64_t CeilDivClamped(int64_t a, int64_t b, int64_t low, int64_t high) {
   return result < low ? low : Min(result, high);
 }
 
-void StageImages(const MatMul& call, const Stage& stage) {
+// Fills the stage with `channels` channels from `channel` on.
+void StageImages(const MatMul& call, const Stage& stage, int64_t channel, int64_t channels) {
   const Patches& patches = *call.patches;
   const Axis &y = patches.y, &x = patches.x;
   const int64_t height = PaddedSize(y);
@@ -219,9 +227,9 @@ void StageImages(const MatMul& call, const Stage& stage) {
               : begin;
       const int64_t pixel =
           (image * y.size + in_y) * x.size + begin * x.stride + phase - x.padding;
-      const float* from = begin < end ? call.x + pixel * patches.channels : nullptr;
-      StageLine(from, x.stride * patches.channels, begin, end, stage.phase, patches.channels,
-                stage.plane, to);
+      const float* from = begin < end ? call.x + pixel * patches.channels + channel : nullptr;
+      StageLine(from, x.stride * patches.channels, begin, end, stage.phase, channels, stage.plane,
+                to);
     }
   }
 }
@@ -237,52 +245,84 @@ struct CopyRegister {
   VecU floats;
 };
 
-// As `PackPatches`, from staged images, by copies of sizeof(Copy): what one of them writes too
-// much, the next one replaces.
+// How a tile's lanes are copied from staged images: what one copy writes too much, the next one
+// replaces.
+template <int kVecs, typename Copy>
+struct Copies {
+  static constexpr int kLanes = kVecs * kWidth;
+  static constexpr int kCopy = sizeof(Copy) / sizeof(float);
+  static constexpr int kWhole = kLanes / kCopy;
+  int64_t to[kLanes], from[kLanes];
+  int count = 0;
+  bool whole;  // whether copy i writes lanes from i * kCopy on
+
+  Copies(const Patches& patches, const Stage& stage, int64_t row_begin, int64_t num_rows) {
+    Pixel pixel = PixelAt(patches, row_begin);
+    int64_t pixels;
+    for (int64_t lane = 0; lane < num_rows; lane += pixels) {
+      pixels = Min(patches.x.out - pixel.x, num_rows - lane);
+      const int64_t line =
+          pixel.image * PaddedSize(patches.y) + pixel.y * patches.y.stride - stage.first;
+      for (int64_t i = 0; i < pixels; i += kCopy) {
+        to[count] = lane + i;
+        from[count++] = line * stage.line + pixel.x + i;
+      }
+      pixel = NextLine(patches, pixel);
+    }
+    for (int64_t lane = num_rows; lane < kLanes; lane += kCopy) {
+      to[count] = lane;
+      from[count++] = 0;  // any place in the plane
+    }
+    whole = count == kWhole;
+    for (int i = 0; i < count; ++i) whole = whole && to[i] == i * kCopy;
+  }
+
+  void Run(const float* source, float* row) const {
+    const auto copy = [](float* to, const float* from) {
+      reinterpret_cast<Copy*>(to)->floats = reinterpret_cast<const Copy*>(from)->floats;
+    };
+    if (whole) {
+#pragma GCC unroll 16
+      for (int i = 0; i < kWhole; ++i) copy(row + i * kCopy, source + from[i]);
+    } else {
+      for (int i = 0; i < count; ++i) copy(row + to[i], source + from[i]);
+    }
+  }
+};
+
+// As `PackPatches`, from staged images.
 template <int kVecs, typename Copy>
 void PackStagedBy(const Patches& patches, const Stage& stage, int64_t row_begin, int64_t num_rows,
                   int64_t column_begin, int64_t num_columns, float* tile) {
-  constexpr int kLanes = kVecs * kWidth;
-  constexpr int kCopy = sizeof(Copy) / sizeof(float);
-  int64_t to[kLanes], from[kLanes];
-  int num_copies = 0;
-  Pixel pixel = PixelAt(patches, row_begin);
-  int64_t count;
-  for (int64_t lane = 0; lane < num_rows; lane += count) {
-    count = Min(patches.x.out - pixel.x, num_rows - lane);
-    const int64_t line =
-        pixel.image * PaddedSize(patches.y) + pixel.y * patches.y.stride - stage.first;
-    for (int64_t i = 0; i < count; i += kCopy) {
-      to[num_copies] = lane + i;
-      from[num_copies++] = line * stage.line + pixel.x + i;
-    }
-    pixel = NextLine(patches, pixel);
-  }
-  for (int64_t lane = num_rows; lane < kLanes; lane += kCopy) {
-    to[num_copies] = lane;
-    from[num_copies++] = 0;  // any place in the plane
-  }
-  const auto copy = [](float* to, const float* from) {
-    reinterpret_cast<Copy*>(to)->floats = reinterpret_cast<const Copy*>(from)->floats;
-  };
-  constexpr int kWhole = kLanes / kCopy;
-  bool whole = num_copies == kWhole;
-  for (int i = 0; i < num_copies; ++i) whole = whole && to[i] == i * kCopy;
+  const Copies<kVecs, Copy> copies(patches, stage, row_begin, num_rows);
   Tap tap;
   for (int64_t column = 0; column < num_columns; column += tap.count) {
     tap = TapAt(patches, column_begin + column, num_columns - column);
     const float* source = stage.data + tap.channel * stage.plane + tap.y * stage.line +
                           tap.x % patches.x.stride * stage.phase + tap.x / patches.x.stride;
-    float* row = tile + column * kLanes;
+    float* row = tile + column * kVecs * kWidth;
     for (int64_t c = 0; c < tap.count; ++c) {
-      if (whole) {
-#pragma GCC unroll 16
-        for (int i = 0; i < kWhole; ++i) copy(row + i * kCopy, source + from[i]);
-      } else {
-        for (int i = 0; i < num_copies; ++i) copy(row + to[i], source + from[i]);
-      }
+      copies.Run(source, row);
       source += stage.plane;
-      row += kLanes;
+      row += kVecs * kWidth;
+    }
+  }
+}
+
+// All taps of some channels of the stage, tap by tap in each channel.
+template <int kVecs, typename Copy>
+void PackChannelsBy(const Patches& patches, const Stage& stage, int64_t row_begin, int64_t num_rows,
+                    int64_t channel, int64_t channels, float* tile) {
+  const Copies<kVecs, Copy> copies(patches, stage, row_begin, num_rows);
+  float* row = tile;
+  for (int64_t c = channel; c < channel + channels; ++c) {
+    for (int64_t y = 0; y < patches.y.kernel; ++y) {
+      for (int64_t k = 0; k < patches.x.kernel; ++k, row += kVecs * kWidth) {
+        const int64_t x = k * patches.x.dilation;
+        copies.Run(stage.data + c * stage.plane + y * patches.y.dilation * stage.line +
+                       x % patches.x.stride * stage.phase + x / patches.x.stride,
+                   row);
+      }
     }
   }
 }
@@ -294,6 +334,15 @@ void PackStaged(const Patches& patches, const Stage& stage, int64_t row_begin, i
                     : kWidth > 8 && patches.x.out <= 8 ? PackStagedBy<kVecs, CopyEight>
                                                        : PackStagedBy<kVecs, CopyRegister>;
   pack(patches, stage, row_begin, num_rows, column_begin, num_columns, tile);
+}
+
+template <int kVecs>
+void PackChannels(const Patches& patches, const Stage& stage, int64_t row_begin, int64_t num_rows,
+                  int64_t channel, int64_t channels, float* tile) {
+  const auto pack = kWidth > 4 && patches.x.out <= 4   ? PackChannelsBy<kVecs, CopyFour>
+                    : kWidth > 8 && patches.x.out <= 8 ? PackChannelsBy<kVecs, CopyEight>
+                                                       : PackChannelsBy<kVecs, CopyRegister>;
+  pack(patches, stage, row_begin, num_rows, channel, channels, tile);
 }
 
 }  // namespace

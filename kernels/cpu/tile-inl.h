@@ -458,7 +458,7 @@ void TileOfAny(const TileView& view, const MatMul& call, int64_t row_begin, int6
   const bool staged = call.patches != nullptr &&
                       PlanStage(*call.patches, row_begin, row_end,
                                 scratch + kScratchFloats + kStageFloats, &stage);
-  if (staged) StageImages(call, stage);
+  if (staged) StageImages(call, stage, 0, call.patches->channels);
   for (int64_t row = row_begin; row < row_end; row += step) {
     const int64_t end = Min(row + step, row_end);
     if (view.value_type == ValueType::kFloat32) {

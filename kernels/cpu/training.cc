@@ -26,23 +26,6 @@ struct Plan {
   std::atomic<bool>* failed;
 };
 
-// Scratch memory of the calling thread, kept for its next call.
-float* Reserve(size_t floats) {
-  struct Free {
-    void operator()(float* p) const { ::operator delete(p, std::align_val_t{64}); }
-  };
-  thread_local std::unique_ptr<float, Free> scratch;
-  thread_local size_t size = 0;
-  if (size < floats) {
-    scratch.reset();
-    size = 0;
-    scratch.reset(
-        static_cast<float*>(::operator new(floats * sizeof(float), std::align_val_t{64})));
-    size = floats;
-  }
-  return scratch.get();
-}
-
 void RunTask(const void* context, int64_t task) {
   const Plan& plan = *static_cast<const Plan*>(context);
   const int64_t range = task % plan.ranges, row = task / plan.ranges * plan.rows;
@@ -51,7 +34,7 @@ void RunTask(const void* context, int64_t task) {
     return std::min(CeilDiv(plan.size, plan.unit) * i / plan.ranges * plan.unit, plan.size);
   };
   const int64_t begin = bound(range), end = bound(range + 1);
-  float* scratch = Reserve(TrainingScratchFloats(plan.call.in_features));
+  float* scratch = TrainingScratch(TrainingScratchFloats(plan.call.in_features));
   bool ok = false;
   switch (plan.kind) {
     case Kind::kForward:
@@ -67,25 +50,9 @@ void RunTask(const void* context, int64_t task) {
 }
 
 const char* Check(const Training& call) {
-  if (call.batch < 0 || call.in_features < 0 || call.out_features < 0 || call.num_active < 0 ||
-      call.fan_in < 0) {
-    return "a size is negative";
-  }
-  if (call.fan_in > call.in_features) return "the fan-in is larger than the number of inputs";
-  if (call.in_features > 0x7fffffff) return "there are more than 2^31 - 1 inputs";
-  if (!call.wide_indices && call.in_features > 0x10000) {
-    return "uint16 indices cannot reach all inputs";
-  }
-  int64_t before = -1;
-  bool ascend = true;
-  for (int64_t a = 0; a < call.num_active; ++a) {
-    ascend &= call.active[a] > before;
-    before = call.active[a];
-  }
-  if (!ascend || before >= call.out_features) {
-    return "the active neurons do not ascend within the neurons";
-  }
-  return nullptr;
+  if (call.batch < 0 || call.in_features < 0) return "a size is negative";
+  return CheckPattern({call.active, call.num_active, call.fan_in, call.in_features,
+                       call.out_features, call.wide_indices});
 }
 
 // In products of a weight and a row: what packing a row of an input costs, and checking an index.
@@ -120,6 +87,43 @@ const char* Run(const Training& call, Kind kind, Executor* executor) {
 }
 
 }  // namespace
+
+const char* CheckPattern(const PatternSizes& sizes) {
+  if (sizes.out_features < 0 || sizes.num_active < 0 || sizes.fan_in < 0) {
+    return "a size is negative";
+  }
+  if (sizes.fan_in > sizes.in_features) return "the fan-in is larger than the number of inputs";
+  if (sizes.in_features > 0x7fffffff) return "there are more than 2^31 - 1 inputs";
+  if (!sizes.wide_indices && sizes.in_features > 0x10000) {
+    return "uint16 indices cannot reach all inputs";
+  }
+  int64_t before = -1;
+  bool ascend = true;
+  for (int64_t a = 0; a < sizes.num_active; ++a) {
+    ascend &= sizes.active[a] > before;
+    before = sizes.active[a];
+  }
+  if (!ascend || before >= sizes.out_features) {
+    return "the active neurons do not ascend within the neurons";
+  }
+  return nullptr;
+}
+
+float* TrainingScratch(size_t floats) {
+  struct Free {
+    void operator()(float* p) const { ::operator delete(p, std::align_val_t{64}); }
+  };
+  thread_local std::unique_ptr<float, Free> scratch;
+  thread_local size_t size = 0;
+  if (size < floats) {
+    scratch.reset();
+    size = 0;
+    scratch.reset(
+        static_cast<float*>(::operator new(floats * sizeof(float), std::align_val_t{64})));
+    size = floats;
+  }
+  return scratch.get();
+}
 
 const char* TrainingForward(const Training& call, Executor* executor) {
   const char* error = Check(call);

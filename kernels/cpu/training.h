@@ -22,6 +22,19 @@ const char* TrainingInputGradient(const Training& call, Executor* executor);
 // dvalues from g and x.
 const char* TrainingValuesGradient(const Training& call, Executor* executor);
 
+// What a pattern says of its sizes.
+struct PatternSizes {
+  const int32_t* active;  // [num_active]
+  int64_t num_active, fan_in, in_features, out_features;
+  bool wide_indices;
+};
+
+// nullptr, or what is wrong with them.
+const char* CheckPattern(const PatternSizes& sizes);
+
+// Scratch memory of the calling thread, 64-aligned, kept for its next call.
+float* TrainingScratch(size_t floats);
+
 }  // namespace srigl
 
 #endif  // SRIGL_KERNELS_CPU_TRAINING_H_

@@ -12,16 +12,22 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from srigl_jax.condensed_training.conditional import apply_if
-from srigl_jax.condensed_training.ranking import Gradients, dense_gradient
+from srigl_jax.condensed_training.ranking import Gradients, LayerSignals, dense_gradient
 from srigl_jax.layers import check_paths
 from srigl_jax.mask_updates import MaskUpdater
 from srigl_jax.schedule import accumulates_gradient
-from srigl_kernels.backends.xla import dot
 from srigl_kernels.pattern import Pattern
 
-Window = dict[str, tuple[Array, ...]]
-"""By path, `(x, g)`: `[W * B, I]` and `[W * B, N]` of W batches of B rows on all devices; or
-`(mean,)`: `[I, N]` float32."""
+
+class Mean(NamedTuple):
+  """The mean dense gradient of the batches so far, `[I, N]` float32."""
+
+  gradient: Array
+
+
+Kept = LayerSignals | Mean
+Window = dict[str, Kept]
+"""By path, the signals of W batches of B rows on all devices, `[W * B, ...]`; or their `Mean`."""
 
 
 class GradientWindow(NamedTuple):
@@ -53,7 +59,7 @@ class GradientWindow(NamedTuple):
     """A window with nothing in it.
 
     Args:
-      signals: `(x, g)` of a batch of all devices by path, arrays or their shapes.
+      signals: of a batch of all devices by path, arrays or their shapes.
       patterns: of the layers.
 
     Raises:
@@ -69,17 +75,17 @@ class GradientWindow(NamedTuple):
       )
     check_paths(patterns, signals, name="patterns")
 
-    def empty(x: Any, g: Any) -> tuple[Array, ...]:
-      rows, num_inputs, num_neurons = self.size * x.shape[0], x.shape[1], g.shape[1]
-      row_bytes = num_inputs * x.dtype.itemsize + num_neurons * g.dtype.itemsize
-      if rows * row_bytes < 4 * num_inputs * num_neurons:
-        return jnp.zeros((rows, num_inputs), x.dtype), jnp.zeros((rows, num_neurons), g.dtype)
-      return (jnp.zeros((num_inputs, num_neurons), jnp.float32),)
+    def empty(signal: Any, pattern: Pattern) -> Kept:
+      num_bytes = sum(self.size * a.size * a.dtype.itemsize for a in jax.tree.leaves(signal))
+      if num_bytes < 4 * pattern.in_features * pattern.out_features:
+        rows = lambda a: jnp.zeros((self.size * a.shape[0], *a.shape[1:]), a.dtype)
+        return jax.tree.map(rows, signal)
+      return Mean(jnp.zeros((pattern.in_features, pattern.out_features), jnp.float32))
 
-    return {path: empty(*signals[path]) for path in patterns}
+    return {path: empty(signals[path], patterns[path]) for path in patterns}
 
   def with_batch(
-    self, window: Window, signals: Mapping[str, tuple[Array, Array]], step: Array, batch: Array
+    self, window: Window, signals: Mapping[str, LayerSignals], step: Array, batch: Array
   ) -> Window:
     """The window with one more batch, if it belongs there.
 
@@ -98,30 +104,27 @@ class GradientWindow(NamedTuple):
     }
     return apply_if(self.needs(step), add, window)
 
-  def _add(
-    self, kept: tuple[Array, ...], signal: tuple[Array, Array], place: Array
-  ) -> tuple[Array, ...]:
+  def _add(self, kept: Kept, signal: LayerSignals, place: Array) -> Kept:
     axis_name = self.axis_name
-    if len(kept) == 1:
-      gradient = dot(signal[0].T, signal[1])
-      gradient = gradient if axis_name is None else lax.pmean(gradient, axis_name)
-      return (jnp.where(place == 0, 0, kept[0]) + gradient / self.size,)
+    if isinstance(kept, Mean):
+      num_neurons = kept.gradient.shape[1]
+      gradient = dense_gradient(signal, axis_name=axis_name)(0, num_neurons) / self.size
+      return Mean(jnp.where(place == 0, 0, kept.gradient) + gradient)
     if axis_name is not None:
       signal = jax.tree.map(lambda rows: lax.all_gather(rows, axis_name, tiled=True), signal)
-    first = place * signal[0].shape[0]
-    return tuple(
-      lax.dynamic_update_slice_in_dim(all_rows, rows, first, axis=0)
-      for all_rows, rows in zip(kept, signal, strict=True)
+    put = lambda all_rows, rows: lax.dynamic_update_slice_in_dim(
+      all_rows, rows, place * rows.shape[0], axis=0
     )
+    return jax.tree.map(put, kept, signal)
 
 
-def window_gradient(kept: tuple[Array, ...]) -> Gradients:
+def window_gradient(kept: Kept) -> Gradients:
   """The mean dense gradient of a full window, up to a factor, in blocks of a layer's neurons."""
-  if len(kept) == 2:
-    return dense_gradient(*kept)
-  return lambda first, size: lax.dynamic_slice_in_dim(kept[0], first, size, axis=1)
+  if isinstance(kept, Mean):
+    return lambda first, size: lax.dynamic_slice_in_dim(kept.gradient, first, size, axis=1)
+  return dense_gradient(kept)
 
 
-def batch_gradient(signal: tuple[Array, Array], *, axis_name: str | None) -> Gradients:
+def batch_gradient(signal: LayerSignals, *, axis_name: str | None) -> Gradients:
   """The dense gradient of a single batch, averaged over the devices."""
-  return dense_gradient(*signal, axis_name=axis_name)
+  return dense_gradient(signal, axis_name=axis_name)

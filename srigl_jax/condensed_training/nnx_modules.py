@@ -1,20 +1,19 @@
 """Flax NNX layers that train in condensed form, their gradients and their optimizer."""
 
-import itertools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax import Array, lax
+from jax import Array
 
 from srigl_jax.condensed.nnx_modules import as_static, check_sharding, over_axes, promote
 from srigl_jax.condensed_training.transform import CondensedTraining, Signals
 from srigl_jax.layers import kernel_path
-from srigl_kernels.conv_geometry import Geometry, resolve
 from srigl_kernels.pattern import Pattern
 from srigl_kernels.training import sparse_linear
+from srigl_kernels.training_conv import conv_probe, sparse_conv
 
 
 class PatternVariable(nnx.Variable):
@@ -51,20 +50,21 @@ class SparseLayer(nnx.Module):
     bias = None if self.bias is None else self.bias.get_value()
     return promote(inputs, self.dtype, self.kernel.get_value(), bias)
 
-  def _product(self, x: Array) -> Array:
-    pattern, probe = self.pattern.get_value(), self.probe.get_value()
-    if self.recording:
-      if probe:
-        raise ValueError(
-          "A layer that trains in condensed form is called twice in one pass: topology updates "
-          "would see one of its calls only. Keep it dense with sparse=all_but(...)."
-        )
-      rows = x.size // x.shape[-1]
-      widths = pattern.in_features, pattern.out_features
-      self.probe.set_value(tuple(jnp.zeros((rows, n), x.dtype) for n in widths))
-    bias = None if self.bias is None else self.bias.get_value().reshape(-1)
-    use = probe if probe and not self.recording else None
-    return sparse_linear(x, self.kernel.get_value(), pattern, bias, probe=use)
+  def _bias(self) -> Array | None:
+    return None if self.bias is None else self.bias.get_value().reshape(-1)
+
+  def _probe(self, zeros: Callable[[], Any]) -> Any:
+    """The probe to give to the product, or None; `zeros()` makes one where it is not known yet."""
+    probe = self.probe.get_value()
+    if not self.recording:
+      return probe or None
+    if probe:
+      raise ValueError(
+        "A layer that trains in condensed form is called twice in one pass: topology updates "
+        "would see one of its calls only. Keep it dense with sparse=all_but(...)."
+      )
+    self.probe.set_value(zeros())
+    return None
 
 
 class SparseLinear(SparseLayer):
@@ -81,9 +81,19 @@ class SparseLinear(SparseLayer):
     x = self._promote(inputs)
     return over_axes(self._product, x, self.axis, pattern.kernel_shape, pattern.neuron_axes)
 
+  def _product(self, x: Array) -> Array:
+    pattern = self.pattern.get_value()
+
+    def zeros() -> tuple[Array, ...]:
+      rows, widths = x.size // x.shape[-1], (pattern.in_features, pattern.out_features)
+      return tuple(jnp.zeros((rows, n), x.dtype) for n in widths)
+
+    probe = self._probe(zeros)
+    return sparse_linear(x, self.kernel.get_value(), pattern, self._bias(), probe=probe)
+
 
 class SparseConv(SparseLayer):
-  """Stands for an `nnx.Conv` of one group: a product with the patches of the image."""
+  """Stands for an `nnx.Conv` of one group."""
 
   feature_group_count = 1
 
@@ -97,34 +107,15 @@ class SparseConv(SparseLayer):
   def __call__(self, inputs: Array, out_sharding: Any = None) -> Array:
     """Maps `[..., *positions, channels]` to `[..., *positions, N]`."""
     check_sharding(out_sharding)
-    x, geometry = resolve(
-      self._promote(inputs),
-      self.pattern.get_value(),
-      strides=self.strides,
-      padding=self.padding,
-      input_dilation=self.input_dilation,
-      kernel_dilation=self.kernel_dilation,
-      feature_group_count=1,
-    )
-    y = self._product(_patches(x, geometry))
-    batch = inputs.shape[: inputs.ndim - len(geometry.kernel_size) - 1]
-    return y.reshape(*batch, *y.shape[1:])
-
-
-def _patches(x: Array, geometry: Geometry) -> Array:
-  """`[B, *S_out, I]`: what each output reads, in the order of the kernel `(*window, channels)`."""
-  size = geometry.output_size(x.shape[1:-1])
-  around = ((0, 0), *geometry.padding, (0, 0))
-  x = jnp.pad(x, around)
-
-  def tap(offsets: tuple[int, ...]) -> Array:
-    starts = [k * d for k, d in zip(offsets, geometry.dilation, strict=True)]
-    ends = [a + (n - 1) * s + 1 for a, n, s in zip(starts, size, geometry.strides, strict=True)]
-    strides = (1, *geometry.strides, 1)
-    return lax.slice(x, (0, *starts, 0), (len(x), *ends, x.shape[-1]), strides)
-
-  taps = [tap(offsets) for offsets in itertools.product(*map(range, geometry.kernel_size))]
-  return jnp.concatenate(taps, axis=-1)
+    pattern, x = self.pattern.get_value(), self._promote(inputs)
+    arguments = {
+      "strides": self.strides,
+      "padding": self.padding,
+      "input_dilation": self.input_dilation,
+      "kernel_dilation": self.kernel_dilation,
+    }
+    probe = self._probe(lambda: conv_probe(x, pattern, **arguments))
+    return sparse_conv(x, self.kernel.get_value(), pattern, self._bias(), probe=probe, **arguments)
 
 
 class CondensedGradients(NamedTuple):

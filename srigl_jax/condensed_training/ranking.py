@@ -13,6 +13,7 @@ from jax import Array, lax
 
 from srigl_jax.topk import ALWAYS, ranking_key
 from srigl_kernels.backends.xla import dot, tiles
+from srigl_kernels.training_conv import ConvProbe, kernel_gradient
 
 _WAYS = 16  # intervals that one pass over the gradients divides what is left into
 
@@ -29,20 +30,28 @@ Count = Callable[[Array], Array]
 ENTRIES_AT_ONCE = 2**17
 
 
-def dense_gradient(x: Array, g: Array, *, axis_name: str | None = None) -> Gradients:
-  """A layer's dense gradient `xᵀ g` in blocks of neurons.
+LayerSignals = tuple[Array, Array] | ConvProbe
+"""What a layer's dense gradient is formed of: the inputs `[B, I]` of a product and the gradient
+`[B, N]` in its outputs, or those of a convolution."""
+
+
+def dense_gradient(signals: LayerSignals, *, axis_name: str | None = None) -> Gradients:
+  """A layer's dense gradient in blocks of neurons.
 
   Args:
-    x: `[B, I]`, the layer's inputs.
-    g: `[B, N]`, gradient of the loss in its outputs.
+    signals: of the layer.
     axis_name: a mapped axis to average over, or None.
   """
+  x, g = (signals.x, signals.g) if isinstance(signals, ConvProbe) else signals
 
   def block(first: Array | int, size: int) -> Array:
     # The barriers keep the product from being fused with what reads it, in each pass another way:
     # the same block must have the same bits every time.
-    a, b = lax.optimization_barrier((x, lax.dynamic_slice_in_dim(g, first, size, axis=1)))
-    product = dot(a.T, b)
+    a, b = lax.optimization_barrier((x, lax.dynamic_slice_in_dim(g, first, size, axis=g.ndim - 1)))
+    if isinstance(signals, ConvProbe):
+      product = kernel_gradient(a, b, signals.geometry)
+    else:
+      product = dot(a.T, b)
     product = product if axis_name is None else lax.pmean(product, axis_name)
     return lax.optimization_barrier(product)
 

@@ -75,7 +75,7 @@ def update_layers(
   values: Mapping[str, Array],
   patterns: Patterns,
   kept: Mapping[str, tuple[Array, ...]],
-  gradients: Callable[[tuple[Array, ...]], Gradients],
+  gradients: Callable[[Any], Gradients],
   key: Array,
   step: Array,
 ) -> dict[str, Moves]:
@@ -119,7 +119,7 @@ def update_layers(
 
 def _update_layer(
   topology: Topology,
-  gradients: Callable[[tuple[Array, ...]], Gradients],
+  gradients: Callable[[Any], Gradients],
   fraction: Fraction,
   may_ablate: bool,
   arrays: Mapping[str, Any],

@@ -20,15 +20,16 @@ from srigl_jax.condensed_training.conditional import apply_if
 from srigl_jax.condensed_training.explored import add_explored, explored_bits
 from srigl_jax.condensed_training.gradient_window import Window, batch_gradient, window_gradient
 from srigl_jax.condensed_training.optimizers import check_elementwise
+from srigl_jax.condensed_training.ranking import LayerSignals
 from srigl_jax.condensed_training.topology import Patterns, Topology, update_layers
 from srigl_jax.layers import check_paths, leaf_dict, map_leaves
 from srigl_jax.mask_updates import check_mask_updater
 from srigl_jax.moments import map_moments, mask_moments
 from srigl_kernels.pattern import Pattern
 
-Signals = Mapping[str, tuple[Array, Array]]
-"""Inputs `[B, I]` and gradients in the outputs `[B, N]` of sparse layers, by path: what the loss
-has for gradients in the layers' probes."""
+Signals = Mapping[str, LayerSignals]
+"""Inputs of sparse layers and gradients in their outputs, by path: what the loss has for gradients
+in the layers' probes."""
 
 
 class Batches(NamedTuple):

@@ -14,6 +14,7 @@
 #include <string>
 #include <vector>
 
+#include "conv.h"
 #include "matmul.h"
 #include "pack.h"
 
@@ -243,6 +244,13 @@ bool FuzzGradients(const Case& c, Random* random, uint64_t seed, int64_t* refuse
 // The same layer in training.
 bool FuzzTraining(const Case& c, Random* random, uint64_t seed, int64_t* refused,
                   int64_t* accepted);
+
+// A convolution with such a layer in training.
+bool FuzzTrainingConv(const Case& c, const Conv& conv, Random* random, uint64_t seed,
+                      int64_t* refused, int64_t* accepted);
+
+// Other sizes of a convolution: refused, or at least not read out of bounds.
+void Disturb(Random* random, Conv* conv);
 
 // One random convolution on every CPU target; see fuzz.cc. False, and a message, on a finding.
 bool RunConvCase(uint64_t seed, int64_t* refused, int64_t* accepted);

@@ -79,7 +79,8 @@ std::string Name(const Case& c, const Conv& conv) {
   return c.Name() + name;
 }
 
-// Other sizes: refused, or at least not read out of bounds.
+}  // namespace
+
 void Disturb(Random* random, Conv* conv) {
   static constexpr int64_t kNumbers[] = {0, 1, -1, 2, 3, 0x3fffffff, 0x7fffffff, INT64_MAX,
                                          INT64_MIN};
@@ -89,8 +90,6 @@ void Disturb(Random* random, Conv* conv) {
                               &conv->padding_after[0], &conv->padding_after[1]};
   *numbers[Uniform(random, 0, 5)] = kNumbers[Uniform(random, 0, 8)];
 }
-
-}  // namespace
 
 bool RunConvCase(uint64_t seed, int64_t* refused, int64_t* accepted) {
   Random random(seed);
@@ -149,7 +148,7 @@ bool RunConvCase(uint64_t seed, int64_t* refused, int64_t* accepted) {
       ++*(run(ruined, call, Exact<float>(out_size)) == nullptr ? accepted : refused);
     }
   }
-  return true;
+  return FuzzTrainingConv(c, conv, &random, seed, refused, accepted);
 }
 
 }  // namespace srigl
