@@ -41,7 +41,14 @@ def export(trained: LoadedRun, path: Path, *, overwrite: bool = False) -> Export
     model = sx.condense_trained(trained.model)
   else:
     image = jax.ShapeDtypeStruct((1, *trained.run.data.image_shape), jnp.float32)
-    model = sx.condense_model(trained.model, trained.masks, image)
+    try:
+      model = sx.condense_model(trained.model, trained.masks, image)
+    except ValueError as error:
+      raise ValueError(
+        f"The run {config.name!r} was trained by {config.method.name!r} and cannot be exported. "
+        f"{error} Export one of srigl, or of static with "
+        "config.method.kwargs.structure=constant_fan_in."
+      ) from error
   layers, arrays = sx.split_condensed(model)
   path.parent.mkdir(parents=True, exist_ok=True)
   sx.save_condensed(path, layers, _provenance(trained), arrays=arrays, overwrite=overwrite)

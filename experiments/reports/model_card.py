@@ -1,5 +1,6 @@
 """`model_card.md` of a finished run: what the network is, what it can do, where it comes from."""
 
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -99,13 +100,23 @@ def _provenance(sessions: list[dict[str, Any]], results: dict[str, Any]) -> dict
 
 
 def _use(config: dict[str, Any], results: dict[str, Any], workdir: Path) -> str:
-  load = f'trained = load_run(Path("{workdir}"))  # from experiments.training.load_run'
-  lines = ["```python", load, "trained.model(images)  # [B, H, W, C] as the data set has them"]
+  lines = [
+    "```python",
+    "from pathlib import Path",
+    "",
+    "import jax.numpy as jnp",
+    "",
+    "from experiments.training.load_run import load_run",
+    "",
+    f"trained = load_run(Path({str(workdir)!r}))",
+    "data = trained.run.data",
+    "images = jnp.zeros((1, *data.image_shape))  # [B, H, W, C], from data.preprocess_fn",
+    "logits = trained.model(images)",
+  ]
   text = "\n".join([*lines, "```"])
   if config["method"]["name"] == "srigl" or results.get("engine") == "condensed":
-    text += (
-      f"\n\nIts condensed form: `python -m experiments.export --workdir={workdir} --out=FILE`."
-    )
+    folder = shlex.quote(str(workdir))
+    text += f"\n\nIts condensed form: `python -m experiments.export --workdir={folder} --out=FILE`."
   return text
 
 

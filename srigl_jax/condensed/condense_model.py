@@ -1,6 +1,7 @@
 """A sparse Flax NNX model made ready to run: condensed layers, and nothing that is constant."""
 
 import dataclasses
+import functools
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -23,8 +24,9 @@ def condense_model(
   *,
   backend: str | Sequence[str] = "auto",
   call: Callable[..., Any] | None = None,
+  gradients: bool = False,
 ) -> Model:
-  """A model in which every sparse layer is condensed, for inference.
+  """A model in which every sparse layer is condensed, for inference or to be fine-tuned.
 
   Without `inputs` layers are swapped for condensed modules and nothing else changes. With `inputs`
   the model is traced, and what need not be computed is removed, exactly up to rounding:
@@ -55,11 +57,15 @@ def condense_model(
     backend: what layers are prepared for; see `srigl_jax.prepare`.
     call: `(model, *inputs) -> outputs`, how the model is called in inference, if not by
       `model(*inputs)` after `model.eval()`.
+    gradients: makes values and biases of the condensed layers `nnx.Param`s, `kernel` `[A, K]` and
+      `bias` `[N]`, for any optimizer: the model is fine-tuned on its fixed pattern, layers that
+      shared a kernel each by itself. It is slower in inference: once trained,
+      `merge_condensed(dense_model, *split_condensed(model))` is not.
 
   Returns:
-    A new model, as after `model.eval()`. Condensed modules hold their arrays in variables of a
-    type of their own, so `nnx.split`, `nnx.jit` and checkpoints work as usual; without `inputs`
-    derivatives, too.
+    A new model, as after `model.eval()`; `model.train()` brings back dropout. Condensed modules
+    hold their arrays in variables of a type of their own, so `nnx.split`, `nnx.jit` and checkpoints
+    work as usual; without `inputs` derivatives, too.
     `jax.export` refuses calls of the native kernels unless it is told of them:
     `export(jax.jit(lambda x: model(x)), disabled_checks=[DisabledSafetyCheck.custom_call(name),
     ...])` for the names `srigl_condensed_matmul` and `srigl_condensed_conv`. The process that runs
@@ -86,12 +92,13 @@ def condense_model(
         owners.append(other)
         masks = {**masks, kernel_path(other): masks[kernel_path(path)]}
   condensed = {p: _condense(flax, modules[p], masks[kernel_path(p)], p) for p in owners}
+  make = functools.partial(flax.make_condensed_module, backend=backend, gradients=gradients)
   if inputs is None:
-    return _rebuild(flax, model, condensed, Folded({}, {}, set()), backend)
+    return _rebuild(flax, model, condensed, Folded({}, {}, set()), make)
   arguments = inputs if isinstance(inputs, tuple) else (inputs,)
   stacks = {path for path, x in modules.items() if flax.is_stack(x)}
   may_change = {*modules} - ({*sharing} - {*condensed}) - stacks
-  return _fold(flax, model, masks, condensed, may_change, arguments, call, backend)
+  return _fold(flax, model, masks, condensed, may_change, arguments, call, make)
 
 
 def _what_to_do(model: Any) -> str:
@@ -134,7 +141,7 @@ def _condense(flax: Any, module: Any, mask: Any, path: str) -> Condensed | list[
     raise ValueError(f"Layer {path!r} cannot be condensed: {error}{advice}") from error
 
 
-def _fold(flax, model, masks, condensed, may_change, inputs, call, backend) -> Model:
+def _fold(flax, model, masks, condensed, may_change, inputs, call, make) -> Model:
   """The model with condensed modules, and without what need not be computed."""
   tracing = import_with_flax("nnx_trace")
   traced = tracing.trace(model, inputs, call)
@@ -156,7 +163,7 @@ def _fold(flax, model, masks, condensed, may_change, inputs, call, backend) -> M
 
   def rebuild(layers):
     folded = fold(traced.jaxpr, traced.scalars, layers, norms)
-    return _rebuild(flax, flax.clone(model), condensed, folded, backend)
+    return _rebuild(flax, flax.clone(model), condensed, folded, make)
 
   result = rebuild(layers)
   try:
@@ -179,7 +186,7 @@ def _same(a: Any, b: Any) -> bool:
   return a.fingerprint() == b.fingerprint()
 
 
-def _rebuild(flax, model, condensed, folded, backend) -> Model:
+def _rebuild(flax, model, condensed, folded, make) -> Model:
   """The model with its layers replaced by what `fold` made of them; changes it."""
   modules = flax.find_modules(model)
   condensed = dict(condensed)
@@ -191,7 +198,5 @@ def _rebuild(flax, model, condensed, folded, backend) -> Model:
   for path, keep in folded.norms.items():
     flax.shrink_norm(modules[path], keep)
   new = {path: flax.folded_norm(modules[path]) for path in folded.folded_norms}
-  new |= {
-    path: flax.make_condensed_module(modules[path], x, backend) for path, x in condensed.items()
-  }
+  new |= {path: make(modules[path], x) for path, x in condensed.items()}
   return flax.swap(model, new)

@@ -91,7 +91,7 @@ def folding_report(model: Model, condensed_model: Model) -> FoldingReport:
       left = flax.kernel_layout(new)
       inputs, neurons, active, fan_in = left.num_inputs, *[left.num_neurons] * 2, left.num_inputs
     else:
-      x = module.layer.get_value().condensed
+      x = module.prepared.condensed
       inputs, neurons, active, fan_in = x.in_features, x.out_features, x.num_active, x.fan_in
     layers.append(
       FoldedLayer(
@@ -102,7 +102,7 @@ def folding_report(model: Model, condensed_model: Model) -> FoldingReport:
         neurons_left=neurons,
         active_neurons=active,
         fan_in=fan_in,
-        backend=None if module is None else choose_backend(module.layer.get_value())[0],
+        backend=None if module is None else choose_backend(module.prepared)[0],
       )
     )
   return FoldingReport(tuple(layers), tuple(folded), tuple(norms))

@@ -42,7 +42,7 @@ def _split(model: Model) -> tuple[dict[str, Condensed], dict[str, Array]]:
     return condense_equinox.split(model)
   flax = import_with_flax("nnx_layers")
   layers = {
-    kernel_path(path): module.layer.get_value().condensed
+    kernel_path(path): module.prepared.condensed
     for path, module in flax.find_condensed(model).items()
   }
   return layers, {path: x.get_value() for path, x in flax.find_variables(model).items()}

@@ -91,7 +91,9 @@ def find_variables(model: nnx.Module) -> dict[str, nnx.Variable]:
     ValueError: if the model holds an array that is no variable.
   """
   state = nnx.state(model, nnx.Not(nnx.Any(CondensedState, nnx.RngState)))
-  variables = {"/".join(map(str, path)): variable for path, variable in nnx.to_flat_state(state)}
+  found = {"/".join(map(str, path)): variable for path, variable in nnx.to_flat_state(state)}
+  condensed = find_condensed(model)
+  variables = {path: x for path, x in found.items() if path.rpartition("/")[0] not in condensed}
   bare = [path for path, x in variables.items() if not isinstance(x, nnx.Variable)]
   if bare:
     raise ValueError(
@@ -229,20 +231,22 @@ def condense_weights(module: Layer, weights: Weights) -> Condensed:
 
 
 def make_condensed_module(
-  module: Layer, condensed: Condensed | list[Condensed], backend: Any
+  module: Layer, condensed: Condensed | list[Condensed], backend: Any, gradients: bool = False
 ) -> nnx.Module:
   """The module of a condensed layer, its weights in the type in which the layer computes.
 
-  Of the layers of a stack it is a stack, too, and runs under what ran the dense one.
+  With `gradients` they keep their own type and are parameters. Of the layers of a stack it is a
+  stack, too, and runs under what ran the dense one.
   """
   layers = condensed if isinstance(condensed, list) else [condensed]
-  if module.dtype is not None:
+  if module.dtype is not None and not gradients:
     layers = [dataclasses.replace(x, values=x.values.astype(module.dtype)) for x in layers]
   groups = module.feature_group_count if isinstance(module, nnx.Conv) else 1
+  options: dict[str, Any] = {"feature_group_count": groups, "gradients": gradients}
   if isinstance(condensed, list):
-    layer = prepare_stack(layers, backend, feature_group_count=groups)
+    layer = prepare_stack(layers, backend, **options)
   else:
-    layer = prepare(layers[0], backend=backend, feature_group_count=groups)
+    layer = prepare(layers[0], backend=backend, **options)
   return (
     CondensedConv(layer, module) if isinstance(module, nnx.Conv) else CondensedLinear(layer, module)
   )

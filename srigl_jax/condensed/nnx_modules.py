@@ -4,6 +4,7 @@ This module, `nnx_layers` and `nnx_trace` are all that knows Flax. They are impo
 is condensed, not before.
 """
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -18,54 +19,85 @@ class CondensedState(nnx.Variable):
   """The variable that holds a condensed module's `Prepared` layer."""
 
 
-class CondensedLinear(nnx.Module):
-  """Computes what an `nnx.Linear` or `nnx.LinearGeneral` computed.
+class CondensedLayer(nnx.Module):
+  """What the layers have in common.
 
   Attributes:
-    layer: the weights, a `CondensedState`.
-    axis: axes of the input that the kernel's input axes run over.
+    layer: the weights, a `CondensedState`; of a layer that is trained all but these.
+    kernel: of a layer that is trained its values, an `nnx.Param`; else None.
+    bias: of such a layer its bias, an `nnx.Param`, if it has one; else None.
     dtype: compute type, or None for that of inputs and weights.
   """
 
   def __init__(self, layer: Prepared, like: Any):
+    values, bias = layer.condensed.values, layer.condensed.bias
+    if layer.gradients:
+      layer = _with_weights(layer, None, None)
     self.layer = CondensedState(layer)
-    self.axis = tuple(getattr(like, "axis", (-1,)))  # nnx.Linear has none
+    self.kernel = nnx.Param(values) if layer.gradients else nnx.data(None)
+    self.bias = nnx.Param(bias) if layer.gradients and bias is not None else nnx.data(None)
     self.dtype = like.dtype
+
+  @property
+  def prepared(self) -> Prepared:
+    """The layer with the weights that it has now."""
+    layer = self.layer.get_value()
+    if self.kernel is None:
+      return layer
+    return _with_weights(
+      layer, self.kernel.get_value(), None if self.bias is None else self.bias.get_value()
+    )
+
+  def _promoted(self, inputs: jax.Array) -> tuple[jax.Array, Prepared]:
+    """Inputs and weights in the types in which the layer computes."""
+    layer = self.prepared
+    values, bias = layer.condensed.values, layer.condensed.bias
+    if self.dtype is not None and values.dtype != self.dtype:
+      layer = _with_weights(layer, values.astype(self.dtype), bias)
+    return promote(inputs, self.dtype, values, bias), layer
+
+
+class CondensedLinear(CondensedLayer):
+  """Computes what an `nnx.Linear` or `nnx.LinearGeneral` computed.
+
+  Attributes:
+    axis: axes of the input that the kernel's input axes run over.
+  """
+
+  def __init__(self, layer: Prepared, like: Any):
+    super().__init__(layer, like)
+    self.axis = tuple(getattr(like, "axis", (-1,)))  # nnx.Linear has none
 
   def __call__(self, inputs: jax.Array, out_sharding: Any = None) -> jax.Array:
     """Maps `[..., I]` to `[..., N]`, each of them several axes if the layer had several."""
     check_sharding(out_sharding)
-    layer = self.layer.get_value()
+    x, layer = self._promoted(inputs)
     condensed = layer.condensed
-    x = promote(inputs, self.dtype, condensed.values, condensed.bias)
     product = lambda x: condensed_matmul(x, layer)
     return over_axes(product, x, self.axis, condensed.kernel_shape, condensed.neuron_axes)
 
 
-class CondensedConv(nnx.Module):
+class CondensedConv(CondensedLayer):
   """Computes what an `nnx.Conv` computed.
 
   Attributes:
-    layer: the weights, a `CondensedState`.
     strides, padding, input_dilation, kernel_dilation, feature_group_count: as of `nnx.Conv`.
-    dtype: compute type, or None for that of inputs and weights.
   """
 
   def __init__(self, layer: Prepared, like: Any):
-    self.layer = CondensedState(layer)
+    super().__init__(layer, like)
     self.strides = as_static(like.strides)
     self.padding = as_static(like.padding)
     self.input_dilation = as_static(like.input_dilation)
     self.kernel_dilation = as_static(like.kernel_dilation)
     self.feature_group_count = like.feature_group_count
-    self.dtype = like.dtype
 
   def __call__(self, inputs: jax.Array, out_sharding: Any = None) -> jax.Array:
     """Maps `[..., *positions, channels]` to `[..., *positions, N]`."""
     check_sharding(out_sharding)
-    layer = self.layer.get_value()
+    x, layer = self._promoted(inputs)
     return condensed_conv(
-      promote(inputs, self.dtype, layer.condensed.values, layer.condensed.bias),
+      x,
       layer,
       strides=self.strides,
       padding=self.padding,
@@ -102,6 +134,11 @@ class FoldedBatchNorm(nnx.Module):
         "statistics. Call the model in inference mode; to train, use the model before condensing."
       )
     return x.astype(self.dtype or jnp.result_type(x.dtype, self.param_dtype))
+
+
+def _with_weights(layer: Prepared, values: Any, bias: Any) -> Prepared:
+  condensed = dataclasses.replace(layer.condensed, values=values, bias=bias)
+  return dataclasses.replace(layer, condensed=condensed)
 
 
 def as_static(value: Any) -> Any:

@@ -173,6 +173,9 @@ def test_model_card(tmp_path):
   assert f"| test accuracy | {results['test_accuracy']:.2%} (best" in text
   assert "12 of 16 images" in text and "experiments.export" in text
   assert "| started | once |" in text
+  names = {}
+  exec(re.search(r"```python\n(.*?)```", written, re.DOTALL)[1], names)
+  assert names["logits"].shape == (1, names["data"].num_classes)
   (tmp_path / "model_card.md").unlink()  # killed before it was written
   train(tiny_config(), tmp_path)
   assert (tmp_path / "model_card.md").read_text() == written

@@ -5,6 +5,7 @@ import warnings
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from flax import linen, nnx
 
@@ -171,6 +172,45 @@ def test_weights_that_the_model_changes_itself():
   masks = sparsify(model, dense=())
   with pytest.raises(ValueError, match="'a' by itself"):
     sx.condense_model(model, masks, example(4, 8))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_fine_tuning(dtype):
+  class Small(nnx.Module):
+    def __init__(self, rngs):
+      self.conv = nnx.Conv(3, 8, (2, 2), feature_group_count=1, dtype=dtype, rngs=rngs)
+      self.norm, self.head = nnx.BatchNorm(8, rngs=rngs), nnx.Linear(8, 4, rngs=rngs)
+      self.last = nnx.Linear(4, 4, use_bias=False, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x):
+      return self.last(nnx.relu(self.head(nnx.relu(self.norm(self.conv(x))).mean((1, 2)))))
+
+  model, x = fresh(Small), example(4, 4, 4, 3)
+  model.eval()
+  masks = sparsify(model, dense=("head/kernel",), sparsity=0.5)
+  tuned = sx.condense_model(model, masks, gradients=True)
+  assert_close(tuned(x), sx.condense_model(model, masks)(x), 1e-5 if dtype == "float32" else 1e-2)
+  optimizer = nnx.Optimizer(tuned, optax.sgd(0.1), wrt=nnx.Param)
+  loss = lambda m, x: ((m(x) - 1).astype(jnp.float32) ** 2).mean()
+
+  @nnx.jit
+  def step(model, optimizer, x):
+    value, grads = nnx.value_and_grad(loss)(model, x)
+    optimizer.update(model, grads)
+    return value, grads
+
+  first, grads = step(tuned, optimizer, x)
+  dense = nnx.grad(loss)(model, x)
+  assert grads["conv"]["kernel"][...].dtype == jnp.float32
+  assert_close(grads["head"]["kernel"][...], dense["head"]["kernel"][...], 5e-2)
+  layer = sx.condense(model.last.kernel[...], masks["last/kernel"])
+  expected = dense["last"]["kernel"][...].T[layer.active[:, None], layer.indices]
+  tolerance = 1e-5 if dtype == "float32" else 5e-2
+  assert_close(grads["last"]["kernel"][...], expected.astype(jnp.float32), tolerance)
+  assert step(tuned, optimizer, x)[0] < first
+  again = sx.merge_condensed(model, *sx.split_condensed(tuned))
+  assert_close(again(x), tuned(x), 1e-5 if dtype == "float32" else 2e-2)
+  assert not nnx.state(again.last, nnx.Param)
 
 
 def test_what_is_no_nnx_model():
