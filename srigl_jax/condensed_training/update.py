@@ -82,6 +82,9 @@ def streamed_update(
   """
   num_inputs, num_neurons, budget = pattern.in_features, pattern.out_features, pattern.capacity
   block = _block_size(num_neurons, block_bytes // (4 * num_inputs))
+  if block == num_neurons:  # it fits, so it is formed once, not anew in each pass
+    whole = gradients(0, num_neurons)
+    gradients = lambda first, size: whole
   stored = functools.partial(_stored, values, pattern)
 
   def per_neuron(flags: Array) -> Array:
