@@ -68,6 +68,7 @@ def get_config(method: str = "srigl") -> ConfigDict:
         "name": "mlp",  # a key of experiments.models.MODELS
         "dtype": "float32",  # of the computation: float32 or bfloat16 (weights stay float32)
         "kwargs": {},  # further arguments of the constructor
+        "init_from": "",  # work directory of a run whose last weights to start from; empty: random
       },
       "method": {
         "name": "srigl",  # a key of experiments.training.methods.METHODS; docs/methods.md

@@ -51,6 +51,7 @@ from srigl_jax.mask_updates import MaskUpdater
 from srigl_jax.masks import Masks, apply_masks, init_masks
 from srigl_jax.methods.lottery import Rounds, lottery_ticket
 from srigl_jax.methods.nm_srigl import nm_srigl
+from srigl_jax.methods.prune_pretrained import prune_pretrained, prune_to_fan_in
 from srigl_jax.methods.pruning import (
   global_magnitude_masks,
   gradual_magnitude_pruning,
@@ -149,6 +150,8 @@ __all__ = [
   "per_layer",
   "plan",
   "prepare",
+  "prune_pretrained",
+  "prune_to_fan_in",
   "ranking_key",
   "relative_flops",
   "rigl",

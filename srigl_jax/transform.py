@@ -29,12 +29,14 @@ from srigl_jax.stacks import num_weights
 from srigl_jax.state import SparseState
 from srigl_jax.training_plan import TrainingPlan, make_training_plan, report
 
+Initial = str | Callable[[Any, Allocation], Mapping[str, Array]] | Mapping[str, Array]
+
 
 def sparse_training(
   inner: optax.GradientTransformation,
   updater: MaskUpdater | None,
   *,
-  initial: Mapping[str, Array] | str = "random",
+  initial: Initial = "random",
   axes: AxesFn | None = None,
   seed: int = 0,
   **sparsity_kwargs: Any,
@@ -45,7 +47,8 @@ def sparse_training(
     inner: the optimizer.
     updater: how and when the masks change; None: never.
     initial: the masks to start with: `"random"` at the budgets, `"dense"` (every layer that has a
-      budget starts with all of its weights), or masks by path, whose sizes then are the budgets.
+      budget starts with all of its weights), a function of the parameters and their `Allocation`,
+      or masks by path, whose sizes then are the budgets.
     axes: the layout of kernels, see `srigl_jax.axes`; without it they are recognised (`plan`).
     seed: of the initial masks and of random growth.
     **sparsity_kwargs: the other arguments of `allocate`; `structure` is unstructured by default.
@@ -108,12 +111,12 @@ def sparse_training(
 
 def _make_plan(
   updater: MaskUpdater | None,
-  initial: Mapping[str, Array] | str,
+  initial: Initial,
   axes: AxesFn | None,
   sparsity_kwargs: Mapping[str, Any],
   leaves: dict[str, LeafSpec],
 ) -> TrainingPlan:
-  if isinstance(initial, str):
+  if isinstance(initial, str) or callable(initial):
     allocation = allocate(leaves, axes=axes, **{"structure": "unstructured", **sparsity_kwargs})
   else:
     allocation = _allocation_of(initial, leaves, axes)
@@ -135,9 +138,9 @@ def _allocation_of(
   return Allocation({p: n / layers[p].size for p, n in sizes.items()}, sizes, layers)
 
 
-def _initial_masks(
-  initial: Mapping[str, Array] | str, key: Array, params: Any, allocation: Allocation
-) -> Masks:
+def _initial_masks(initial: Initial, key: Array, params: Any, allocation: Allocation) -> Masks:
+  if callable(initial):
+    return {path: jnp.asarray(mask, bool) for path, mask in initial(params, allocation).items()}
   if not isinstance(initial, str):
     return {path: jnp.array(initial[path], bool) for path in allocation.budgets}
   if initial == "dense":
@@ -195,7 +198,7 @@ def _check_sparsity_kwargs(given: Collection[str]) -> None:
 def _check_initial(initial: Any, sparsity_kwargs: Mapping[str, Any]) -> None:
   if isinstance(initial, str) and initial not in ("random", "dense"):
     raise ValueError(f"initial is {initial!r}; it must be 'random', 'dense' or masks by path.")
-  if not isinstance(initial, str) and sparsity_kwargs:
+  if isinstance(initial, Mapping) and sparsity_kwargs:
     raise ValueError(
       "initial gives masks, which say how sparse the layers are: leave out "
       f"{', '.join(sparsity_kwargs)}."

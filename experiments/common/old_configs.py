@@ -23,7 +23,11 @@ _MOVED: dict[str, dict[str, str]] = {
 }
 _ABLATION = "ablation"
 # Fields added to `configs/base.py` since 0.2.0, by dotted path, and what runs without them had.
-_ADDED: dict[str, Any] = {"method.engine": "masked", "method.track_explored": False}
+_ADDED: dict[str, Any] = {
+  "method.engine": "masked",
+  "method.track_explored": False,
+  "model.init_from": "",
+}
 
 
 def new_field(name: str) -> str | None:

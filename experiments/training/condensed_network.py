@@ -44,6 +44,8 @@ def is_condensed(config: ConfigDict) -> bool:
     reason = f"{config.name} does not keep a constant fan-in, without which there is no such form"
     if config.name in ("dense", "small_dense"):
       reason = f"{config.name} has no sparse layers"
+    elif config.name == "prune_pretrained":
+      reason = "prune_pretrained starts from a dense network"
     elif config.name == "fixed_masks":
       reason = "fixed_masks takes masks of any kind"
     reason += f"; choose one of {', '.join(known)}"
@@ -84,6 +86,11 @@ def condensed_network(
   Raises:
     ValueError: if a setting is unknown, out of range, or does not fit the others.
   """
+  if config.model.init_from:
+    raise ValueError(
+      f"config.model.init_from is {config.model.init_from}, but dense weights are never made with "
+      "config.method.engine=condensed: leave it empty, or train with masks."
+    )
   weights_key, sparse_key = jax.random.split(jax.random.key(config.seed))
   shapes = {"num_classes": data.num_classes, "image_shape": data.image_shape}
   kwargs = config.model.kwargs.to_dict()

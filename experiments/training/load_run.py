@@ -49,7 +49,7 @@ def load_run(workdir: Path, *, which: str = "last", data_dir: str = "") -> Loade
   try:
     config = ConfigDict(converted(read_json(workdir / "config.json", CONFIG)))
     config.data.data_dir = data_dir or config.data.data_dir
-    run, init_state = prepare(config)
+    run, init_state = prepare(config, for_restoring=True)
   except (AttributeError, KeyError, TypeError) as error:
     raise ValueError(
       f"{workdir / 'config.json'} is not as a run writes it ({error}). Copy it from a backup; the "

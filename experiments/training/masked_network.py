@@ -17,6 +17,7 @@ from experiments.processes.sharding import AXIS
 from experiments.training.engines import TrainState, masked_engine
 from experiments.training.method_plan import Plan, check_layer_names, make_method, with_sparsity
 from experiments.training.network import Model, Network
+from experiments.training.warm_start import warm_start
 
 
 def masked_network(
@@ -38,6 +39,8 @@ def masked_network(
   """
   weights_key, sparse_key = jax.random.split(jax.random.key(config.seed))
   model, params, model_state = _make_model(config, data, weights_key)
+  if config.model.init_from:
+    params, model_state = warm_start(config.model.init_from, params, model_state)
   tx = _make_tx(config, plan, inner, params, model.macs)
   params, opt_state = _start_sparse(config, plan, tx, params, sparse_key)
   state = TrainState(jnp.zeros((), jnp.int32), params, model_state, opt_state)

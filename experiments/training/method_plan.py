@@ -15,7 +15,7 @@ from srigl_jax.layer_filters import find_layers, select
 from srigl_jax.structures import Structure, as_structure
 
 _HOW_SPARSE = ("sparse", "sparsity", "distribution")
-_NOT_IN_CONFIGS = ("density", "axes")  # no plain values, or another field says the same
+_NOT_IN_CONFIGS = ("density", "axes", "initial")  # no plain values, or another field says it
 
 
 class Plan(NamedTuple):

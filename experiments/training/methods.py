@@ -177,6 +177,7 @@ METHODS: dict[str, Method] = {
   "small_dense": _DENSE,  # of a model that experiments.models.small_dense has narrowed
   "static": Method(sx.static_sparse, condensed=sx.condensed_static),
   "fixed_masks": Method(fixed_masks),
+  "prune_pretrained": Method(sx.prune_pretrained, draws_weights=False),
   "set": Method(sx.set_, condensed=sx.condensed_set),
   "rigl": Method(sx.rigl, flops="srigl"),
   "snfs": Method(sx.snfs, flops="every_step"),

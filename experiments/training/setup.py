@@ -129,11 +129,13 @@ class Run(NamedTuple):
     return sx.summarize(state.params, masks, explored=explored, macs=self.model.macs)
 
 
-def prepare(config: ConfigDict) -> tuple[Run, TrainState]:
+def prepare(config: ConfigDict, *, for_restoring: bool = False) -> tuple[Run, TrainState]:
   """Loads the data, builds model and optimizer, and initialises the state.
 
   Args:
     config: see `configs/base.py`.
+    for_restoring: whether the state's numbers do not matter: the run that its weights come from, if
+      there is one, is not needed then.
 
   Returns:
     The run, and its state at step 0: weights masked, in the host's memory.
@@ -154,7 +156,10 @@ def prepare(config: ConfigDict) -> tuple[Run, TrainState]:
     config.optimizer, steps_per_epoch=steps_per_epoch / every, total_steps=plan.schedule_steps
   )
   make = condensed_network if is_condensed(config.method) else masked_network
-  network = make(config, data, plan, make_optimizer(config.optimizer, schedule))
+  start = ConfigDict(config.to_dict()) if for_restoring else config
+  if for_restoring:
+    start.model.init_from = ""
+  network = make(start, data, plan, make_optimizer(config.optimizer, schedule))
   # Images of many steps would not fit beside the network.
   asked = 1 if pipeline.is_stream else config.train.steps_per_dispatch
   run = Run(
@@ -207,6 +212,11 @@ def _check(config: ConfigDict) -> None:
   for name, value in counts.items():
     if value < 1:
       raise ValueError(f"{name} is {value}; it must be 1 or more.")
+  if config.method.name == "prune_pretrained" and not config.model.init_from:
+    raise ValueError(
+      "config.model.init_from is empty, and prune_pretrained would prune random weights: give the "
+      "work directory of a trained dense run."
+    )
   if not 0 <= config.seed < 2**32:
     raise ValueError(f"config.seed is {config.seed}; it must lie in 0..2**32 - 1.")
   if not config.train.total_epochs > 0:

@@ -7,8 +7,8 @@ connection grown where none was starts at 0, one pruned and regrown in the same 
 value. Rows are those of docs/algorithm.md: the places where the authors' code and the paper part.
 """
 
-import math
 from collections.abc import Mapping
+from typing import Any
 
 import jax.numpy as jnp
 import optax
@@ -26,6 +26,7 @@ from srigl_jax.mask_updates import (
   check_drop_fraction,
   check_update,
 )
+from srigl_jax.methods.ablation import neurons_that_stay, salient_threshold
 from srigl_jax.structures import ConstantFanIn, as_structure
 from srigl_jax.topk import ALWAYS, count, count_per_column, ranking_key, topk_mask
 from srigl_jax.transform import sparse_training
@@ -47,6 +48,7 @@ def srigl(
   salient_base: str = "constant_fan_in",
   structure: ConstantFanIn | str = "constant_fan_in",
   grad_accumulation_steps: int = 1,
+  initial: Mapping[str, Array] | None = None,
   sparse: LayerFilter = True,
   ablate: LayerFilter = _NOT_THE_HEAD,
   axes: AxesFn | None = None,
@@ -77,6 +79,8 @@ def srigl(
       that share their inputs; see `ConstantFanIn`.
     grad_accumulation_steps: how many of the last dense gradients before an update its growth
       score averages; 1 costs no memory.
+    initial: the masks to start with, such as those of `prune_to_fan_in`, in place of random ones;
+      their sizes are the budgets: leave out what says how sparse the layers are.
     sparse: which layers may be sparse; see `only` and `all_but`.
     ablate: which layers may lose neurons. The classifier may not by default.
     axes: the layout of kernels, see `srigl_jax.axes`; without it they are recognised (`plan`).
@@ -96,8 +100,24 @@ def srigl(
   Source: SRigL (arXiv:2305.02299), section 3; order of optimizer and topology update within a
   step as in the authors' code (docs/algorithm.md, row 9).
   """
-  structure = _constant_fan_in(structure)
+  structure = constant_fan_in_structure(structure)
   salient_threshold(gamma_sal, constant_fan_in=1, dense_fan_in=1, salient_base=salient_base)
+
+  how_sparse: dict[str, Any] | None = {
+    "structure": structure,
+    "sparsity": sparsity,
+    "distribution": distribution,
+    "density": density,
+    "fan_in": fan_in,
+    "sparse": sparse,
+  }
+  if initial is not None:
+    if sparsity is not None or density is not None or fan_in is not None:
+      raise ValueError(
+        "initial gives masks, which say how sparse the layers are: leave out sparsity, density and "
+        "fan_in."
+      )
+    how_sparse = None
 
   def update(layer: LayerView) -> Array:
     return srigl_update(
@@ -122,18 +142,10 @@ def srigl(
       grad_accumulation_steps,
       ablate=ablate,
     ),
-    structure=structure,
-    sparsity=sparsity,
-    distribution=distribution,
-    density=density,
-    fan_in=fan_in,
-    sparse=sparse,
     axes=axes,
     seed=seed,
+    **({"initial": initial} if how_sparse is None else how_sparse),
   )
-
-
-SALIENT_BASES = ("constant_fan_in", "dense_fan_in")
 
 
 def srigl_update(
@@ -236,9 +248,9 @@ def srigl_update(
     stays = jnp.ones((1, num_neurons), bool)
   else:
     salient = topk_mask(magnitudes, num_kept) | topk_mask(gradients, num_pruned)
-    num_salient = count_per_column(salient)
-    floor = jnp.sort(num_salient[0], descending=True)[budget // num_inputs]
-    stays = num_salient >= jnp.minimum(required, floor)
+    stays = neurons_that_stay(
+      count_per_column(salient), required, budget=budget, num_inputs=num_inputs
+    )
   fan_in = budget // (stays.sum(dtype=jnp.int32) * blocks)
 
   kept = topk_mask(jnp.where(nonzero & stays, magnitudes, 0), num_kept) & nonzero & stays
@@ -252,7 +264,8 @@ def srigl_update(
   return from_matrix(jnp.repeat(chosen, group, axis=1), layer)
 
 
-def _constant_fan_in(given: ConstantFanIn | str) -> ConstantFanIn:
+def constant_fan_in_structure(given: ConstantFanIn | str) -> ConstantFanIn:
+  """A structure from itself or its name; a ValueError unless it is of constant fan-in."""
   structure = as_structure(given)
   if not isinstance(structure, ConstantFanIn):
     raise ValueError(
@@ -260,34 +273,3 @@ def _constant_fan_in(given: ConstantFanIn | str) -> ConstantFanIn:
       "rigl for unstructured sparsity."
     )
   return structure
-
-
-def salient_threshold(
-  gamma_sal: float, *, constant_fan_in: int | Array, dense_fan_in: int, salient_base: str
-) -> int | Array:
-  """Salient weights that a neuron needs in order not to be ablated, before the floor; 0: none.
-
-  Args:
-    gamma_sal: as for `srigl_update`.
-    constant_fan_in: fan-in of the layer's neurons when none is ablated; may be traced.
-    dense_fan_in: fan-in of a dense neuron.
-    salient_base: which of the two a `gamma_sal` below 1 is a fraction of.
-
-  Raises:
-    ValueError: if `gamma_sal` is negative or not a number, or `salient_base` unknown.
-  """
-  if salient_base not in SALIENT_BASES:
-    raise ValueError(f"salient_base is {salient_base!r}; it must be one of {SALIENT_BASES}.")
-  if isinstance(gamma_sal, Array) or not 0 <= gamma_sal < math.inf:
-    raise ValueError(
-      f"gamma_sal is {gamma_sal}; it must be a Python number: 0 for no ablation, a fraction of the "
-      "fan-in below 1 (the paper's 0.3), or an absolute number of weights from 1 on."
-    )
-  if gamma_sal == 0:
-    return 0
-  if gamma_sal >= 1:
-    return math.ceil(gamma_sal)
-  base = constant_fan_in if salient_base == "constant_fan_in" else dense_fan_in
-  if isinstance(base, Array):
-    return jnp.maximum(1, truncated_count(base, float(gamma_sal)))
-  return max(1, math.trunc(float(gamma_sal) * base))

@@ -75,6 +75,10 @@ def shrink(config):
     config.data.batch_size = 16
     config.data.kwargs = {"image_shape": (4, 4, 3), "num_train": 32, "num_test": 10}
     config.model.kwargs = SMALL[config.model.name]
+    config.model.init_from = ""  # of a run that is not there
+    if config.method.name == "prune_pretrained":
+      config.method.name = "static"
+      config.method.kwargs = {"structure": "constant_fan_in"}
     config.model.dtype = "float32"  # others are slow on a CPU
     config.method.sparsity = 0.5
     config.method.update_every_steps = 1
