@@ -26,11 +26,10 @@ KERNEL = np.array(
   "gamma_sal, kept",
   [
     (0, ["xx..", "..xx", "x..x", "x..x"]),  # two of each neuron
-    (
-      0.5,
-      ["xx..", "..xx", "....", "x..x"],
-    ),  # without the neuron that has none of the largest: 8 // 3
-    (3, ["xx..", "..xx", "....", "x..x"]),  # the budget would not fit into one neuron: 2 are enough
+    # Without the neuron that has none of the largest: 8 // 3 of each other.
+    (0.5, ["xx..", "..xx", "....", "x..x"]),
+    # The budget would not fit into the one neuron that has 3 of the largest: 2 are enough then.
+    (3, ["xx..", "..xx", "....", "x..x"]),
   ],
 )
 def test_by_hand(gamma_sal, kept):
