@@ -121,7 +121,7 @@ def _make_plan(
   else:
     allocation = _allocation_of(initial, leaves, axes)
   ablatable = select(updater.ablate, allocation.layers, name="ablate") if updater else ()
-  given = {} if isinstance(initial, str) else initial
+  given = initial if isinstance(initial, Mapping) else {}
   sparse = sparsity_kwargs.get("sparse", True)
   judged = judge_leaves(leaves, sparse=sparse, axes=axes, masks=given)
   return make_training_plan(judged, allocation, ablatable)
