@@ -16,7 +16,7 @@ from jax import Array
 
 from srigl_jax.distributions import DISTRIBUTIONS
 from srigl_jax.layer_filters import LayerFilter, judge_leaves, layers_of, select, warn_of_doubts
-from srigl_jax.layers import AxesFn, Layer
+from srigl_jax.layers import AxesFn, Layer, check_countable
 from srigl_jax.stacks import by_name, by_path, layer_names, unroll
 from srigl_jax.structures import ConstantFanIn, Structure, as_structure
 
@@ -126,6 +126,8 @@ def allocate(
 
 def _of_leaves(unrolled: Allocation, leaves: dict[str, Layer]) -> Allocation:
   """The allocation by path from that of the network unrolled."""
+  for path in unrolled.budgets:
+    check_countable(unrolled.layers[path])
   return Allocation(
     densities=by_path(unrolled.densities, leaves, default=lambda _: 1.0),
     budgets=by_path(unrolled.budgets, leaves, default=lambda layer: layer.size),

@@ -90,7 +90,7 @@ def truncated_product(n: Array | int, digits: np.ndarray | Array) -> Array:
   ones = 53 - (31 - lax.clz(whole).astype(jnp.int32))
   in_high, in_low = jnp.clip(ones, 0, 32), jnp.clip(ones - 32, 0, 32)
   rounds_up = (_leading_ones(high) >= in_high) & (_leading_ones(low) >= in_low)
-  return (whole + rounds_up).astype(jnp.int32)
+  return (whole + rounds_up.astype(jnp.uint32)).astype(jnp.int32)
 
 
 def truncated_count(n: Array | int, fraction: Fraction) -> Array:

@@ -37,6 +37,9 @@ class LayerView(NamedTuple):
     key: a random key of this layer and update.
     drop_fraction: fraction of the active weights to prune; for `truncated_count`.
     step: `[]` int32, optimizer steps done.
+    frozen: `[]` bool, whether the optimizer left all weights of the leaf where they were, and moved
+      others. Its mask will stay if the new one has other weights: methods that move connections
+      between layers must leave it out.
   """
 
   path: str
@@ -49,6 +52,7 @@ class LayerView(NamedTuple):
   key: Array
   drop_fraction: Fraction
   step: Array
+  frozen: Array | bool = False
 
   @property
   def layer(self) -> Layer:
@@ -102,6 +106,7 @@ def new_masks(
   state: SparseState,
   weights: Mapping[str, Array],
   scores: Mapping[str, Array],
+  frozen: Mapping[str, Array],
   drop_fraction: Fraction,
 ) -> Masks:
   """The masks after a topology update.
@@ -112,6 +117,7 @@ def new_masks(
     state: the state, its step already counted up.
     weights: the sparse leaves as the optimizer leaves them under the old masks.
     scores: of growth, of the same shapes.
+    frozen: `[]` bool each, see `LayerView`.
     drop_fraction: of this update.
 
   Raises:
@@ -133,6 +139,7 @@ def new_masks(
       key=keys[path],
       drop_fraction=drop_fraction,
       step=state.step,
+      frozen=frozen[path],
     )
     for path, plan in plans.items()
   }

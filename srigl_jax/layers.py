@@ -17,6 +17,8 @@ from jax import Array
 
 PyTree = Any
 T = TypeVar("T")
+# int32, with room for the zeros that selections add at the end
+_MOST_WEIGHTS = 2**31 - 2**10
 AxesFn = Callable[[str, tuple[int, ...]], "Axes | None"]
 
 
@@ -246,4 +248,18 @@ def check_paths(given: Iterable[str], known: Iterable[str], *, name: str) -> Non
     hint = f" Did you mean {near[0]!r}?" if near else ""
     raise ValueError(
       f"{name} names {unknown[0]!r}, which is no layer here.{hint} There are: {', '.join(known)}."
+    )
+
+
+def check_countable(*layers: Layer) -> None:
+  """Raises a ValueError unless the weights of the layers together can be counted in int32."""
+  size = sum(layer.size for layer in layers)
+  if size >= _MOST_WEIGHTS:
+    largest = max(layers, key=lambda layer: layer.size)
+    which = "has" if len(layers) == 1 else f"of shape {largest.shape} and the others together have"
+    raise ValueError(
+      f"Layer {largest.path!r} {which} {size:,} weights, but sparse layers may have fewer than "
+      f"{_MOST_WEIGHTS:,} (each; for methods that rank layers together, in all), which are counted "
+      "on the device in 32 bits. Keep the largest dense with sparse=all_but(...), or split the "
+      "kernel in several."
     )

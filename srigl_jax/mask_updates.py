@@ -5,23 +5,20 @@ and how much to change.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
+from srigl_jax import noticed
 from srigl_jax.exact_counts import ExactFraction, Fraction, fraction_digits
+from srigl_jax.growth_scores import all_finite, mean_gradients
 from srigl_jax.layer_filters import LayerFilter
 from srigl_jax.layer_views import LayerPlan, MaskUpdate, new_masks
-from srigl_jax.layers import AxesFn, Layer, make_layer
-from srigl_jax.schedule import (
-  accumulates_gradient,
-  cosine_drop_fraction,
-  is_update_step,
-  num_updates,
-)
+from srigl_jax.layers import AxesFn, Layer, leaf_dict, make_layer
+from srigl_jax.schedule import cosine_drop_fraction, is_update_step, num_updates
 from srigl_jax.state import SparseState
 
 DropFraction = float | Callable[[Array], Array]
@@ -39,6 +36,7 @@ class MaskUpdater(NamedTuple):
     grad_decay: if more than 0, growth is scored by the decaying mean of all dense gradients
       instead, of which each step keeps this fraction.
     ablate: which layers may lose neurons.
+    uses_gradients: whether growth is scored by gradients, so that an update waits for finite ones.
   """
 
   update: MaskUpdate
@@ -48,66 +46,82 @@ class MaskUpdater(NamedTuple):
   grad_accumulation_steps: int = 1
   grad_decay: float = 0.0
   ablate: LayerFilter = False
+  uses_gradients: bool = True
+
+
+class StepTaken(NamedTuple):
+  """The optimizer's step under the old masks.
+
+  Attributes:
+    weights: the sparse leaves after it.
+    frozen: `{path: [] bool}`, layers that it did not move while it moved others.
+  """
+
+  weights: dict[str, Array]
+  frozen: dict[str, Array]
 
 
 def maybe_update_masks(
   updater: MaskUpdater,
   plans: dict[str, LayerPlan],
   state: SparseState,
-  grads: dict[str, Array],
-  params_after_step: Callable[[], dict[str, Array]],
+  grads: Any,
+  take_step: Callable[[], StepTaken],
 ) -> SparseState:
-  """Updates the topology if it is time.
+  """Updates the topology if it is time, and if weights and gradients are finite.
 
   Args:
     updater: how and when.
-    plans: the sparse leaves, in natural order.
+    plans: the sparse layers, in natural order.
     state: the state, its step already counted up.
-    grads: dense gradients of the sparse leaves.
-    params_after_step: computes the sparse leaves as the optimizer leaves them under the old masks.
-      It does the optimizer's work a second time, but only when the topology changes: were its
-      results handed in, they would have to be held for that case in every step, instead of fusing
-      with the masking.
+    grads: dense gradients of all leaves.
+    take_step: the optimizer's step. It does that work a second time, but only when the topology
+      changes: were its results handed in, they would have to be held for that case in every step,
+      instead of fusing with the masking.
 
   Returns:
-    The state with new masks, explored weights and gradient sums; or as it was.
+    The state with new masks, explored weights and gradient sums; or as it was. A weight that is
+    infinite or NaN is never pruned: no update that one adds could make it 0.
   """
   every, until = updater.update_every, updater.update_until
-  grad_mean = _mean_gradients(updater, state, grads)
+  by_leaf = leaf_dict(grads)
+  grad_mean = mean_gradients(
+    state.grad_mean,
+    by_leaf,
+    state.step - 1,
+    update_every=every,
+    update_until=until,
+    num_steps=updater.grad_accumulation_steps,
+    decay=updater.grad_decay,
+  )
 
   def change():
-    masks = new_masks(
-      updater.update,
-      plans,
-      state,
-      params_after_step(),
-      grad_mean or grads,
-      drop_fraction_at(updater, state.step),
-    )
+    weights, frozen = take_step()
+    scores = grad_mean or {path: by_leaf[path] for path in plans}
+    fraction = drop_fraction_at(updater, state.step)
+    new = new_masks(updater.update, plans, state, weights, scores, frozen, fraction)
+    sound = all_finite((weights, scores) if updater.uses_gradients else weights)
+
+    def choose(new: Array, old: Array, is_frozen: Array) -> Array:
+      # What grows in a frozen layer would stay 0.
+      return jnp.where(~sound | (is_frozen & (new & ~old).any()), old, new)
+
+    masks = {path: choose(mask, state.masks[path], frozen[path]) for path, mask in new.items()}
     explored = {path: state.explored[path] | mask for path, mask in masks.items()}
     empty = grad_mean if updater.grad_decay else jax.tree.map(jnp.zeros_like, grad_mean)
-    return masks, explored, empty
+    return masks, explored, empty, ~sound
 
   def keep():
-    return state.masks, state.explored, grad_mean
+    return dict(state.masks), dict(state.explored), grad_mean, jnp.zeros((), bool)
 
-  masks, explored, grad_mean = lax.cond(is_update_step(state.step, every, until), change, keep)
-  return state._replace(masks=masks, explored=explored, grad_mean=grad_mean)
-
-
-def _mean_gradients(
-  updater: MaskUpdater, state: SparseState, grads: dict[str, Array]
-) -> dict[str, Array]:
-  """The state's means of dense gradients with one more gradient; `state.step` counts its step."""
-  means, n, decay = state.grad_mean, updater.grad_accumulation_steps, updater.grad_decay
-  if not means:
-    return means
-  if decay:
-    return {p: decay * mean + (1 - decay) * grads[p] for p, mean in means.items()}
-  return lax.cond(
-    accumulates_gradient(state.step - 1, updater.update_every, updater.update_until, n),
-    lambda: {p: mean + grads[p].astype(jnp.float32) / n for p, mean in means.items()},
-    lambda: means,
+  masks, explored, grad_mean, skipped = lax.cond(
+    is_update_step(state.step, every, until), change, keep
+  )
+  return state._replace(
+    masks=masks,
+    explored=explored,
+    grad_mean=grad_mean,
+    noticed=noticed.count(state.noticed, "skipped", skipped),
   )
 
 
@@ -115,7 +129,7 @@ def drop_fraction_at(updater: MaskUpdater, step: Array) -> Fraction:
   """Drop fraction of the update at a traced step; the cosine's are tabulated in double."""
   given, every, until = updater.drop_fraction, updater.update_every, updater.update_until
   if isinstance(given, Array):  # a traced hyperparameter
-    return given / 2 * (1 + jnp.cos(step * (jnp.pi / until)))
+    return given / 2 * (1 + jnp.cos(step.astype(jnp.float32) * (jnp.pi / until)))
   if callable(given):
     return jnp.asarray(given(step), jnp.float32)
   steps = every * np.arange(num_updates(every, until) + 1)

@@ -5,7 +5,9 @@ from typing import Any, NamedTuple
 import jax
 from jax import Array
 
+from srigl_jax.by_path import ByPath
 from srigl_jax.masks import Masks
+from srigl_jax.noticed import tell
 
 
 class SparseState(NamedTuple):
@@ -25,8 +27,10 @@ class SparseState(NamedTuple):
       current window so far, or a decaying one; empty if the last gradient alone scores.
     extra: what else a method remembers (dense weights behind a mask, weights to rewind to); `()`
       for most.
-    inner_state: the wrapped optimizer's state. Moments of masked weights are 0, or what the
-      optimizer makes of weights, gradients and moments that are 0; `sr_ste` alone has dense ones.
+    noticed: `{what: [] int32}`, how often something went wrong that raises no error on the device:
+      see `srigl_jax.noticed`.
+    inner_state: the wrapped optimizer's state. Moments of masked weights are those of its `init`,
+      or what it makes of them in a step without gradients; `sr_ste` alone has dense ones.
   """
 
   step: Array
@@ -36,15 +40,42 @@ class SparseState(NamedTuple):
   key: Array
   grad_mean: dict[str, Array]
   extra: Any
+  noticed: dict[str, Array]
   inner_state: Any
+
+
+def as_by_path(state: SparseState, *, like: SparseState | None = None) -> SparseState:
+  """The state with its dicts by path as `ByPath`, or of the same types as those of another state.
+
+  One that was put together by hand, or restored, may have plain dicts, and `lax.scan` wants back
+  what it has given.
+  """
+  same = lambda name: ByPath if like is None else type(getattr(like, name))
+  return state._replace(
+    masks=same("masks")(state.masks),
+    explored=same("explored")(state.explored),
+    budgets=same("budgets")(state.budgets),
+    grad_mean=same("grad_mean")(state.grad_mean),
+  )
 
 
 def get_state(opt_state: Any) -> SparseState:
   """Finds the `SparseState` in any nesting of optax states.
 
+  Warns of what the transformation has noticed, such as weights off the masks that are not 0.
+
   Raises:
     ValueError: if there is none, or more than one.
   """
+  return _find(opt_state, stacklevel=3)
+
+
+def get_masks(opt_state: Any) -> Masks:
+  """Finds the masks `{path: bool array}` in any nesting of optax states; see `get_state`."""
+  return dict(_find(opt_state, stacklevel=3).masks)
+
+
+def _find(opt_state: Any, *, stacklevel: int) -> SparseState:
   is_state = lambda node: isinstance(node, SparseState)
   found = [n for n in jax.tree.leaves(opt_state, is_leaf=is_state) if is_state(n)]
   if len(found) != 1:
@@ -60,7 +91,13 @@ def get_state(opt_state: Any) -> SparseState:
   # nnx.Optimizer holds its state in variables, one leaf each: hand out the arrays themselves.
   state = found[0]
   array = lambda node: jax.tree.leaves(node)[0]
-  arrays = lambda by_path: {path: array(node) for path, node in by_path.items()}
+
+  def arrays(by_path: Any) -> Any:
+    found = {path: array(x) for path, x in by_path.items()}
+    return ByPath(found) if isinstance(by_path, ByPath) else found
+
+  noticed = arrays(state.noticed)
+  tell(noticed, stacklevel=stacklevel)
   return SparseState(
     step=array(state.step),
     masks=arrays(state.masks),
@@ -69,10 +106,6 @@ def get_state(opt_state: Any) -> SparseState:
     key=array(state.key),
     grad_mean=arrays(state.grad_mean),
     extra=state.extra,
+    noticed=noticed,
     inner_state=state.inner_state,
   )
-
-
-def get_masks(opt_state: Any) -> Masks:
-  """Finds the masks `{path: bool array}` in any nesting of optax states; see `get_state`."""
-  return get_state(opt_state).masks

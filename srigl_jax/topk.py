@@ -153,7 +153,7 @@ def _threshold(keys: Array, k: Array, axes: tuple[int, ...]) -> tuple[Array, Arr
 
   def raise_threshold(i, state):
     threshold, num_chosen = state
-    candidate = threshold | (jnp.uint32(1) << (_KEY_BITS - 1 - i).astype(jnp.uint32))
+    candidate = threshold | (jnp.uint32(1) << jnp.uint32(_KEY_BITS - 1 - i))
     num_reaching = _count(keys >= candidate, axes)
     enough = num_reaching >= k
     return jnp.where(enough, candidate, threshold), jnp.where(enough, num_reaching, num_chosen)

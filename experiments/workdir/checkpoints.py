@@ -19,7 +19,7 @@ from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, L
 
 from experiments.processes.consistency import broadcast_from_process_0
 from experiments.workdir import checksums
-from experiments.workdir.former_states import named_as_stored
+from experiments.workdir.former_states import as_now, as_stored
 from experiments.workdir.owner import CHECKPOINT_FILE
 
 State = TypeVar("State")
@@ -199,8 +199,7 @@ class Checkpoints:
 
   def _read(self, step: int, template: State) -> State:
     metadata = self._manager.item_metadata(step)["state"].tree
-    structure = jax.tree.structure(template)
-    template = named_as_stored(template, metadata)
+    now, template = template, as_stored(template, metadata)
     # What is read stays in memory: the devices that saved it may have been others.
     arrays = jax.tree.map(lambda x: np.empty(x.shape, x.dtype), template)
     wanted: dict[str, Any] = {"state": ocp.args.StandardRestore(arrays)}
@@ -215,7 +214,7 @@ class Checkpoints:
       expected = checksums.from_json(restored["checksums"])
       if damaged := checksums.differing(expected, checksums.checksums(restored["state"])):
         raise ValueError(f"its files are damaged, these have other checksums: {', '.join(damaged)}")
-    return jax.tree.unflatten(structure, jax.tree.leaves(restored["state"]))
+    return as_now(now, restored["state"])
 
   def wait(self) -> None:
     """Waits until what was saved is on disk.

@@ -1,4 +1,4 @@
-"""States as earlier versions named their fields, so that their checkpoints can still be read."""
+"""States as earlier versions had their fields, so that their checkpoints can still be read."""
 
 import collections
 from collections.abc import Mapping
@@ -10,17 +10,44 @@ import srigl_jax as sx
 
 State = TypeVar("State")
 
-_FORMER_FIELDS = tuple("memory" if name == "extra" else name for name in sx.SparseState._fields)
-_FormerState = collections.namedtuple("_FormerState", _FORMER_FIELDS)  # type: ignore[misc]
 
+def as_stored(template: State, stored: Any) -> State:
+  """The template with the fields of a stored state.
 
-def named_as_stored(template: State, stored: Any) -> State:
-  """The template with the names of a stored one, where `SparseState.extra` may be `memory`."""
-  if not _has_key(stored, "memory"):
+  `SparseState.extra` may be `memory` there, and `noticed` not be there yet.
+
+  Args:
+    template: a state of today's fields.
+    stored: the stored tree, or its metadata.
+  """
+  fields = [name for name in sx.SparseState._fields if name != "noticed" or _has_key(stored, name)]
+  names = ["memory" if name == "extra" and _has_key(stored, "memory") else name for name in fields]
+  if tuple(names) == sx.SparseState._fields:
     return template
-  is_sparse = lambda x: isinstance(x, sx.SparseState)
-  rename = lambda x: _FormerState(*x) if is_sparse(x) else x
-  return jax.tree.map(rename, template, is_leaf=is_sparse)
+  former = collections.namedtuple("_FormerState", names)  # type: ignore[misc]
+  convert = lambda x: former(*(getattr(x, name) for name in fields)) if _is_sparse(x) else x
+  return jax.tree.map(convert, template, is_leaf=_is_sparse)
+
+
+def as_now(template: State, restored: Any) -> State:
+  """A state restored into `as_stored` of a template, in today's fields; new ones are as there."""
+  leaves = iter(jax.tree.leaves(restored))
+
+  def take(x: Any) -> Any:
+    if not _is_sparse(x):
+      return next(leaves)
+    has = len(jax.tree.leaves(restored)) == len(jax.tree.leaves(template))
+    filled = {
+      name: value if name == "noticed" and not has else jax.tree.map(lambda _: next(leaves), value)
+      for name, value in x._asdict().items()
+    }
+    return sx.SparseState(**filled)
+
+  return jax.tree.map(take, template, is_leaf=_is_sparse)
+
+
+def _is_sparse(node: Any) -> bool:
+  return isinstance(node, sx.SparseState)
 
 
 def _has_key(tree: Any, key: str) -> bool:

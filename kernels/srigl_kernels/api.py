@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.custom_derivatives import SymbolicZero
 
-from srigl_kernels import auto
-from srigl_kernels.backends import xla
+from srigl_kernels import auto, trilinear
 from srigl_kernels.backends.registry import BACKENDS, pack
 from srigl_kernels.conv_geometry import check_groups
 from srigl_kernels.epilogue import ACTIVATIONS
@@ -117,8 +117,9 @@ def condensed_matmul(
 ) -> Array:
   """Output of a condensed layer, differentiable in x, values and bias on every backend.
 
-  Give x its batch as leading axes: of a vmapped call the gradient in the values is one gradient for
-  every example, added up afterwards.
+  In forward and in reverse mode, to any order, by the backend's own kernels. Give x its batch as
+  leading axes: of a vmapped call the gradient in the values is one gradient for every example,
+  added up afterwards.
 
   Sums, bias and activation are in float32 whatever the types of x and values. An infinite or
   NaN input may also reach neurons that have no weight for it, as it does in a dense layer.
@@ -205,31 +206,26 @@ def _apply(x, condensed: Condensed, layout: Layout, *, backend: str, activation:
   return y.reshape(*x.shape[:-1], condensed.out_features)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0, 1))
 def _matmul(backend, activation, x, values, bias, condensed, layout):
   """The product of `x` `[B, I]`: a function of `values` and `bias` to differentiation only."""
   layout = BACKENDS[backend].with_values(layout, values)
   return BACKENDS[backend].matmul(x, layout, bias, activation)
 
 
-def _matmul_forward(backend, activation, x, values, bias, condensed, layout):
-  current = BACKENDS[backend].with_values(layout, values)
-  z = BACKENDS[backend].matmul(x, current, bias, None)
+def _matmul_jvp(backend, activation, primals, tangents):
+  x, values, _, condensed, layout = primals
+  z = _matmul(backend, None, *primals)
+  dx, dvalues, dbias = (None if isinstance(t, SymbolicZero) else t for t in tangents[:3])
+  dz = trilinear.tangent(backend, (x, values), (dx, dvalues), condensed, layout)
+  if dbias is not None:
+    rows = jnp.broadcast_to(dbias.astype(jnp.float32)[None], z.shape)
+    dz = (rows if dz is None else dz.astype(jnp.float32) + rows).astype(z.dtype)
+  dz = jnp.zeros_like(z) if dz is None else dz
   if activation is None:
-    return z, (x, bias, condensed, layout, None)
-  y = ACTIVATIONS[activation](z.astype(jnp.float32)).astype(z.dtype)
-  return y, (x, bias, condensed, layout, z)
+    return z, dz
+  act = lambda z: ACTIVATIONS[activation](z.astype(jnp.float32)).astype(z.dtype)
+  return jax.jvp(act, (z,), (dz,))
 
 
-def _matmul_backward(backend, activation, residuals, g):
-  x, bias, condensed, layout, z = residuals
-  if activation is not None:
-    (g,) = jax.vjp(ACTIVATIONS[activation], z)[1](g)
-  entry = BACKENDS[backend]
-  dx = (entry.input_gradient or xla.input_gradient)(g, condensed, layout)
-  dvalues = (entry.values_gradient or xla.values_gradient)(g, x, condensed, layout)
-  dbias = None if bias is None else g.sum(0, dtype=jnp.float32).astype(bias.dtype)
-  return dx, dvalues, dbias, None, None
-
-
-_matmul.defvjp(_matmul_forward, _matmul_backward)
+_matmul.defjvp(_matmul_jvp, symbolic_zeros=True)

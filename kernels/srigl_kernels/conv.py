@@ -3,11 +3,11 @@
 import functools
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.custom_derivatives import SymbolicZero
 
 from srigl_kernels import conv_patches
 from srigl_kernels.api import check_call, choose_backend, choose_layout, condensed_matmul
@@ -116,33 +116,36 @@ def _run(backend: str, x, layout: Layout, values, bias, activation, geometry: Ge
   return entry.conv(x, layout, bias, activation, geometry)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0, 1, 2))
 def _conv(backend, activation, geometry, x, values, bias, condensed, layout):
   """The convolution of `x` `[B, *S, C]`: a function of `values` and `bias` to differentiation."""
   return _run(backend, x, layout, values, bias, activation, geometry)
 
 
-def _conv_forward(backend, activation, geometry, x, values, bias, condensed, layout):
-  z = _run(backend, x, layout, values, bias, None, geometry)
-  if activation is None:
-    return z, (x, bias, condensed, None)
-  y = ACTIVATIONS[activation](z.astype(jnp.float32)).astype(z.dtype)
-  return y, (x, bias, condensed, z)
-
-
-def _conv_backward(backend, activation, geometry, residuals, g) -> tuple[Any, ...]:
-  x, bias, condensed, z = residuals
-  if activation is not None:
-    (g,) = jax.vjp(ACTIVATIONS[activation], z)[1](g)
-  rows = densify(condensed.values, condensed.indices, condensed.in_features)
-  matrix = scatter_to_neurons(rows, condensed.active, condensed.out_features).T.astype(jnp.float32)
+def _conv_jvp(backend, activation, geometry, primals, tangents):
+  """Tangents by a dense convolution, whose transposes are the gradients."""
+  x, values, _, condensed, _ = primals
+  z = _conv(backend, None, geometry, *primals)
+  dx, dvalues, dbias = (None if isinstance(t, SymbolicZero) else t for t in tangents[:3])
   convolve = functools.partial(dense.convolve, geometry=geometry)
-  dx, dmatrix = jax.vjp(convolve, x, matrix)[1](g.astype(jnp.float32))
-  dvalues = dmatrix.T.at[condensed.active[:, None], condensed.indices].get(mode="promise_in_bounds")
-  dbias = None
-  if bias is not None:
-    dbias = g.sum(tuple(range(g.ndim - 1)), dtype=jnp.float32).astype(bias.dtype)
-  return dx, dvalues.astype(condensed.values.dtype), dbias, None, None
+  parts = []
+  if dx is not None:
+    parts.append(convolve(dx, _kernel(values, condensed)))
+  if dvalues is not None:
+    parts.append(convolve(x, _kernel(dvalues, condensed)))
+  if dbias is not None:
+    parts.append(jnp.broadcast_to(dbias.astype(jnp.float32), z.shape))
+  dz = sum(parts, jnp.zeros(z.shape, jnp.float32)).astype(z.dtype)
+  if activation is None:
+    return z, dz
+  act = lambda z: ACTIVATIONS[activation](z.astype(jnp.float32)).astype(z.dtype)
+  return jax.jvp(act, (z,), (dz,))
 
 
-_conv.defvjp(_conv_forward, _conv_backward)
+def _kernel(values: Array, condensed: Condensed) -> Array:
+  """The dense kernel as a matrix `[I, N]` float32."""
+  rows = densify(values, condensed.indices, condensed.in_features)
+  return scatter_to_neurons(rows, condensed.active, condensed.out_features).T.astype(jnp.float32)
+
+
+_conv.defjvp(_conv_jvp, symbolic_zeros=True)

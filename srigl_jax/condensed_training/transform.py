@@ -22,9 +22,11 @@ from srigl_jax.condensed_training.gradient_window import Window, batch_gradient,
 from srigl_jax.condensed_training.optimizers import check_elementwise
 from srigl_jax.condensed_training.ranking import LayerSignals
 from srigl_jax.condensed_training.topology import Patterns, Topology, update_layers
+from srigl_jax.eager import compiled_if_eager
+from srigl_jax.growth_scores import all_finite
 from srigl_jax.layers import check_paths, leaf_dict, map_leaves
 from srigl_jax.mask_updates import check_mask_updater
-from srigl_jax.moments import map_moments, mask_moments
+from srigl_jax.moments import fresh_state, map_moments, mask_moments, start_from
 from srigl_kernels.pattern import Pattern
 
 Signals = Mapping[str, LayerSignals]
@@ -135,10 +137,14 @@ def condensed_training(
     if window and signals is not None:
       check_paths(patterns, signals, name="patterns")
       done = state.batches.done if state.batches else jnp.int32(0)
-      kept = window.with_batch(state.window, signals, state.step, done)
+      # A batch whose gradients are not finite leaves no trace; see `mean_gradients`.
+      finite = all_finite((grads, signals))
+      counted = jax.tree.map(lambda x: jnp.where(finite, x, 0), signals)
+      kept = window.with_batch(state.window, counted, state.step, done)
       state = state._replace(window=kept)
     grads, batches, is_step = _add_batch(state.batches, grads, accumulation_steps)
-    step = functools.partial(_inner_step, inner, grads, extra_args)
+    fresh = fresh_state(inner, params, patterns)
+    step = functools.partial(_inner_step, inner, grads, extra_args, fresh)
 
     def plain_step(carry):
       params, inner_state, patterns, explored = carry
@@ -151,20 +157,23 @@ def condensed_training(
       kept, of_kept = (state.window, window_gradient) if state.window else (signals, of_batch)
       key = jax.random.wrap_key_data(state.key)
       moves = update_layers(topology, after, patterns, kept, of_kept, key, state.step)
+      stays = _stays(leaf_dict(params), after, patterns, kept if topology.needs_signals else ())
+      moves = {path: move.unless(stays[path], patterns[path]) for path, move in moves.items()}
       # As in `sparse_training`: what was just pruned takes no part in the step that counts.
       new_params, new_state = step(
         params, inner_state, {path: move.stays for path, move in moves.items()}
       )
-      move_moments = lambda path, leaf: moves[path].apply(leaf)
+      move_moments = lambda path, leaf, start: moves[path].apply(leaf, start)
       patterns = {path: move.pattern for path, move in moves.items()}
       return (
         map_leaves(lambda values, move: move.apply(values), new_params, moves),
-        map_moments(move_moments, new_state, params, moves),
+        map_moments(move_moments, new_state, params, moves, fresh),
         patterns,
         {path: add_explored(bits, patterns[path]) for path, bits in explored.items()},
       )
 
-    carry = params, state.inner_state, dict(patterns), state.explored
+    inner_state = start_from(inner, state.inner_state, params, state.step)
+    carry = params, inner_state, dict(patterns), state.explored
     if topology is None or signals is None:
       carry = apply_if(is_step, plain_step, carry)
     else:
@@ -183,7 +192,7 @@ def condensed_training(
       ),
     )
 
-  return CondensedTraining(init_fn, update_fn, needs_signals)
+  return CondensedTraining(init_fn, compiled_if_eager(update_fn), needs_signals)
 
 
 def _zeros(params: Any) -> Any:
@@ -209,6 +218,7 @@ def _inner_step(
   inner: optax.GradientTransformationExtraArgs,
   grads: Any,
   extra_args: Mapping[str, Any],
+  fresh: Mapping[str, Array],
   params: Any,
   inner_state: Any,
   stays: Mapping[str, Array],
@@ -216,9 +226,23 @@ def _inner_step(
   """Parameters and state after the optimizer's step, as if connections that go were 0 already."""
   mask_tree = lambda tree: map_leaves(lambda x, mask: jnp.where(mask, x, 0), tree, stays)
   masked = mask_tree(params)
-  moments = mask_moments(inner_state, params, stays) if stays else inner_state
+  moments = mask_moments(inner_state, params, stays, fresh) if stays else inner_state
   updates, inner_state = inner.update(mask_tree(grads), moments, masked, **extra_args)
   return optax.apply_updates(masked, updates), inner_state
+
+
+def _stays(
+  before: Mapping[str, Array], after: Mapping[str, Array], patterns: Patterns, kept: Any
+) -> dict[str, Array]:
+  """Which patterns an update leaves as they are, as it leaves masks; see `maybe_update_masks`.
+
+  All if weights, or what gradients are made of, are not finite; those of layers that the optimizer
+  did not move while it moved others.
+  """
+  sound = all_finite(([after[path] for path in patterns], kept))
+  moved = {path: jnp.any(after[path] != x) for path, x in before.items()}
+  any_moved = jnp.stack(list(moved.values())).any()
+  return {path: ~sound | (any_moved & ~moved[path]) for path in patterns}
 
 
 def _check_layers(params: Any, patterns: Patterns) -> None:

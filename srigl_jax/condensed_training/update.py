@@ -9,6 +9,7 @@ import dataclasses
 import functools
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
@@ -42,10 +43,16 @@ class Moves(NamedTuple):
   pattern: Pattern
   source: Array
 
-  def apply(self, stored: Array) -> Array:
-    """Values, or moments, `[C]` moved along with their connections; new ones are 0."""
+  def apply(self, stored: Array, start: Array | float = 0) -> Array:
+    """Values, or moments, `[C]` moved along with their connections; new ones as at the start."""
     moved = stored.at[self.source].get(mode="clip")
-    return jnp.where(self.source >= 0, moved, jnp.zeros_like(moved))
+    return jnp.where(self.source >= 0, moved, jnp.asarray(start, moved.dtype))
+
+  def unless(self, stays: Array, old: Pattern) -> "Moves":
+    """These moves, or none from the old pattern if it stays (`[]` bool)."""
+    entries = lax.iota(jnp.int32, old.capacity)
+    same = Moves(old, jnp.where(entries < old.num_entries, entries, -1))
+    return jax.tree.map(lambda kept, new: jnp.where(stays, kept, new), same, self)
 
   @property
   def stays(self) -> Array:

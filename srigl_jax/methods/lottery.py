@@ -9,10 +9,13 @@ import optax
 from jax import Array, lax
 
 from srigl_jax.allocation import Allocation, allocate
+from srigl_jax.by_path import ByPath
+from srigl_jax.eager import compiled_if_eager
+from srigl_jax.growth_scores import all_finite
 from srigl_jax.layer_filters import LayerFilter
-from srigl_jax.layers import AxesFn, leaf_dict, map_leaves
+from srigl_jax.layers import AxesFn, check_countable, leaf_dict, map_leaves
 from srigl_jax.methods.pruning import global_magnitude_masks
-from srigl_jax.moments import mask_moments
+from srigl_jax.moments import fresh_state, mask_moments
 from srigl_jax.structures import Unstructured
 from srigl_jax.transform import sparse_training
 
@@ -126,7 +129,7 @@ def lottery_ticket(
     num_left = _num_left(allocate(params, **sparsity_kwargs), plan.num_prunings)
     # Copies: a buffer that is in the state twice, or in the parameters, cannot be donated.
     leaves, inner_state = jax.tree.map(jnp.copy, (leaf_dict(params), state.inner_state))
-    return state._replace(extra=Snapshot(leaves, inner_state, num_left))
+    return state._replace(extra=Snapshot(ByPath(leaves), inner_state, num_left))
 
   def update_fn(updates, state, params=None, **extra_args):
     updates, new = tx.update(updates, state, params, **extra_args)
@@ -135,21 +138,25 @@ def lottery_ticket(
       lambda u, p: u.astype(jnp.promote_types(u.dtype, p.dtype)), updates, params
     )
     new_params = leaf_dict(optax.apply_updates(params, updates))
+    like = type(state.extra.params)
 
     def remember():
-      return Snapshot(new_params, new.inner_state, state.extra.num_left)
+      return state.extra._replace(params=like(new_params), inner_state=new.inner_state)
 
     def rewind():
       weights = {path: new_params[path] for path in new.masks}
       num_left = state.extra.num_left[(new.step - first) // every]
+      sound = all_finite(weights)  # no others: nothing that one adds makes them 0
       masks = global_magnitude_masks(weights, new.masks, num_left)
       target = {p: jnp.where(masks.get(p, True), x, 0) for p, x in state.extra.params.items()}
       back = lambda u, p, x: x.astype(u.dtype) - p.astype(u.dtype)
-      return (
+      rewound = (
         map_leaves(back, updates, leaf_dict(params), target),
-        masks,
-        mask_moments(state.extra.inner_state, params, masks),
+        type(new.masks)(masks),
+        mask_moments(state.extra.inner_state, params, masks, fresh_state(inner, params, masks)),
       )
+      trained = updates, new.masks, new.inner_state
+      return jax.tree.map(lambda x, y: jnp.where(sound, x, y), rewound, trained)
 
     extra = lax.cond(new.step == plan.rewind_step, remember, lambda: state.extra)
     is_end = (new.step >= first) & (new.step <= last) & ((new.step - first) % every == 0)
@@ -158,11 +165,12 @@ def lottery_ticket(
     )
     return updates, new._replace(masks=masks, inner_state=inner_state, extra=extra)
 
-  return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+  return optax.GradientTransformationExtraArgs(init_fn, compiled_if_eager(update_fn))
 
 
 def _num_left(allocation: Allocation, num_prunings: int) -> Array:
   """`round(size * (budget / size) ** (i / prunings))` for i = 1 .. prunings, in double."""
+  check_countable(*(allocation.layers[path] for path in allocation.budgets))
   size = sum(np.size(n) * allocation.layers[path].size for path, n in allocation.budgets.items())
   density = sum(int(np.sum(n)) for n in allocation.budgets.values()) / max(size, 1)
   shares = np.arange(1, num_prunings + 1) / num_prunings

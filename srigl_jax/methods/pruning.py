@@ -9,7 +9,7 @@ from srigl_jax.allocation import Distribution
 from srigl_jax.exact_counts import fraction_digits, truncated_product
 from srigl_jax.layer_filters import LayerFilter
 from srigl_jax.layer_views import LayerView, per_layer
-from srigl_jax.layers import AxesFn, from_matrix, to_matrix
+from srigl_jax.layers import AxesFn, check_countable, from_matrix, to_matrix
 from srigl_jax.mask_updates import MaskUpdater
 from srigl_jax.masks import Masks
 from srigl_jax.structures import Unstructured
@@ -73,7 +73,7 @@ def gradual_magnitude_pruning(
 
   return sparse_training(
     inner,
-    MaskUpdater(per_layer(update), update_every, last + 1, 0.0),
+    MaskUpdater(per_layer(update), update_every, last + 1, 0.0, uses_gradients=False),
     structure=Unstructured(),
     initial="dense",
     sparsity=sparsity,
@@ -123,6 +123,7 @@ def one_shot_pruning(
   is_global = ranking == "global"
 
   def update(layers: dict[str, LayerView]) -> Masks:
+    check_countable(*(view.layer for view in layers.values()))
     total = sum((view.budget for view in layers.values()), jnp.int32(0))
     weights = {path: view.weights for path, view in layers.items()}
     return global_magnitude_masks(weights, {p: v.mask for p, v in layers.items()}, total)
@@ -130,7 +131,13 @@ def one_shot_pruning(
   per_layer_update = per_layer(lambda view: _keep_largest(view, view.budget))
   return sparse_training(
     inner,
-    MaskUpdater(update if is_global else per_layer_update, prune_step, prune_step + 1, 0.0),
+    MaskUpdater(
+      update if is_global else per_layer_update,
+      prune_step,
+      prune_step + 1,
+      0.0,
+      uses_gradients=False,
+    ),
     structure=Unstructured(),
     initial="dense",
     sparsity=sparsity,

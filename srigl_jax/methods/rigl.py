@@ -83,7 +83,7 @@ def set_(
 
   return sparse_training(
     inner,
-    MaskUpdater(per_layer(update), update_every, update_until, drop_fraction),
+    MaskUpdater(per_layer(update), update_every, update_until, drop_fraction, uses_gradients=False),
     structure=Unstructured(),
     sparsity=sparsity,
     distribution=distribution,

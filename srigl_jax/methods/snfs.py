@@ -8,7 +8,7 @@ from srigl_jax.allocation import Distribution
 from srigl_jax.exact_counts import truncated_count
 from srigl_jax.layer_filters import LayerFilter
 from srigl_jax.layer_views import LayerView
-from srigl_jax.layers import AxesFn, from_matrix, to_matrix
+from srigl_jax.layers import AxesFn, check_countable, from_matrix, to_matrix
 from srigl_jax.mask_updates import DropFraction, MaskUpdater
 from srigl_jax.masks import Masks
 from srigl_jax.structures import Unstructured
@@ -86,17 +86,18 @@ def snfs_update(layers: dict[str, LayerView]) -> Masks:
   """
   if not layers:
     return {}
+  check_countable(*(view.layer for view in layers.values()))
   kept, pruned, means, room = {}, [], [], []
   for path, view in layers.items():
     mask = to_matrix(view.mask, view.layer)
     num_active = count(mask)
-    num_pruned = truncated_count(num_active, view.drop_fraction)
+    num_pruned = jnp.where(view.frozen, 0, truncated_count(num_active, view.drop_fraction))
     magnitudes = ranking_key(to_matrix(view.weights, view.layer))
     kept[path] = topk_mask(jnp.where(mask, magnitudes, 0), num_active - num_pruned)
     pruned.append(num_pruned)
     scores = jnp.abs(to_matrix(view.scores, view.layer).astype(jnp.float32))
-    means.append(jnp.where(mask, scores, 0).sum() / jnp.maximum(num_active, 1))
-    room.append(mask.size - (num_active - num_pruned))
+    means.append(jnp.where(mask, scores, 0).sum() / jnp.maximum(num_active, 1).astype(jnp.float32))
+    room.append(jnp.where(view.frozen, 0, mask.size - (num_active - num_pruned)))
   grown = divide(sum(pruned, jnp.int32(0)), jnp.stack(means), jnp.stack(room))
   masks = {}
   for i, (path, view) in enumerate(layers.items()):
@@ -123,12 +124,12 @@ def divide(total: Array, weights: Array, room: Array) -> Array:
   """
 
   def fill(_, parts):
-    rest = total - parts.sum()
+    rest = total - parts.sum(dtype=jnp.int32)
     is_open = parts < room
     shares = jnp.where(is_open, weights, 0)
     shares = jnp.where(shares.sum() > 0, shares, is_open.astype(jnp.float32))
     running = jnp.cumsum(shares)
-    bounds = (rest * (running / running[-1])).astype(jnp.int32)
+    bounds = (rest.astype(jnp.float32) * (running / running[-1])).astype(jnp.int32)
     bounds = jnp.where(running == running[-1], rest, jnp.minimum(bounds, rest))
     return jnp.minimum(parts + jnp.diff(bounds, prepend=0), room)
 

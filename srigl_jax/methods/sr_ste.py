@@ -5,13 +5,18 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
+from srigl_jax import noticed
 from srigl_jax.allocation import allocate
 from srigl_jax.blocks import topk_mask_per_block
+from srigl_jax.by_path import ByPath
+from srigl_jax.eager import compiled_if_eager
+from srigl_jax.growth_scores import all_finite
 from srigl_jax.layer_filters import LayerFilter, judge_leaves
 from srigl_jax.layers import AxesFn, Layer, from_matrix, leaf_dict, map_leaves, to_matrix
 from srigl_jax.leaves.specs import cached_by_shapes
+from srigl_jax.moments import start_from
 from srigl_jax.stacks import map_stack, one_layer
-from srigl_jax.state import SparseState
+from srigl_jax.state import SparseState, as_by_path
 from srigl_jax.structures import ConstantFanIn, n_of_m
 from srigl_jax.topk import ranking_key
 from srigl_jax.training_plan import make_training_plan, report
@@ -83,16 +88,18 @@ def sr_ste(
     weights = {path: jnp.copy(leaves[path]) for path in allocation.budgets}
     budgets = {p: jnp.asarray(budget, jnp.int32) for p, budget in allocation.budgets.items()}
     masks = masks_of(weights, budgets, allocation.layers)
-    return SparseState(
+    state = SparseState(
       step=jnp.zeros((), jnp.int32),
       masks=masks,
       explored=jax.tree.map(jnp.copy, masks),
       budgets=budgets,
       key=jax.random.key_data(jax.random.key(0)),
       grad_mean={},
-      extra=weights,
+      extra=ByPath(weights),
+      noticed=noticed.nothing(),
       inner_state=inner.init(params),
     )
+    return as_by_path(state)
 
   def update_fn(updates, state, params=None, **extra_args):
     if params is None:
@@ -102,21 +109,35 @@ def sr_ste(
     dense = map_leaves(behind, params, state.masks, state.extra)
     refined = lambda g, mask, w: g + jnp.where(mask, 0, decay * w).astype(g.dtype)
     grads = map_leaves(refined, updates, state.masks, state.extra)
-    steps, inner_state = inner.update(grads, state.inner_state, dense, **extra_args)
+    inner_state = start_from(inner, state.inner_state, dense, state.step)
+    steps, inner_state = inner.update(grads, inner_state, dense, **extra_args)
     new_params = leaf_dict(optax.apply_updates(dense, steps))
     weights = {path: new_params[path] for path in state.masks}
-    masks = masks_of(weights, state.budgets, plan_for(params).allocation.layers)
+    allocation = plan_for(params).allocation
+    masks = masks_of(weights, state.budgets, allocation.layers)
+    # A weight that is infinite or NaN cannot be pruned: nothing that one adds makes it 0.
+    finite = {path: all_finite(w) for path, w in weights.items()}
+    masks = {p: jnp.where(finite[p], mask, state.masks[p]) for p, mask in masks.items()}
     sparse_updates = map_leaves(_to_masked, steps, leaf_dict(params), state.masks, masks, weights)
     new = state._replace(
       step=optax.safe_increment(state.step),
       masks=masks,
       explored={path: state.explored[path] | mask for path, mask in masks.items()},
-      extra=weights,
+      extra=type(state.extra)(weights),
+      noticed=noticed.look(
+        state.noticed,
+        state.step,
+        None,
+        masks=state.masks,
+        weights={path: leaf_dict(params)[path] for path in state.masks},
+        budgets=state.budgets,
+        own_budgets=allocation.budgets,
+      ),
       inner_state=inner_state,
     )
-    return sparse_updates, new
+    return sparse_updates, as_by_path(new, like=state)
 
-  return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+  return optax.GradientTransformationExtraArgs(init_fn, compiled_if_eager(update_fn))
 
 
 def _to_masked(update: Array, param: Array, old: Array, new: Array, weight: Array) -> Array:

@@ -154,6 +154,14 @@ def test_a_cosine_shorter_than_its_warmup_is_refused(cosine_epochs):
     rates([0], schedule="cosine", **settings)
 
 
+@pytest.mark.parametrize("name", ["learning_rate", "warmup_init"])
+def test_a_negative_rate_is_refused(name):
+  with pytest.raises(
+    ValueError, match=rf"config\.optimizer\.{name} is -0\.1; it must be 0 or more"
+  ):
+    learning_rate(optimizer_config(**{name: -0.1}), steps_per_epoch=4, total_steps=20)
+
+
 def test_epochs_that_are_no_whole_number_of_steps():
   """8 batches in an epoch, 3 to a step: 10 epochs are 26 steps, 3 of warm-up 8."""
   config = base.get_config().optimizer

@@ -374,18 +374,21 @@ def test_a_save_cut_short_is_passed_over_and_cleaned_up(tmp_path):
   assert steps_in(tmp_path) == [1, 2]
 
 
+@pytest.mark.parametrize("former_names", [{"extra": "memory", "noticed": None}, {"noticed": None}])
 @pytest.mark.parametrize("method", ["sr_ste", "rigl"])
-def test_a_state_saved_before_a_field_was_renamed(method, tmp_path):
-  """`SparseState.extra` was `memory` once: a method's own arrays, or nothing."""
+def test_a_state_saved_before_fields_were_renamed_and_added(method, former_names, tmp_path):
+  """`SparseState.extra` was `memory` once, and `noticed` was not there."""
   tx = {
     "sr_ste": sx.sr_ste(optax.adam(0.1)),
     "rigl": sx.rigl(optax.adam(0.1), sparsity=0.5, update_until=9),
   }[method]
-  names = ["memory" if name == "extra" else name for name in sx.SparseState._fields]
-  former = collections.namedtuple("SparseState", names)
+  fields = [name for name in sx.SparseState._fields if former_names.get(name, name)]
+  former = collections.namedtuple("SparseState", [former_names.get(name, name) for name in fields])
+  plain = lambda x: dict(x) if isinstance(x, dict) else x  # dicts by path once had no type
   state = tx.init({"w": jnp.arange(32.0).reshape(8, 4)})
   with opened(tmp_path) as checkpoints:
-    checkpoints.save(1, (former(*state), {"b": jnp.ones(3)}), None)
+    stored = former(*(plain(getattr(state, name)) for name in fields))
+    checkpoints.save(1, (stored, {"b": jnp.ones(3)}), None)
     checkpoints.wait()
     restored = checkpoints.restore((jax.tree.map(jnp.zeros_like, state), {"b": jnp.zeros(3)}))
   assert isinstance(restored[0], sx.SparseState)
