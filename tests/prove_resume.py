@@ -3,8 +3,8 @@
 `python -m tests.prove_resume --config=configs/cifar10_quick.py [--config.key=value ...]` trains
 once without interruption; trains again in another directory, kills that with SIGKILL at a random
 moment about half-way, and gives the same command once more, which must start from a checkpoint and
-not from the beginning; then compares every bit of the final parameters, masks and optimizer state,
-and the recorded test accuracies.
+not from the beginning; then compares every bit of the final parameters, masks (or patterns) and
+optimizer state, and the recorded test accuracies.
 """
 
 import random
@@ -86,9 +86,10 @@ def prove(arguments: list[str], directory: Path) -> int:
   bad = differing(state, other)
   tests = [[(r["step"], r["accuracy"]) for r in read_metrics(d)["test"]] for d in (whole, killed)]
   masks = [array for name, array in state.items() if "masks" in name and array.dtype == bool]
-  sparse = sum(not mask.all() for mask in masks)
+  patterns = [name for name in state if name.endswith("pattern']['indices']")]
+  sparse = sum(not mask.all() for mask in masks) + len(patterns)
   print(f"resumed from step {resumed_from[1]} of {total_steps}")
-  print(f"{len(state)} arrays compared, {sparse} masks among them; {len(bad)} differ {bad[:5]}")
+  print(f"{len(state)} arrays compared, {sparse} masks or patterns; {len(bad)} differ {bad[:5]}")
   print(f"test accuracies {'agree' if tests[0] == tests[1] else 'differ'}: {tests[0][-1]}")
   return int(bool(bad) or tests[0] != tests[1] or not sparse)
 

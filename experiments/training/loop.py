@@ -30,6 +30,7 @@ from experiments.training.profiling import (
 from experiments.training.results import results_of
 from experiments.training.run_log import RunLog
 from experiments.training.setup import Run, prepare
+from experiments.training.speed_hint import why_slower
 from experiments.training.steps import TrainFn, make_eval_fn, make_train_fn
 from experiments.workdir.owner import check_owner
 from experiments.workdir.patterns import RESULTS
@@ -110,6 +111,7 @@ def _train(log: RunLog, show_progress: ShowProgress, profiling: Profiling) -> Tr
     if is_process_0():
       _report_memory(log, train_fn, state, device_data, profiling)
       _report_plan(log)
+      _report_speed(run, state)
     log.start()
     for start, step, batches in dispatches:
       trace.before(start, step)
@@ -163,6 +165,17 @@ def _report_memory(
     batch = shard_batches(list(run.pipeline.train_batches(log.step, log.step + 1)), run.max_steps)
     step = train_fn.temporary_bytes(state, device_data, batch)
   report_memory(log.workdir, memory_by_part(state, device_data, is_sparse=run.is_sparse), step)
+
+
+def _report_speed(run: Run, state: TrainState) -> None:
+  """Says so if a run in condensed form is likely to be slower than with masks."""
+  if run.is_condensed and (reason := why_slower(run.topology(state), run.model.macs)):
+    print(
+      f"slower than with masks, by a rule of thumb: {reason}. config.method.engine=masked trains "
+      "the same network.",
+      file=sys.stderr,
+      flush=True,
+    )
 
 
 def _report_plan(log: RunLog) -> None:

@@ -6,6 +6,7 @@ from ml_collections import ConfigDict
 
 from experiments import models
 from experiments.common.files import read_json
+from experiments.compare import compare, read_finished
 from experiments.deploy.inference import accuracy, predict
 from experiments.export import export
 from experiments.processes.signals import Interrupted
@@ -61,6 +62,9 @@ def test_a_condensed_run_is_the_masked_one(finished_run, tmp_path):
   assert {"patterns", "explored"} <= parts[0].keys() and "masks" not in parts[0]
   assert parts[0]["parameters"] < parts[1]["parameters"]
   assert "(condensed)" in (tmp_path / "report.md").read_text()
+  with devices(1):
+    told = compare(*map(read_finished, (masked, tmp_path)))
+  assert "Same connections in the end, in all 2 sparse layers." in told and "nowhere" in told
   exported = export(trained, tmp_path / "model.safetensors")
   with quick_compiler():
     logits, labels = predict({"before": trained.model, "after": exported.model}, trained.run.data)
