@@ -14,6 +14,10 @@ from experiments.reports.plot_style import save as _save
 Records = list[dict[str, Any]]
 
 
+_CONTRASTING = [f"C{i}" for i in (*range(7), 8, 9)]  # without the grey of grids
+_EARLY_TO_LATE = plt.get_cmap("plasma")
+
+
 def training(metrics: Mapping[str, Records], path: Path) -> None:
   """Loss and accuracy over steps, topology updates marked.
 
@@ -39,14 +43,22 @@ def training(metrics: Mapping[str, Records], path: Path) -> None:
 
 
 def topology(metrics: Mapping[str, Records], path: Path) -> None:
-  """Fan-in and active neurons of each sparse layer, and the ITOP rate, over steps."""
+  """Fan-in and active neurons of each sparse layer, and the ITOP rate, over steps.
+
+  A dotted line marks T_end, the last update, from where the topology stays as it is.
+
+  Args:
+    metrics: from `read_metrics`.
+    path: of the image to write.
+  """
   records = metrics["topology"]
   steps = [r["step"] for r in records]
   sparse = [name for name, layer in records[-1]["layers"].items() if layer["density"] < 1]
-  figure, axes = plt.subplots(1, 3, figsize=(13, 4), layout="constrained")
-  colors = plt.get_cmap("viridis")
+  figure, axes = plt.subplots(1, 3, figsize=(14, 4.5), layout="constrained")
+  by_name = len(sparse) <= len(_CONTRASTING)
   for i, name in enumerate(sparse):
-    color = colors(i / max(1, len(sparse) - 1))
+    # Of a few layers each is told by its colour; of many, early from late, none too pale to see.
+    color = _CONTRASTING[i] if by_name else _EARLY_TO_LATE(0.85 * i / (len(sparse) - 1))
     fan_ins = [r["layers"][name]["fan_in"] for r in records]
     active = [100 * r["layers"][name]["active_neurons"] for r in records]
     axes[0].step(steps, fan_ins, where="post", color=color, label=name)
@@ -54,14 +66,27 @@ def topology(metrics: Mapping[str, Records], path: Path) -> None:
   axes[0].set_yscale("log")
   if records[-1]["itop_rate"] is not None:
     ever = [100 * r["itop_rate"] for r in records]
-    axes[2].step(steps, ever, where="post", label="ever active")
-  axes[2].step(steps, [100 * r["density"] for r in records], where="post", label="active")
-  _finish(axes[0], xlabel="step", ylabel="largest fan-in of a neuron", legend=len(sparse) <= 8)
+    axes[2].step(steps, ever, where="post", color="C1", label="ever active")
+  density = [100 * r["density"] for r in records]
+  axes[2].step(steps, density, where="post", color="C0", label="active")
+  for panel in axes:
+    if updates := [r["last_update"] for r in records if r["last_update"]]:
+      across = panel.get_xaxis_transform()  # from the bottom of the panel to its top
+      panel.vlines(updates[-1], 0, 1, transform=across, color="0.2", linestyle=":", label="T_end")
+  axes[0].set_title("connections of a neuron")
+  axes[1].set_title("neurons with any connection")
+  axes[2].set_title("weights active, and explored (ITOP rate)")
+  _finish(axes[0], xlabel="step", ylabel="largest fan-in of a neuron", legend=False)
   _finish(axes[1], xlabel="step", ylabel="active neurons (%)", legend=False)
   _finish(axes[2], xlabel="step", ylabel="weights (%)")
-  axes[2].set_title("exploration (ITOP rate)")
-  if len(sparse) > 8:
-    axes[0].set_title(f"{len(sparse)} layers, first to last from dark to light")
+  handles, labels = axes[0].get_legend_handles_labels()
+  if not by_name:  # the first, the middle and the last of the layers
+    shown = [0, len(sparse) // 2, len(sparse) - 1, *range(len(sparse), len(labels))]
+    handles, labels = [handles[i] for i in shown], [labels[i] for i in shown]
+    figure.suptitle(f"{len(sparse)} sparse layers, first to last from dark to light")
+  figure.legend(
+    handles, labels, loc="outside lower center", ncols=4, frameon=False, fontsize="small"
+  )
   _save(figure, path)
 
 

@@ -8,6 +8,12 @@ from experiments.reports import figures
 from experiments.workdir.metrics import read_metrics
 from experiments.workdir.patterns import CONFIG, RESULTS
 
+_WORDS = """\
+Density is the share of a layer's weights that are active (not masked); sparsity is 1 minus the
+density of all layers together. An active neuron has at least one active weight. The ITOP rate
+(in-time overparameterization, arXiv:2102.02887) is the share of weights that were active at any
+time of the run: it grows as the topology explores, until T_end, the last topology update."""
+
 
 def write_run_report(workdir: Path) -> Path:
   """Writes `report.md` and `figures/` of one run, finished or not; returns the report's path.
@@ -34,6 +40,7 @@ def write_run_report(workdir: Path) -> Path:
   if topology and any(layer["density"] < 1 for layer in topology[-1]["layers"].values()):
     figures.topology(metrics, workdir / "figures" / "topology.png")
     parts += ["![Fan-in, active neurons and exploration](figures/topology.png)", ""]
+  parts += [_WORDS, ""]
   path = workdir / "report.md"
   write_text(path, "\n".join(parts))
   return path

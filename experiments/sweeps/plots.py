@@ -11,10 +11,15 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.patches import Rectangle
+from matplotlib.transforms import ScaledTranslation, Transform
 
 from experiments.reports.plot_style import finish, plt, save
 
 Interval = tuple[float, float]
+
+_BLANK = "hatched: the layer is dense at this setting (it has no masks), or no run is finished"
+_BESIDE_POINTS = 4.0  # between series of accuracies, whose bars would hide each other in one place
 
 
 def active_by_layer(results: Sequence[Mapping[str, Any]]) -> dict[str, float]:
@@ -43,15 +48,15 @@ def active_neurons(
 
   Args:
     methods: fraction of neurons with an incoming weight, by method, sparsity and layer
-      (`active_by_layer`); what is missing stays blank.
+      (`active_by_layer`); what is missing is hatched.
     path: of the image to write.
     title: of the whole figure.
   """
   layers, sparsities = _rows_and_columns(methods)
   size = (2 + len(methods) * (1 + 0.55 * len(sparsities)), 1.6 + 0.26 * len(layers))
   figure = plt.figure(figsize=size, layout="constrained")
-  _neurons_by_layer(figure, methods, xlabel="sparsity (%)")
-  figure.suptitle(title)
+  has_blank = _neurons_by_layer(figure, methods, xlabel="sparsity (%)")
+  figure.suptitle(f"{title}\n{_BLANK}" if has_blank else title, fontsize="medium")
   save(figure, path)
 
 
@@ -66,8 +71,12 @@ def _rows_and_columns(
 
 def _neurons_by_layer(
   figure: Any, panels: Mapping[str, Mapping[float, Mapping[str, float]]], *, xlabel: str
-) -> None:
-  """Shares of neurons as colours and numbers, layers downwards, a panel for each table."""
+) -> bool:
+  """Shares of neurons as colours and numbers, layers downwards, a panel for each table.
+
+  What is not known is hatched; whether there is any such cell.
+  """
+  has_blank = False
   layers, columns = _rows_and_columns(panels)
   row = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
   for axes, (name, shares) in zip(row, panels.items(), strict=True):
@@ -75,7 +84,11 @@ def _neurons_by_layer(
     percent = 100 * np.array(table, float)
     image = axes.imshow(percent, cmap="viridis", vmin=0, vmax=100, aspect="auto")
     for (i, j), value in np.ndenumerate(percent):
-      if not np.isnan(value):
+      if np.isnan(value):
+        has_blank = True
+        place = (j - 0.5, i - 0.5)
+        axes.add_patch(Rectangle(place, 1, 1, hatch="////", fill=False, edgecolor="0.7", lw=0))
+      else:
         color = "white" if value < 60 else "black"
         axes.text(j, i, f"{value:.0f}", ha="center", va="center", color=color, fontsize=7)
     axes.set_xticks(range(len(columns)), [_percent(x) for x in columns])
@@ -83,6 +96,7 @@ def _neurons_by_layer(
     axes.set_xlabel(xlabel)
     axes.set_title(name)
   figure.colorbar(image, ax=row, label="active neurons (%)")
+  return has_blank
 
 
 def accuracy(
@@ -105,6 +119,8 @@ def accuracy(
   figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
   published = published or {}
   names = list(dict.fromkeys([*methods, *published]))
+  num_drawn = sum(name in source for name in names for source in (methods, published))
+  places = iter(np.arange(num_drawn) - (num_drawn - 1) / 2)
   for i, name in enumerate(names):
     for source, style in (
       (methods, {"fmt": "o-", "label": name}),
@@ -114,7 +130,10 @@ def accuracy(
         if source is published:
           style["label"] = f"{name}, published"
         x = [_nines(s) for s in sorted(values)]
-        _intervals(axes, x, [values[s] for s in sorted(values)], color=f"C{i}", **style)
+        beside = _beside(axes, _BESIDE_POINTS * next(places))
+        intervals = [values[s] for s in sorted(values)]
+        _intervals(axes, x, intervals, color=f"C{i}", transform=beside, **style)
+        _make_room(axes, x, intervals)
   if dense is not None:
     mean, half_width = 100 * np.array(dense)
     axes.axhline(mean, color="0.3", linewidth=1, linestyle=":", label="dense")
@@ -160,8 +179,8 @@ def gamma_sal(
       )
     finish(axes, xlabel="γ_sal (%)", ylabel=ylabel)
   panels = {f"{_percent(sparsity)} % sparse": table for sparsity, table in layers.items()}
-  _neurons_by_layer(below, panels, xlabel="γ_sal (%)")
-  figure.suptitle(title)
+  has_blank = _neurons_by_layer(below, panels, xlabel="γ_sal (%)")
+  figure.suptitle(f"{title}\n{_BLANK}" if has_blank else title, fontsize="medium")
   save(figure, path)
 
 
@@ -247,6 +266,20 @@ def _intervals(axes: Axes, x: Sequence[float], values: Sequence[Interval], **sty
   """A line of means with intervals, shares in per cent; no bar where there is no interval."""
   mean, half_width = 100 * np.array(values, float).reshape(-1, 2).T
   axes.errorbar(x, mean, np.nan_to_num(half_width), markersize=4, capsize=3, **style)
+
+
+def _beside(axes: Axes, points: float) -> Transform:
+  """Where data are drawn that stand a little to the right of their place."""
+  return axes.transData + ScaledTranslation(points / 72, 0, axes.figure.dpi_scale_trans)
+
+
+def _make_room(axes: Axes, x: Sequence[float], values: Sequence[Interval]) -> None:
+  """Widens a panel to intervals, which what is drawn beside its place does not by itself."""
+  mean, half_width = 100 * np.nan_to_num(np.array(values, float)).T
+  axes.update_datalim(
+    [*zip(x, mean - half_width, strict=True), *zip(x, mean + half_width, strict=True)]
+  )
+  axes.autoscale_view()
 
 
 def _nines(sparsity: float) -> float:

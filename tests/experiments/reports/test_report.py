@@ -65,6 +65,7 @@ def test_report_of_a_run(finished_run):
   assert f"sparsity {results['sparsity']:.2%}" in text
   assert results["table"] in text and "hidden/0/kernel" in results["table"]
   assert images_of(workdir / "report.md") == ["figures/training.png", "figures/topology.png"]
+  assert "The ITOP rate\n(in-time overparameterization" in text and "Density is the share" in text
 
 
 def copy_of(finished_run, tmp_path, *names):
@@ -122,6 +123,12 @@ def test_figures_draw_the_records(finished_run, tmp_path, monkeypatch):
   losses = {line.get_label(): line.get_xydata() for line in below.lines}
   np.testing.assert_allclose(losses["train"], [(r["step"], r["loss"]) for r in metrics["train"]])
   fan_in, active, itop = drawn[1].axes
+  (legend,) = drawn[1].legends
+  named = [text.get_text() for text in legend.get_texts()]
+  assert named == [*metrics["topology"][0]["layers"], "T_end"]
+  assert all(panel.get_title() for panel in drawn[1].axes)
+  for panel in drawn[1].axes:  # T_end, where the last update was
+    assert panel.collections[0].get_segments()[0][0][0] == metrics["topology"][-1]["last_update"]
   records = metrics["topology"]
   for line, path in zip(fan_in.lines, records[0]["layers"], strict=True):
     assert line.get_label() == path

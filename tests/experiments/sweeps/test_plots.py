@@ -57,7 +57,9 @@ def test_active_neurons(drawn, tmp_path):
   np.testing.assert_array_equal(rigl.images[0].get_array(), [[100, 50], [90, 25]])
   assert [t.get_text() for t in rigl.get_xticklabels()] == ["90", "99"]
   assert [t.get_text() for t in rigl.get_yticklabels()] == ["a", "b"]
-  assert [t.get_text() for t in srigl.texts] == ["75"]  # what is missing stays blank
+  assert [t.get_text() for t in srigl.texts] == ["75"]
+  assert len(srigl.patches) == 3 and not rigl.patches  # what is missing is hatched, and explained
+  assert "hatched: the layer is dense" in drawn().get_suptitle()
 
 
 def test_accuracy_spreads_high_sparsities(drawn, tmp_path):
@@ -74,6 +76,8 @@ def test_accuracy_spreads_high_sparsities(drawn, tmp_path):
   assert axes.lines[-1].get_ydata()[0] == pytest.approx(96)
   colors = {bars.get_label(): bars.lines[0].get_color() for bars in axes.containers}
   assert colors["srigl"] == colors["srigl, published"] != colors["rigl, published"]
+  places = [bars.lines[0].get_transform().transform((1, 90))[0] for bars in axes.containers]
+  assert len(set(places)) == 3  # bars side by side, or they would hide each other
 
 
 def test_intervals_are_as_wide_as_given(drawn, tmp_path):
