@@ -13,7 +13,7 @@ VENV := .venv-$(VERSION)
 BIN := $(VENV)/bin
 WORKDIR ?= runs/demo
 
-.PHONY: help demo test lint pytest test-versions test-slow prove-resume wheel fuzz benchmark benchmark-kernels benchmark-sparse-training gpu-bundle format docs tables clean
+.PHONY: help demo test lint pytest test-versions test-slow test-networks prove-resume wheel fuzz benchmark benchmark-kernels benchmark-sparse-training gpu-bundle format docs tables clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -42,6 +42,10 @@ test-versions: ## the whole default test suite on each Python that is supported
 
 test-slow: $(VENV)/test ## proofs that take minutes
 	$(BIN)/python -m pytest -n 1 -m slow
+
+test-networks: $(VENV)/test ## train and export networks of several frameworks
+	$(BIN)/python -m pytest -n auto --dist loadfile -m "networks or not slow" \
+	  tests/experiments/benchmarks/test_networks.py
 
 prove-resume: $(VENV)/test ## kill a CIFAR-10 run half-way, resume it, compare every bit
 	$(BIN)/python -m tests.prove_resume --config=configs/cifar10_quick.py $(ARGS)

@@ -1,0 +1,168 @@
+"""Networks as people have them, trained and exported: `python -m experiments.benchmark_networks`.
+
+Each network of `experiments.benchmarks.networks.registry` is trained by SRigL for a few dozen steps
+over two topology updates, made ready for inference, and compared with itself in masked dense form:
+the largest difference of outputs over the largest output, and the time of a call at batches of 1,
+16 and 64, taken in turns. Networks whose package is not installed are named and left out.
+
+The networks are small, as tests need them: their speed says whether an export costs anything, not
+what a large network gains.
+"""
+
+import importlib.util
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from absl import flags
+
+from experiments.benchmarks.networks.network import Network, Trained, dense_twin, train
+from experiments.benchmarks.networks.registry import NETWORKS
+from experiments.benchmarks.timing import interleave, quartiles
+from experiments.common import cli
+from experiments.common.environment import command_line, environment
+from experiments.common.files import RESULTS, write_json
+from experiments.common.markdown import markdown_table
+
+_OUT = RESULTS / "networks.json"
+_TOLERANCE = 1e-5
+_CALLS = 20  # in a row, for one time
+
+
+class Row(NamedTuple):
+  """One network.
+
+  Attributes:
+    name: its name.
+    framework: its framework's.
+    num_layers: sparse layers, those of stacks one by one.
+    losses: of the first and the last step.
+    error: the largest difference from the dense twin, over the largest output.
+    speed: by batch, the dense twin's time over the exported network's, median of the rounds.
+    times: by batch, seconds of both, one for each round.
+  """
+
+  name: str
+  framework: str
+  num_layers: int
+  losses: tuple[float, float]
+  error: float
+  speed: dict[int, float]
+  times: dict[int, dict[str, list[float]]]
+
+
+def measure(name: str, *, steps: int, repeats: int, batches: tuple[int, ...]) -> Row:
+  """Trains, exports and times a network.
+
+  Args:
+    name: a key of `NETWORKS`.
+    steps: of training; a topology update after each third.
+    repeats: rounds of timing.
+    batches: sizes to time.
+  """
+  network = NETWORKS[name].make()
+  trained = train(network, steps=steps, update_every=max(1, steps // 3))
+  error, speed, times = 0.0, {}, {}
+  for batch in batches:
+    found, seconds = _compare(f"{name}, batch {batch}", network, trained, batch, repeats)
+    error, times[batch] = max(error, found), seconds
+    ratios = np.asarray(seconds["dense"]) / np.asarray(seconds["exported"])
+    speed[batch] = quartiles(list(ratios))[1]
+  num_layers = sum(_num_layers(network, path, mask) for path, mask in trained.masks.items())
+  return Row(
+    name,
+    NETWORKS[name].framework,
+    num_layers,
+    (trained.losses[0], trained.losses[-1]),
+    error,
+    speed,
+    times,
+  )
+
+
+def _num_layers(network: Network, path: str, mask: jax.Array) -> int:
+  axes = network.kwargs.get("axes")
+  stack = axes(path, mask.shape).stack if axes else ()
+  return int(np.prod([mask.shape[a] for a in stack], dtype=int))
+
+
+def _compare(
+  what: str, network: Network, trained: Trained, batch: int, repeats: int
+) -> tuple[float, dict[str, list[float]]]:
+  """The exported network's error at a batch, and the times of both."""
+  inputs = network.inputs(batch)
+  exported = network.condense(trained.params, trained.state, trained.masks, inputs)
+  dense = jax.jit(dense_twin(network, trained))
+  expected = np.asarray(dense(inputs), np.float64)
+  error = float(np.abs(np.asarray(exported(inputs)) - expected).max() / np.abs(expected).max())
+  if error > _TOLERANCE:
+    raise RuntimeError(f"{what}: the exported network is off by {error:.2g} of the outputs.")
+
+  def several(call: Any) -> Any:
+    return lambda: [call(inputs) for _ in range(_CALLS)]
+
+  times = interleave(
+    what, {"dense": several(dense), "exported": several(exported)}, repeats=repeats
+  )
+  return error, {name: [t / _CALLS for t in found] for name, found in times.items()}
+
+
+def table(rows: list[Row]) -> str:
+  """The rows in Markdown."""
+  batches = sorted({batch for row in rows for batch in row.speed})
+  columns = ["network", "framework", "sparse layers", "loss", "error of the export"]
+  columns += [f"speed, batch {batch}" for batch in batches]
+  cells = [
+    [
+      row.name,
+      row.framework,
+      f"{row.num_layers}",
+      f"{row.losses[0]:.3g} → {row.losses[1]:.3g}",
+      f"{row.error:.1e}",
+      *(f"{row.speed[batch]:.2f}" for batch in batches),
+    ]
+    for row in rows
+  ]
+  return markdown_table(columns, cells)
+
+
+def main() -> None:
+  """The command."""
+  options = flags.FLAGS
+  names = options.only or list(NETWORKS)
+  packages = {name: NETWORKS[name].package for name in names}
+  absent = {n for n, package in packages.items() if package and not _is_installed(package)}
+  rows, started = [], time.monotonic()
+  for name in (n for n in names if n not in absent):
+    batches = (1,) if options.quick else (1, 16, 64)
+    steps, repeats = (6, 2) if options.quick else (24, options.repeats)
+    rows.append(measure(name, steps=steps, repeats=repeats, batches=batches))
+    jax.clear_caches()
+  print(table(rows))
+  if absent:
+    print("Left out, since their packages are not installed: " + ", ".join(sorted(absent)) + ".")
+  print(f"{time.monotonic() - started:.0f} s")
+  complete = not options.quick and not options.only and not absent
+  if path := options.out or (complete and _OUT):
+    result = {
+      "command": command_line("experiments.benchmark_networks"),
+      "environment": environment(),
+      "table": table(rows),
+      "rows": [row._asdict() for row in rows],
+    }
+    write_json(Path(path), result)
+    print(f"results: {path}")
+
+
+def _is_installed(package: str) -> bool:
+  return importlib.util.find_spec(package) is not None
+
+
+if __name__ == "__main__":
+  flags.DEFINE_string("out", None, f"JSON file of the results; {_OUT} for a whole run.")
+  flags.DEFINE_bool("quick", False, "Few steps at batch 1, to see that it works.")
+  flags.DEFINE_integer("repeats", 15, "Rounds of timing.", lower_bound=1)
+  flags.DEFINE_multi_enum("only", None, list(NETWORKS), "Networks; all by default.")
+  cli.run(main)

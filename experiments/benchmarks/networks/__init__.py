@@ -1,0 +1,1 @@
+"""Networks as people have them, in several frameworks: each trains sparsely and is exported."""
