@@ -135,8 +135,8 @@ def from_nnx(
     if not has_train:
       model.set_attributes(use_running_average=not train, raise_if_not_found=False)
     outputs = model(x, train=train) if has_train else model(x)
-    _, _, new_state = nnx.split(model, nnx.Param, ...)
-    return outputs, new_state
+    parts: Any = nnx.split(model, nnx.Param, ...)
+    return outputs, parts[2]
 
   def condense(params: PyTree, state: PyTree, masks: sx.Masks, x: Any) -> Function:
     model = nnx.merge(graphdef, params, state)

@@ -81,17 +81,12 @@ def message_passing() -> Network:
   return from_nnx(MessagePassing(rngs=nnx.Rngs(0)), graphs)
 
 
-def out_in(path: str, shape: tuple[int, ...]) -> sx.Axes:
-  """Equinox's layout: `(out, in)`."""
-  return sx.Axes((0,), tuple(range(2, len(shape))))
-
-
 def equinox_mlp() -> Network:
   """`equinox.nn.MLP`."""
   import equinox as eqx
 
   model = eqx.nn.MLP(12, 5, 24, 2, key=jax.random.key(0))
-  return from_equinox(model, floats(12), axes=out_in, ablate=sx.all_but("layers/2/"))
+  return from_equinox(model, floats(12), axes=sx.axes.equinox, ablate=sx.all_but("layers/2/"))
 
 
 def equinox_transformer() -> Network:
@@ -120,7 +115,7 @@ def equinox_transformer() -> Network:
       mlp = lambda y: self.down(jax.nn.gelu(self.up(y)))
       return self.head((x + jax.vmap(mlp)(jax.vmap(self.norm2)(x))).mean(0))
 
-  return from_equinox(Transformer(jax.random.key(0)), floats(6, 24), axes=out_in)
+  return from_equinox(Transformer(jax.random.key(0)), floats(6, 24), axes=sx.axes.equinox)
 
 
 def haiku_mlp() -> Network:
