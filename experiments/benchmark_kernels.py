@@ -10,6 +10,7 @@ ends in tables, and in a folder with `benchmark.json`, `benchmark.csv` and bar c
     python -m kernels.benchmark --shape=512x2048x700          any shape (inputs x outputs x active)
     python -m kernels.benchmark --model=FILE --layer=NAME     a layer of an exported model
     python -m kernels.benchmark --models                      whole models
+    python -m kernels.benchmark --small                       small ones, where auto may not lose
     python -m kernels.benchmark --convolutions --gradients    convolutions; what training calls
     python -m kernels.benchmark --fit                         the cost model's constants
     python -m kernels.benchmark --device=gpu                  on a GPU: see `gpu_check`
@@ -27,7 +28,14 @@ from typing import Any, TypeVar
 from absl import flags
 
 from experiments.benchmarks.comparison import Comparison, comparison_table, results
-from experiments.benchmarks.kernels import fit_cost_model, layers, report, targets, twins
+from experiments.benchmarks.kernels import (
+  fit_cost_model,
+  layers,
+  report,
+  small_models,
+  targets,
+  twins,
+)
 from experiments.benchmarks.kernels.baselines import baselines, versions
 from experiments.benchmarks.kernels.measurement import Effort, Measurement, measure_layer
 from experiments.common import cli
@@ -48,6 +56,7 @@ _QUICK_METHODS_ONE_THREAD = ("dense", "structured", "cpu", "cpu_rounded")
 _QUICK = Effort(rounds=9, budget=0.8, limit=0.25)
 _TWINS = {
   "models": twins.model_rows,
+  "small": small_models.rows,
   "convolutions": twins.convolution_rows,
   "gradients": twins.gradient_rows,
 }
@@ -232,6 +241,7 @@ if __name__ == "__main__":
   flags.DEFINE_integer("rounds", None, "Rounds of each method.", lower_bound=1)
   flags.DEFINE_float("limit", None, "Seconds of a call above which a method is left out.")
   flags.DEFINE_bool("models", False, "Whole models instead of single layers.")
+  flags.DEFINE_bool("small", False, "Small networks instead: auto against dense.")
   flags.DEFINE_bool("convolutions", False, "The ResNet-18's convolutions instead.")
   flags.DEFINE_bool("gradients", False, "What training calls of the paper's layers instead.")
   flags.DEFINE_bool("fit", False, "Measure and print the constants of srigl_kernels.cost_model.")

@@ -59,16 +59,16 @@ def expected_batch(batch: Any) -> int:
 
 def candidates(condensed: Condensed, gradients: bool = False) -> list[str]:
   """The backends among which `prepare` chooses; warns if the native one is not installed."""
-  dense = "structured" if condensed.num_active < condensed.out_features else "dense"
+  dense = ["structured", "dense"] if condensed.num_active < condensed.out_features else ["dense"]
   reads = (condensed.indices, condensed.active) if gradients else condensed
   is_concrete = not is_traced(reads)
   if jax.default_backend() not in ACCELERATORS:
     if BACKENDS["cpu"].is_available() and is_concrete:
-      return ["cpu", dense, "xla"]
+      return ["cpu", *dense, "xla"]
     if jax.default_backend() == "cpu" and not library.is_available():
       _warn_of_no_cpu_library()
-    return [dense, "xla"]
-  names = [dense, _accelerated(is_concrete)]
+    return [*dense, "xla"]
+  names = [*dense, _accelerated(is_concrete)]
   is_grouped = not is_traced(condensed.indices) and group_size(condensed) is not None
   return [*names, "grouped"] if is_grouped and is_concrete else names
 

@@ -59,6 +59,7 @@ def with_rates(monkeypatch, **rates):
   """Sets the constants of all backends; the native ones' are the same on every CPU target."""
   cpu = {f"cpu {isa}": rates["cpu"] for isa in ("avx512", "avx2", "generic")}
   monkeypatch.setattr(cost_model, "SECONDS", rates | cpu)
+  monkeypatch.setattr(cost_model, "SMALL", {})
 
 
 CROSSING = {

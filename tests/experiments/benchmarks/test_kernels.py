@@ -18,6 +18,7 @@ from experiments.benchmarks.kernels import (
   layers,
   measurement,
   report,
+  small_models,
   targets,
   twins,
 )
@@ -220,6 +221,13 @@ def test_what_slows_all_backends_of_a_call_is_taken_out():
   for name, calls in current.items():
     factors = [t / was for (*_, t), (*_, was) in zip(calls, measured[name], strict=True)]
     assert max(factors) < 1.5 * min(factors)
+
+
+def test_small_networks_are_compared(monkeypatch):
+  monkeypatch.setattr(small_models, "NETWORKS", {"MLP": small_models.NETWORKS["digits MLP"]})
+  monkeypatch.setattr(small_models, "_SPARSITIES", (0.9,))
+  (row,) = small_models.rows((2,), rounds=1)
+  assert row.name == "MLP, 90% sparse, batch 2: dense / condensed"
 
 
 def test_twins_are_compared():
