@@ -16,6 +16,7 @@ from flax import nnx
 from srigl_jax.condensed.condense import condense
 from srigl_jax.condensed.constant_folding import Norm, Weights, pad_fan_in
 from srigl_jax.condensed.nnx_layout import (
+  CONVOLUTIONS,
   LAYERS,
   Layer,
   is_stack,
@@ -115,12 +116,14 @@ def read_layer(module: Layer, mask: Any = None) -> Weights:
     reads_channels=layout.can_lose_inputs,
     writes_channels=len(layout.neurons) == 1,
     can_shrink=layout.can_lose_neurons,
-    pads_zeros=isinstance(module, nnx.Conv) and _pads_zeros(module),
+    pads_zeros=isinstance(module, CONVOLUTIONS) and _pads_zeros(module),
   )
 
 
-def _pads_zeros(conv: nnx.Conv) -> bool:
+def _pads_zeros(conv: Any) -> bool:
   """Whether zeros stand between or around the inputs of some positions."""
+  if isinstance(conv, nnx.ConvTranspose):
+    return True
   if any(n not in (None, 1) for n in jax.tree.leaves(conv.input_dilation)):
     return True
   if isinstance(conv.padding, str):
@@ -183,9 +186,9 @@ def take_sizes(module: Any) -> None:
     if isinstance(module, nnx.LinearGeneral):
       module.in_features, module.out_features = inputs, neurons
     else:
-      groups = module.feature_group_count if isinstance(module, nnx.Conv) else 1
+      groups = getattr(module, "feature_group_count", 1)
       module.in_features, module.out_features = inputs[0] * groups, neurons[0]
-    if isinstance(module, nnx.Conv):
+    if isinstance(module, CONVOLUTIONS):
       module.kernel_shape = shape
   elif can_fold_norm(module):
     parts = (module.mean, module.var, module.scale, module.bias)
@@ -241,15 +244,14 @@ def make_condensed_module(
   layers = condensed if isinstance(condensed, list) else [condensed]
   if module.dtype is not None and not gradients:
     layers = [dataclasses.replace(x, values=x.values.astype(module.dtype)) for x in layers]
-  groups = module.feature_group_count if isinstance(module, nnx.Conv) else 1
+  groups = getattr(module, "feature_group_count", 1)
   options: dict[str, Any] = {"feature_group_count": groups, "gradients": gradients}
   if isinstance(condensed, list):
     layer = prepare_stack(layers, backend, **options)
   else:
     layer = prepare(layers[0], backend=backend, **options)
-  return (
-    CondensedConv(layer, module) if isinstance(module, nnx.Conv) else CondensedLinear(layer, module)
-  )
+  kind = CondensedConv if isinstance(module, CONVOLUTIONS) else CondensedLinear
+  return kind(layer, module)
 
 
 def folded_norm(module: nnx.BatchNorm) -> nnx.Module:

@@ -9,8 +9,9 @@ from jax import lax
 
 from srigl_kernels.format import FLOATS
 
-Layer = nnx.Linear | nnx.LinearGeneral | nnx.Conv
-LAYERS = (nnx.Linear, nnx.LinearGeneral, nnx.Conv)
+Layer = nnx.Linear | nnx.LinearGeneral | nnx.Conv | nnx.ConvTranspose
+LAYERS = (nnx.Linear, nnx.LinearGeneral, nnx.Conv, nnx.ConvTranspose)
+CONVOLUTIONS = (nnx.Conv, nnx.ConvTranspose)
 
 
 class KernelLayout(NamedTuple):
@@ -67,8 +68,8 @@ class KernelLayout(NamedTuple):
 
 def kernel_layout(module: Layer) -> KernelLayout:
   """The layout that a layer's settings say its kernel has."""
-  if isinstance(module, nnx.Conv):
-    groups = module.feature_group_count
+  if isinstance(module, CONVOLUTIONS):
+    groups = getattr(module, "feature_group_count", 1)
     inputs, neurons = (module.in_features // groups,), (module.out_features,)
     return KernelLayout(tuple(module.kernel_size), inputs, neurons, groups == 1, groups == 1)
   if isinstance(module, nnx.LinearGeneral):
@@ -89,9 +90,12 @@ def why_not_condensable(module: Any, *, stacks_too: bool = False) -> str | None:
   """Why a layer cannot be condensed or folded, or None if it can."""
   if type(module) not in LAYERS:
     return (
-      "only nnx.Linear, nnx.LinearGeneral (attention projections) and nnx.Conv themselves can be "
-      "condensed, no subclass, which may compute something else"
+      "only nnx.Linear, nnx.LinearGeneral (attention projections), nnx.Conv and nnx.ConvTranspose "
+      "themselves can be condensed, no subclass, which may compute something else"
     )
+  is_transposed = isinstance(module, nnx.ConvTranspose)
+  if is_transposed and (module.transpose_kernel or module.padding == "CIRCULAR"):
+    return "its kernel is transposed, or it pads circularly"
   shape = kernel_layout(module).shape
   if module.kernel.get_value().shape != shape and not (stacks_too and is_stack(module)):
     found = module.kernel.get_value().shape
@@ -101,8 +105,8 @@ def why_not_condensable(module: Any, *, stacks_too: bool = False) -> str | None:
     )
   if getattr(module, "batch_axis", None) or getattr(module, "mask", None) is not None:
     return "its batch_axis or mask is set"
-  product = "conv_general_dilated" if isinstance(module, nnx.Conv) else "dot_general"
-  own = getattr(module, product) not in (None, getattr(lax, product))
+  product = "conv_general_dilated" if isinstance(module, CONVOLUTIONS) else "dot_general"
+  own = getattr(module, product, None) not in (None, getattr(lax, product))
   if own or getattr(module, "dot_general_cls", None) is not None:
     return f"it computes with a {product} of its own"
   if module.promote_dtype is not nnx.nn.dtypes.promote_dtype:

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from srigl_jax.condensed.transposed_padding import transposed_padding
 from srigl_kernels import Prepared, condensed_conv, condensed_matmul
 
 
@@ -78,7 +79,7 @@ class CondensedLinear(CondensedLayer):
 
 
 class CondensedConv(CondensedLayer):
-  """Computes what an `nnx.Conv` computed.
+  """Computes what an `nnx.Conv` or `nnx.ConvTranspose` computed.
 
   Attributes:
     strides, padding, input_dilation, kernel_dilation, feature_group_count: as of `nnx.Conv`.
@@ -88,9 +89,14 @@ class CondensedConv(CondensedLayer):
     super().__init__(layer, like)
     self.strides = as_static(like.strides)
     self.padding = as_static(like.padding)
-    self.input_dilation = as_static(like.input_dilation)
     self.kernel_dilation = as_static(like.kernel_dilation)
-    self.feature_group_count = like.feature_group_count
+    if isinstance(like, nnx.ConvTranspose):
+      settings = (like.kernel_size, self.strides, self.padding, self.kernel_dilation)
+      self.padding = transposed_padding(*settings)
+      self.input_dilation, self.strides, self.feature_group_count = self.strides, 1, 1
+    else:
+      self.input_dilation = as_static(like.input_dilation)
+      self.feature_group_count = like.feature_group_count
 
   def __call__(self, inputs: jax.Array, out_sharding: Any = None) -> jax.Array:
     """Maps `[..., *positions, channels]` to `[..., *positions, N]`."""

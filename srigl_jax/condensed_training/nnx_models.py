@@ -112,6 +112,8 @@ def _condensed(layer: SparseLayer, backend: Any) -> nnx.Module:
 def _why_not(module: Any) -> str | None:
   if module is None:
     return "it is not the kernel of a layer"
+  if isinstance(module, nnx.ConvTranspose):
+    return "it is a transposed convolution"
   if isinstance(module, nnx.Conv) and module.feature_group_count != 1:
     return "it is a convolution in groups"
   return why_not_condensable(module)

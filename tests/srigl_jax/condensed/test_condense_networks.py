@@ -159,6 +159,24 @@ def test_normalized_weights():
     folded.layers[0].spectral(x, update_stats=True)
 
 
+def test_transposed_convolutions():
+  class Up(nnx.Module):
+    def __init__(self, rngs):
+      settings = ({}, {"padding": "VALID", "kernel_dilation": (2, 1)}, {"padding": ((1, 2),) * 2})
+      make = lambda kwargs: nnx.ConvTranspose(8, 8, (3, 2), (2, 1), rngs=rngs, **kwargs)
+      self.ups, self.norm = nnx.List(map(make, settings)), nnx.BatchNorm(8, rngs=rngs)
+      self.head = nnx.Conv(8, 2, (1, 1), rngs=rngs)
+
+    def __call__(self, x):
+      for up in self.ups:
+        x = nnx.relu(self.norm(up(x))) if up is self.ups[0] else nnx.relu(up(x))
+      return self.head(x)
+
+  model = fresh(Up)
+  report = check(model, sparsify(model), example(2, 4, 4, 8), tolerance=1e-5)
+  assert report.folded_norms == ("norm",) and report.layers[1].backend is not None
+
+
 def test_weights_that_the_model_changes_itself():
   class Standardized(nnx.Module):
     def __init__(self, rngs):
