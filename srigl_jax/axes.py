@@ -73,6 +73,9 @@ class _Stacked:
   axis: int
   base: AxesFn | None
 
+  def __str__(self) -> str:
+    return f"stacked({self.pattern!r})"
+
   @property
   def patterns(self) -> tuple[str, ...]:
     """Regular expressions that each have to fit a leaf."""
@@ -95,6 +98,9 @@ class _At:
 
   by_pattern: tuple[tuple[str, Axes], ...]
   base: AxesFn | None
+
+  def __str__(self) -> str:
+    return f"at({', '.join(repr(pattern) for pattern, _ in self.by_pattern)})"
 
   @property
   def patterns(self) -> tuple[str, ...]:

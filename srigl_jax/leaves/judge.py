@@ -247,4 +247,4 @@ def _argument(path: str, axes: Axes) -> str:
 def _name_of(axes: AxesFn | None, settled: bool) -> str:
   if settled:
     return "as the masks say"
-  return f"axes={getattr(axes, '__name__', None) or axes!r}"
+  return f"axes={getattr(axes, '__name__', None) or axes}"

@@ -14,7 +14,7 @@ _TOKEN = re.compile(r"cls|(.*_)?tokens?|class_emb\w*|latents?|registers?|(query|
 _ADAPTER = re.compile(
   r"(.*_)?(lora|dora|ia3|vera)(_?(a|b|up|down|magnitude|emb)\w*)?|(soft_)?prompts?|prefix(_tuning)?"
 )
-_ADAPTERS = re.compile(r"(.*_)?adapters?|lora|(.*_)?lora_(a|b|up|down)")
+_ADAPTERS = re.compile(r"(.*_)?adapters?|(.*_)?lora_(a|b|up|down)")
 _POSITION = re.compile(
   r"(.*_)?(pos|posemb\w*|posembed\w*|positions?|positional|wpe|relpos|relative|rotary|alibi)(_.*)?"
 )
