@@ -51,10 +51,12 @@ def find_head(layers: Mapping[str, Layer]) -> Head:
   matrices are numbered alike; else, of the outermost, those named like an output, those that feed
   no other, or the last.
   """
-  named = [path for path in layers if _HEAD.search(path)]
-  several = [path for path in layers if _HEADS.search(path)]
-  if len({_top(path) for path in several}) > 1:
-    ends_of = {_top(path): path for path in sorted({*named, *several}, key=natural_key)}
+  root = _root(layers)
+  named = [path for path in layers if _HEAD.search(path[root:])]
+  several = [path for path in layers if _HEADS.search(path[root:])]
+  top = lambda path: path[root:].removeprefix("params/").partition("/")[0]
+  if len({top(path) for path in several}) > 1:
+    ends_of = {top(path): path for path in sorted({*named, *several}, key=natural_key)}
     return Head(tuple(ends_of.values()), "named like heads")
   named = named or several
   outermost = _outermost(layers)
@@ -64,11 +66,11 @@ def find_head(layers: Mapping[str, Layer]) -> Head:
     others = [path for path in ends if not is_attention_in(path) and not _gates(path, layers)]
     likely = [path for path in others if _MAYBE.fullmatch(_own_name(path))] or others
     if _ends(head, layers) or not likely:
-      return Head((head,), f"named {_top(head)!r}")
+      return Head((head,), f"named {top(head)!r}")
     heads = (head, *likely)
     return Head(
       heads,
-      f"named {_top(head)!r}, and those whose outputs are no layer's inputs",
+      f"named {top(head)!r}, and those whose outputs are no layer's inputs",
       f"{head!r} is named like the head, but its outputs are inputs of other layers, and those of "
       f"{_listed(likely)} are not: all are taken for heads and never ablated. {_remedy(head)}",
     )
@@ -149,8 +151,12 @@ def _own_name(path: str) -> str:
   return owner_name(path) or plain(path)
 
 
-def _top(path: str) -> str:
-  return path.removeprefix("params/").partition("/")[0]
+def _root(layers: Mapping[str, Layer]) -> int:
+  """Length of what all paths have in front, if the network is one module of a larger tree."""
+  parts = [path.split("/")[:-2] for path in layers]
+  in_all = [at[0] for at in zip(*parts, strict=False) if len(set(at)) == 1]
+  is_prefix = len(parts) > 1 and all(path[: len(in_all)] == in_all for path in parts)
+  return sum(len(part) + 1 for part in in_all) if is_prefix else 0
 
 
 def _stem(path: str) -> str:

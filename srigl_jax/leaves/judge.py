@@ -57,7 +57,7 @@ def judge(
   Raises:
     ValueError: if given axes do not fit a leaf, or a pattern of `axes` fits none.
   """
-  _check_patterns(axes, specs)
+  _check_axes(axes, specs)
   tree = _Tree(specs)
   leaves = {}
   for path, spec in specs.items():
@@ -72,6 +72,8 @@ def judge(
     else:
       found, doubt = tree.recognise(path, spec)
     layer = make_layer(path, spec.shape, lambda *_, found=found: found.axes)
+    if given and path not in known:
+      doubt = tree.contradiction(layer)
     kind = _kind(layer, tree.alias(path))
     leaves[path] = Leaf(path, spec.shape, kind, found.rule, layer, doubt)
   return leaves
@@ -159,13 +161,32 @@ class _Tree:
       return usual, ""
     return usual, _doubt(path, shape, usual.axes, *_others(usual.axes, shape, num_stacked))
 
+  def contradiction(self, layer: Layer) -> str:
+    """What to say if given axes are not those of the bias beside the kernel; else `""`."""
+    ways = self._readings(layer.path)
+    if not ways or any(_same(way, layer.axes) for way in ways):
+      return ""
+    axes = _with_window(ways[0], len(layer.shape))
+    other = make_layer(layer.path, layer.shape, lambda *_: axes)
+    bias = self._biases[layer.path]
+    return (
+      f"{layer.path!r} of shape {layer.shape} is taken for {describe(layer)}, as `axes` says, but "
+      f"{bias!r} beside it has the shape {self._shapes[bias]} of {describe(other)} "
+      f"(axes={_argument(layer.path, axes)})."
+    )
+
   def alias(self, path: str) -> str:
     """The path, or what says more: a module beside query, key and value is called attention's."""
     module, *rest = path.rsplit("/", 2)
     return "/".join(["attention", *rest]) if len(rest) > 1 and module in self._attention else path
 
 
-def _check_patterns(axes: AxesFn | None, specs: Mapping[str, LeafSpec]) -> None:
+def _check_axes(axes: AxesFn | None, specs: Mapping[str, LeafSpec]) -> None:
+  if axes is not None and not callable(axes):
+    raise ValueError(
+      f"axes is {axes!r}; it must be a layout, such as sx.axes.flax or sx.axes.equinox, "
+      "sx.axes.at({pattern: Axes(...)}), or a function (path, shape) -> Axes."
+    )
   for pattern in getattr(axes, "patterns", ()):
     if not any(re.search(pattern, path) for path in specs):
       raise ValueError(

@@ -10,19 +10,23 @@ _KERNEL = re.compile(r"(.*_)?kernel")
 # Names that say nothing of their own: the module that they stand in decides.
 _GENERIC = re.compile(r"w|weights?|embeddings?|table|value|e|g|w_\w+")
 _BIAS = re.compile(r"bias|(.*_)?bias(es)?|bias_\w+")
-_TOKEN = re.compile(r"cls|(.*_)?tokens?|class_emb\w*|latents?|registers?|(query|mask)_emb\w*")
+_TOKEN = re.compile(
+  r"cls|(.*_)?tokens?|class_emb\w*|latents?|registers?|(query|mask)_emb\w*|(\w+_)?queries"
+)
 _ADAPTER = re.compile(
   r"(.*_)?(lora|dora|ia3|vera)(_?(a|b|up|down|magnitude|emb)\w*)?|(soft_)?prompts?|prefix(_tuning)?"
 )
 _ADAPTERS = re.compile(r"(.*_)?adapters?|(.*_)?lora_(a|b|up|down)")
 _POSITION = re.compile(
-  r"(.*_)?(pos|posemb\w*|posembed\w*|positions?|positional|wpe|relpos|relative|rotary|alibi)(_.*)?"
+  r"(.*_)?(pos|posemb\w*|posembed\w*|positions?|positional|wpe|ape|relpos|relative|rotary|alibi)(_.*)?|pe"
 )
 _EMBEDDING = re.compile(
   r"(.*_)?(embed|embeds|embedding|embeddings|embedder|emb|embs|wte|wtte|codebook|vocab|lookup)"
-  r"(_(table|weights?|matrix))?|(.*_)?tables?|(token_type|segment)(_.*)?"
+  r"(_(table|weights?|matrix|tokens?|words?|layer))?|(.*_)?tables?|(token_type|segment)(_.*)?"
 )
 _NORM_LEAF = re.compile(r"(.*_)?(scale|gamma|beta|offset)|(running|moving)_\w+")
+# Of state space models: no matrices, though they have two axes.
+_STATE = re.compile(r"(.*_)?(a_log|log_(step|dt|lambda\w*|a)|lambda(_(re|im|log))?)")
 _NORM = re.compile(
   r"(.*_)?(norm|norms|normalization|layernorm|batchnorm|groupnorm|rmsnorm|instancenorm|ln|bn|gn|grn"
   r"|rms)(_[a-z0-9]{1,5})?"
@@ -68,6 +72,8 @@ def no_layer(path: str, shape: tuple[int, ...], *, has_bias: bool) -> tuple[str,
     return kind, f"named {leaf!r}"
   if _NORM_LEAF.fullmatch(leaf):
     return "norm", f"named {leaf!r}"
+  if _STATE.fullmatch(leaf):
+    return "scale", f"named {leaf!r}"
   if has_bias:
     return None
   for name, where in ((leaf, "named"), (module, "in")):

@@ -93,6 +93,7 @@ HEADS = [
     {"classes/w"},
     r"'classes/w', the last of \['classes/w'\], whose outputs are no other",
   ),
+  ({f"model/{path}": shape for path, shape in GPT.items()}, {"model/unembed/kernel"}, None),
   ({"body/0/w": (16, 16), "readout/w": (16, 10)}, {"readout/w"}, None),
 ]
 

@@ -54,6 +54,9 @@ def test_what_is_a_layer(path, leaf, expected):
     ("embeddings/token_type_embeddings/weight", (2, 48), EMBEDDING),
     ("token_type_table", (2, 48), EMBEDDING),
     ("tok_emb", (50, 48), EMBEDDING),
+    ("model/embed_tokens/weight", (50, 48), EMBEDDING),  # Llama
+    ("ssm/A_log", (32, 16), "scale"),
+    ("object_queries", (10, 16), "token"),
     ("quantizer/codebook", (50, 48), EMBEDDING),
     ("wpe", (32, 48), POSITION),
     ("wpe/weight", (32, 48), POSITION),
@@ -183,3 +186,18 @@ def test_what_is_given_is_taken(preset, path, shape, expected):
 def test_a_pattern_of_axes_that_fits_nothing_is_an_error():
   with pytest.raises(ValueError, match=r"axes names 'blocks', which fits no leaf .*: a/kernel"):
     judged({"a/kernel": (2, 3)}, axes=axes.stacked("blocks"))
+
+
+def test_axes_that_a_bias_contradicts_are_doubted():
+  shapes = {"a/kernel": (8, 3, 2, 4), "a/bias": (3, 2, 4), "b/weight": (10, 32), "b/bias": (10,)}
+  doubts = {p: leaf.doubt for p, leaf in judged(shapes, axes=axes.flax).items() if leaf.doubt}
+  assert re.search(r"as `axes` says, but 'a/bias' .*24 neurons .*\(1, 2, 3\)", doubts["a/kernel"])
+  assert re.search(r"'b/bias' beside it .*axes=sx\.axes\.equinox", doubts["b/weight"])
+  right = axes.at({"^a": Axes((-3, -2, -1))}, base=axes.equinox)
+  assert not any(leaf.doubt for leaf in judged(shapes, axes=right).values())
+
+
+@pytest.mark.parametrize("given", ["equinox", Axes((0,))])
+def test_axes_of_no_known_kind_are_an_error(given):
+  with pytest.raises(ValueError, match=r"axes is .*such as sx\.axes\.flax"):
+    judged({"a/kernel": (2, 3)}, axes=given)
