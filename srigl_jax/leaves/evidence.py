@@ -61,11 +61,16 @@ def readings(shape: tuple[int, ...], bias: tuple[int, ...]) -> list[Axes]:
   return ways
 
 
-def stacked_modules(shapes: Shapes) -> dict[str, int]:
+def stacked_modules(shapes: Shapes, axis: int = 0) -> dict[str, int]:
   """`{path of a module: size}` of modules of which each leaf has an axis of that size in front.
 
   Only where a bias or norm is among them, which would be a vector in a single layer, and has two
   axes; a bias that heads explain (`query/bias (heads, size)`) proves nothing.
+
+  Args:
+    shapes: of all leaves, by path.
+    axis: 0 for stacks in front; 1 for those that `nn.scan` was told to put there, which norms
+      alone prove.
   """
   biases = find_biases(shapes)
   of = {bias: kernel for kernel, bias in biases.items()}
@@ -80,13 +85,15 @@ def stacked_modules(shapes: Shapes) -> dict[str, int]:
     if len(shape) < 2 or shape[-1] == 1 or not _SMALL.fullmatch(plain(path.rsplit("/", 1)[-1])):
       return False
     if kernel is None:
-      return max(shape[:-1]) > 1
+      return max(shape[:-1]) > 1 and (axis == 0 or len(shape) == 2)
+    if axis:
+      return False
     ways = readings(shapes[kernel], shape)
     return bool(ways) and all(way.stack for way in ways)
 
   found = {}
   for module, paths in modules.items():
-    sizes = {shapes[path][0] if len(shapes[path]) > 1 else 0 for path in paths}
+    sizes = {shapes[path][axis] if len(shapes[path]) > 1 else 0 for path in paths}
     if len(sizes) == 1 and min(sizes) > 1 and any(proves(path) for path in paths):
       found[module] = sizes.pop()
   return found

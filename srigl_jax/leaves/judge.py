@@ -71,6 +71,7 @@ def judge(
       found, doubt = Convention(given, _name_of(axes, path in known), is_sure=True), ""
     else:
       found, doubt = tree.recognise(path, spec)
+      doubt = tree.inner_stack(path) or doubt
     layer = make_layer(path, spec.shape, lambda *_, found=found: found.axes)
     if given and path not in known:
       doubt = tree.contradiction(layer)
@@ -86,6 +87,7 @@ class _Tree:
     self._shapes = {path: spec.shape for path, spec in specs.items()}
     self._biases = find_biases(self._shapes)
     self._stacks = stacked_modules(self._shapes)
+    self._inner_stacks = stacked_modules(self._shapes, axis=1)
     # Whether neurons come first, as far as biases tell, by the leaf's own name.
     self._votes: dict[str, set[bool]] = {}
     for path in self._biases:
@@ -160,6 +162,21 @@ class _Tree:
     if is_sure:
       return usual, ""
     return usual, _doubt(path, shape, usual.axes, *_others(usual.axes, shape, num_stacked))
+
+  def inner_stack(self, path: str) -> str:
+    """What to say if the second axis of all in a module is one of layers; else `""`."""
+    parts, shape = path.split("/"), self._shapes[path]
+    above = ["/".join(parts[:depth]) for depth in range(1, len(parts))]
+    module = next((module for module in above if module in self._inner_stacks), "")
+    if not module or len(shape) < 3:
+      return ""
+    if self._stack_of(path) and shape[0] <= shape[1]:  # both, but layers are fewer than features
+      return ""
+    return (
+      f"{path!r} of shape {shape} is taken for no such stack, but all leaves under {module!r}, "
+      f"norms too, have {shape[1]} along their second axis, as layers stacked there have. If they "
+      f"are, axes=sx.axes.stacked({f'^{module}/'!r}, axis=1) says so."
+    )
 
   def contradiction(self, layer: Layer) -> str:
     """What to say if given axes are not those of the bias beside the kernel; else `""`."""

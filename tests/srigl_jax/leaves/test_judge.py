@@ -155,6 +155,13 @@ def test_what_lies_in_a_stacked_module_is_a_stack():
   assert found["attn/out/kernel"].kind == "3 × attention out"
 
 
+def test_a_stack_along_the_second_axis_is_doubted():
+  shapes = {"dec/query/kernel": (16, 3, 32), "dec/norm/scale": (16, 3), "head/kernel": (16, 9)}
+  leaves = judged(shapes)
+  assert re.search(r"axes=sx\.axes\.stacked\('\^dec/', axis=1\)", leaves["dec/query/kernel"].doubt)
+  assert leaves["dec/norm/scale"].kind == NORM and not leaves["head/kernel"].doubt
+
+
 def test_experts_are_stacks():
   leaf = judged({"moe/experts/wi": (4, 8, 16), "moe/router/kernel": (8, 4)})["moe/experts/wi"]
   assert (leaf.layer.axes, leaf.doubt) == (Axes((2,), stack=(0,)), "")
