@@ -81,8 +81,12 @@ class _Stacked:
     """Regular expressions that each have to fit a leaf."""
     return (self.pattern, *getattr(self.base, "patterns", ()))
 
+  def stacks(self, path: str) -> bool:
+    """Whether a leaf is a stack."""
+    return bool(re.search(self.pattern, path))
+
   def __call__(self, path: str, shape: tuple[int, ...]) -> Axes | None:
-    if len(shape) < 3 or not re.search(self.pattern, path):
+    if len(shape) < 3 or not self.stacks(path):
       return self.base(path, shape) if self.base else None
     axis = range(len(shape))[self.axis]
     one = (*shape[:axis], *shape[axis + 1 :])
@@ -123,7 +127,7 @@ def stacked(pattern: str, *, axis: int = 0, base: AxesFn | None = None) -> AxesF
     base: the layout of one layer, and of all other leaves; without it they are recognised.
 
   Returns:
-    A function for `axes`. Leaves of fewer than three axes are left to `base`.
+    A function for `axes`. A leaf of two axes under the pattern is a stack of vectors, and dense.
   """
   return _Stacked(pattern, axis, base)
 

@@ -63,6 +63,8 @@ def judge(
   for path, spec in specs.items():
     wanted = len(spec.shape) > 1 and (path in known or (asked and asked(path, spec.shape)))
     other = None if wanted else tree.no_layer(path, spec)
+    if not (other or wanted) and len(spec.shape) == 2 and _is_stack(axes, path):
+      other = "vector", f"axes={axes} makes it a stack of vectors"
     if other:
       leaves[path] = Leaf(path, spec.shape, *other)
       continue
@@ -209,6 +211,11 @@ def _check_axes(axes: AxesFn | None, specs: Mapping[str, LeafSpec]) -> None:
       raise ValueError(
         f"axes names {pattern!r}, which fits no leaf of the parameters: {', '.join(specs)}."
       )
+
+
+def _is_stack(axes: AxesFn | None, path: str) -> bool:
+  stacks = getattr(axes, "stacks", None)
+  return bool(stacks and stacks(path))
 
 
 def _same(one: Axes, other: Axes) -> bool:

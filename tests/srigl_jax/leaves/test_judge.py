@@ -190,6 +190,11 @@ def test_what_is_given_is_taken(preset, path, shape, expected):
   assert (leaf.layer.axes, leaf.doubt) == (expected, "")
 
 
+def test_a_stack_of_vectors_is_no_layer():
+  leaf = judged({"a/skip": (5, 64)}, axes=axes.stacked("^a/"))["a/skip"]
+  assert (leaf.kind, leaf.layer) == ("vector", None)
+
+
 def test_a_pattern_of_axes_that_fits_nothing_is_an_error():
   with pytest.raises(ValueError, match=r"axes names 'blocks', which fits no leaf .*: a/kernel"):
     judged({"a/kernel": (2, 3)}, axes=axes.stacked("blocks"))
