@@ -3,7 +3,8 @@
 Each network of `experiments.benchmarks.networks.registry` is trained by SRigL for a few dozen steps
 over two topology updates, made ready for inference, and compared with itself in masked dense form:
 the largest difference of outputs over the largest output, and the time of a call at batches of 1,
-16 and 64, taken in turns. Networks whose package is not installed are named and left out.
+16 and 64, taken in turns. Speed is the time of dense over that of exported, more than 1 where the
+export is faster. Networks whose package is not installed are named and left out.
 
 The networks are small, as tests need them: their speed says whether an export costs anything, not
 what a large network gains.
@@ -11,6 +12,7 @@ what a large network gains.
 
 import importlib.util
 import time
+import warnings
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,6 +20,7 @@ import jax
 import numpy as np
 from absl import flags
 
+import srigl_jax as sx
 from experiments.benchmarks.networks.network import Network, Trained, dense_twin, train
 from experiments.benchmarks.networks.registry import NETWORKS
 from experiments.benchmarks.timing import interleave, quartiles
@@ -38,6 +41,7 @@ class Row(NamedTuple):
     name: its name.
     framework: its framework's.
     num_layers: sparse layers, those of stacks one by one.
+    plan: how its layers were told: recognised from the parameters alone, or by which arguments.
     losses: of the first and the last step.
     error: the largest difference from the dense twin, over the largest output.
     speed: by batch, the dense twin's time over the exported network's, median of the rounds.
@@ -47,6 +51,7 @@ class Row(NamedTuple):
   name: str
   framework: str
   num_layers: int
+  plan: str
   losses: tuple[float, float]
   error: float
   speed: dict[int, float]
@@ -70,11 +75,13 @@ def measure(name: str, *, steps: int, repeats: int, batches: tuple[int, ...]) ->
     error, times[batch] = max(error, found), seconds
     ratios = np.asarray(seconds["dense"]) / np.asarray(seconds["exported"])
     speed[batch] = quartiles(list(ratios))[1]
-  num_layers = sum(_num_layers(network, path, mask) for path, mask in trained.masks.items())
+  layers = sx.plan(network.params, show=False, **_layout(network), sparsity=0.7).layers
+  num_layers = sum(x.num_stacked for x in layers if x.is_sparse)
   return Row(
     name,
     NETWORKS[name].framework,
     num_layers,
+    _plan(network),
     (trained.losses[0], trained.losses[-1]),
     error,
     speed,
@@ -82,10 +89,23 @@ def measure(name: str, *, steps: int, repeats: int, batches: tuple[int, ...]) ->
   )
 
 
-def _num_layers(network: Network, path: str, mask: jax.Array) -> int:
-  axes = network.kwargs.get("axes")
-  stack = axes(path, mask.shape).stack if axes else ()
-  return int(np.prod([mask.shape[a] for a in stack], dtype=int))
+def _layout(network: Network) -> dict[str, Any]:
+  """What the network's transformation is told of its layers."""
+  return {key: x for key, x in network.kwargs.items() if key in ("axes", "sparse")}
+
+
+def _plan(network: Network) -> str:
+  """How the layers were told: "recognised" if they are the same without being told."""
+  told = _layout(network)
+
+  def layers(**kwargs: Any) -> list[tuple[Any, ...]]:
+    plan = sx.plan(network.params, show=False, **kwargs)
+    return [(x.path, x.num_neurons, x.dense_fan_in, x.num_stacked) for x in plan.layers]
+
+  with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # a plan without its arguments may well look wrong
+    same = not told or layers() == layers(**told)
+  return "recognised" if same else f"by {' and '.join(told)}"
 
 
 def _compare(
@@ -112,20 +132,21 @@ def _compare(
 def table(rows: list[Row]) -> str:
   """The rows in Markdown."""
   batches = sorted({batch for row in rows for batch in row.speed})
-  columns = ["network", "framework", "sparse layers", "loss", "error of the export"]
+  columns = ["network", "framework", "sparse layers", "layers told", "loss", "export's error"]
   columns += [f"speed, batch {batch}" for batch in batches]
   cells = [
     [
       row.name,
       row.framework,
       f"{row.num_layers}",
+      row.plan,
       f"{row.losses[0]:.3g} → {row.losses[1]:.3g}",
       f"{row.error:.1e}",
       *(f"{row.speed[batch]:.2f}" for batch in batches),
     ]
     for row in rows
   ]
-  return markdown_table(columns, cells)
+  return markdown_table(columns, cells, align="ll" + "r" + "l" + "r" * (len(columns) - 4))
 
 
 def main() -> None:

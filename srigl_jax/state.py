@@ -20,8 +20,8 @@ class SparseState(NamedTuple):
     step: `[]` int32, optimizer steps done.
     masks: `{path: bool array}`, True where a weight is active.
     explored: `{path: bool array}`, True where a weight was ever active (for the ITOP rate).
-    budgets: `{path: [] int32}`, connections that each layer may have in the end (all layers
-      together, for methods that move connections between them).
+    budgets: `{path: [] int32}`, of a stack of layers `[*stack]`: connections that each layer may
+      have in the end (all layers together, for methods that move connections between them).
     key: `[2]` uint32, data of the random key that masks and random growth are drawn with.
     grad_mean: `{path: float32 array}`, the mean of dense gradients that scores growth: of the
       current window so far, or a decaying one; empty if the last gradient alone scores.

@@ -7,20 +7,10 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-import srigl_jax as sx
 from experiments.benchmarks.networks.network import Network, from_linen, from_nnx, tokens
 
 VOCABULARY, LENGTH = 32, 8
 WIDTH, HEADS, HIDDEN, LAYERS = 16, 2, 24, 2
-
-
-def gpt_axes(path: str, shape: tuple[int, ...]) -> sx.Axes:
-  """Axes of both networks' kernels: the scanned one's have their layers first."""
-  name = path.split("/")[-2]
-  one = {"qkv": sx.Axes((1, 2, 3)), "out": sx.Axes((2,))}.get(name, sx.Axes((1,)))
-  if len(shape) == {"qkv": 4, "out": 3}.get(name, 2):
-    return one
-  return sx.Axes(tuple(a + 1 for a in one.neurons), stack=(0,))
 
 
 class Block(nnx.Module):
@@ -110,16 +100,16 @@ class LinenGPT(nn.Module):
 def gpt_nnx(*, scanned: bool) -> Network:
   """The network in NNX."""
   inputs = tokens(LENGTH, VOCABULARY)
-  return from_nnx(GPT(scanned=scanned, rngs=nnx.Rngs(0)), inputs, axes=gpt_axes)
+  return from_nnx(GPT(scanned=scanned, rngs=nnx.Rngs(0)), inputs)
 
 
 def gpt_linen(*, scanned: bool) -> Network:
   """The network in Linen; both have the same weights."""
   inputs = tokens(LENGTH, VOCABULARY)
-  network = from_linen(LinenGPT(scanned=False), inputs, axes=gpt_axes)
+  network = from_linen(LinenGPT(scanned=False), inputs)
   if not scanned:
     return network
   params = dict(network.params)
   blocks = [params.pop(f"blocks_{i}") for i in range(LAYERS)]
   params["blocks"] = jax.tree.map(lambda *x: jnp.stack(x), *blocks)
-  return from_linen(LinenGPT(scanned=True), inputs, axes=gpt_axes)._replace(params=params)
+  return from_linen(LinenGPT(scanned=True), inputs)._replace(params=params)

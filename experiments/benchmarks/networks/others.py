@@ -86,7 +86,7 @@ def equinox_mlp() -> Network:
   import equinox as eqx
 
   model = eqx.nn.MLP(12, 5, 24, 2, key=jax.random.key(0))
-  return from_equinox(model, floats(12), axes=sx.axes.equinox, ablate=sx.all_but("layers/2/"))
+  return from_equinox(model, floats(12), ablate=sx.all_but("layers/2/"))
 
 
 def equinox_transformer() -> Network:
@@ -115,7 +115,7 @@ def equinox_transformer() -> Network:
       mlp = lambda y: self.down(jax.nn.gelu(self.up(y)))
       return self.head((x + jax.vmap(mlp)(jax.vmap(self.norm2)(x))).mean(0))
 
-  return from_equinox(Transformer(jax.random.key(0)), floats(6, 24), axes=sx.axes.equinox)
+  return from_equinox(Transformer(jax.random.key(0)), floats(6, 24))
 
 
 def haiku_mlp() -> Network:

@@ -114,8 +114,7 @@ class ConvNeXt(nnx.Module):
 
 def convnext() -> Network:
   """ConvNeXt-V2 for 16×16 images; its norms of responses have four axes and are no layers."""
-  layers = lambda path, shape: "/grn_" not in path and path.endswith("kernel")
-  return from_nnx(ConvNeXt(rngs=nnx.Rngs(0)), floats(16, 16, 3), sparse=layers)
+  return from_nnx(ConvNeXt(rngs=nnx.Rngs(0)), floats(16, 16, 3))
 
 
 class UNet(nn.Module):
