@@ -143,25 +143,25 @@ def condensed_training(
       kept = window.with_batch(state.window, counted, state.step, done)
       state = state._replace(window=kept)
     grads, batches, is_step = _add_batch(state.batches, grads, accumulation_steps)
-    fresh = fresh_state(inner, params, patterns)
-    step = functools.partial(_inner_step, inner, grads, extra_args, fresh)
+    step = functools.partial(_inner_step, inner, grads, extra_args)
 
     def plain_step(carry):
       params, inner_state, patterns, explored = carry
-      return (*step(params, inner_state, {}), patterns, explored)
+      return (*step({}, params, inner_state, {}), patterns, explored)
 
     def topology_step(topology, carry):
       params, inner_state, patterns, explored = carry
       of_batch = functools.partial(batch_gradient, axis_name=topology.axis_name)
-      after = leaf_dict(step(params, inner_state, {})[0])
+      after = leaf_dict(step({}, params, inner_state, {})[0])
       kept, of_kept = (state.window, window_gradient) if state.window else (signals, of_batch)
       key = jax.random.wrap_key_data(state.key)
       moves = update_layers(topology, after, patterns, kept, of_kept, key, state.step)
       stays = _stays(leaf_dict(params), after, patterns, kept if topology.needs_signals else ())
       moves = {path: move.unless(stays[path], patterns[path]) for path, move in moves.items()}
       # As in `sparse_training`: what was just pruned takes no part in the step that counts.
+      fresh = fresh_state(inner, params, patterns)  # in here, not held through every step
       new_params, new_state = step(
-        params, inner_state, {path: move.stays for path, move in moves.items()}
+        fresh, params, inner_state, {path: move.stays for path, move in moves.items()}
       )
       move_moments = lambda path, leaf, start: moves[path].apply(leaf, start)
       patterns = {path: move.pattern for path, move in moves.items()}
