@@ -162,7 +162,8 @@ def fixed_masks(
   masks = read_masks(Path(masks_from))
   if not masks:
     raise ValueError(
-      f"config.method.kwargs.masks_from is {masks_from}, a dense run: it has no masks."
+      f"config.method.kwargs.masks_from is {masks_from}, a dense run or one in condensed form: it "
+      "has no masks."
     )
   return sx.fixed_masks(inner, masks)
 
