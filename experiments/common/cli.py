@@ -95,11 +95,25 @@ def _refuse_unknown_overrides(argv: Sequence[str]) -> None:
       if name not in section:
         near = difflib.get_close_matches(name, section, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else "."
+        if not len(section):
+          fail(
+            f"No such field in the config: {path}.{name}. {path} has no fields in {files[-1]}, and "
+            "only those that a config file sets can be overridden: set it there"
+            f"{_whose(path, config)}."
+          )
         fail(
           f"No such field in the config: {path}.{name}{hint} The fields of {path} are "
           f"{', '.join(sorted(section))}."
         )
       path, section = f"{path}.{name}", section[name]
+
+
+def _whose(path: str, config: ConfigDict) -> str:
+  """What decides which fields the `kwargs` of a section may have."""
+  section = path.split(".")[1:2]
+  if not path.endswith(".kwargs") or "name" not in config[section[0]]:
+    return ""
+  return f", among the arguments of {section[0]} {config[section[0]].name!r}"
 
 
 def _refuse_addresses(values: Mapping[str, Any]) -> None:

@@ -1,6 +1,7 @@
 """From the `method` section of a config to a transformation, and what the loop must know of it."""
 
 import inspect
+import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -178,6 +179,26 @@ def check_layer_names(config: ConfigDict, params: Any) -> None:
   for argument, field in (("sparse", "dense"), ("ablate", "never_ablate")):
     if argument in given:
       select(sx.only(*config.get(field, ())), layers, name=f"config.method.{field}")
+
+
+_CONFIG_TERMS = (
+  (
+    r"lower the sparsity, or use distribution=",
+    "lower config.method.sparsity, or use config.method.distribution=",
+  ),
+  (r"sparse=all_but\(('[^']*')\)", r'--config.method.dense="(\1,)"'),
+  (
+    r"give fan-ins with fan_in=\.\.\., or densities with distribution=\{path: density\}",
+    "give the connections of each neuron with config.method.kwargs.fan_in, if the method has it",
+  ),
+)
+
+
+def in_config_terms(message: str) -> str:
+  """A message of the library with the fields of a config in place of its arguments."""
+  for pattern, said in _CONFIG_TERMS:
+    message = re.sub(pattern, said, message)
+  return message
 
 
 def with_sparsity(

@@ -22,14 +22,14 @@ def learning_rate(
     total_steps: of the run.
 
   Raises:
-    ValueError: if the schedule's name is unknown, a rate is negative, or the cosine is shorter than
-      the warm-up.
+    ValueError: if the schedule's name is unknown, a rate or the weight decay is negative or not
+      finite, or the cosine is shorter than the warm-up.
   """
-  for name in ("learning_rate", "warmup_init"):
-    if not config[name] >= 0:
+  for name in ("learning_rate", "warmup_init", "weight_decay"):
+    if not 0 <= config[name] < math.inf:
       raise ValueError(
-        f"config.optimizer.{name} is {config[name]}; it must be 0 or more: optimizers go down the "
-        "gradient by themselves."
+        f"config.optimizer.{name} is {config[name]}; it must be 0 or more, and finite: optimizers go "
+        "down the gradient by themselves."
       )
   if config.once_per_epoch:
     return _by_epoch(config, steps_per_epoch, total_steps)

@@ -13,7 +13,7 @@ from experiments.processes.sharding import num_devices
 from experiments.training.condensed_network import condensed_network, is_condensed
 from experiments.training.engines import Engine, TrainState
 from experiments.training.masked_network import masked_network
-from experiments.training.method_plan import Plan, plan_method
+from experiments.training.method_plan import Plan, in_config_terms, plan_method
 from experiments.training.network import Model
 from experiments.training.optimizer import learning_rate, make_optimizer
 from experiments.training.steps import steps_per_dispatch
@@ -159,7 +159,10 @@ def prepare(config: ConfigDict, *, for_restoring: bool = False) -> tuple[Run, Tr
   start = ConfigDict(config.to_dict()) if for_restoring else config
   if for_restoring:
     start.model.init_from = ""
-  network = make(start, data, plan, make_optimizer(config.optimizer, schedule))
+  try:
+    network = make(start, data, plan, make_optimizer(config.optimizer, schedule))
+  except ValueError as error:
+    raise ValueError(in_config_terms(str(error))) from error
   # Images of many steps would not fit beside the network.
   asked = 1 if pipeline.is_stream else config.train.steps_per_dispatch
   run = Run(

@@ -44,6 +44,15 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*found in sys.modules:RuntimeWa
       r"No such field.*config\.model\.kwargs\.hiden; did.*'hidden'",
     ),
     (
+      ["--config=configs/cifar10_resnet18.py", "--config.model.kwargs.widths=(8,)"],
+      r"kwargs\.widths\. config\.model\.kwargs has no fields .* arguments of model 'resnet18'",
+    ),
+    (
+      [DIGITS, "--config.method.sparsity=0.9999"],
+      r"\(1\) lower config\.method\.sparsity.*--config\.method\.dense=.*kwargs\.fan_in",
+    ),
+    ([DIGITS, "--config.optimizer.learning_rate=-0.1"], r"learning_rate is -0\.1; .* 0 or more"),
+    (
       [DIGITS, "--config.method.gamma_sal=0.5"],
       r"gamma_sal is now config\.method\.kwargs\.gamma_sal",
     ),

@@ -300,3 +300,12 @@ def test_clipping_bounds_the_norm_before_momentum():
 def test_unknown_names(build, message):
   with pytest.raises(ValueError, match=message):
     build()
+
+
+@pytest.mark.parametrize("name", ["learning_rate", "warmup_init", "weight_decay"])
+@pytest.mark.parametrize("value", [-0.1, math.nan, math.inf])
+def test_a_rate_that_climbs_is_refused(name, value):
+  config = base.get_config().optimizer
+  config[name] = value
+  with pytest.raises(ValueError, match=rf"config\.optimizer\.{name} is {value}; it must be"):
+    learning_rate(config, steps_per_epoch=4.0, total_steps=8)
