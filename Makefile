@@ -8,12 +8,14 @@ PYTHON_BIN := $(shell $(PYTHON) -c 'import sys; print(sys.executable)' 2>/dev/nu
 ifeq ($(PYTHON_BIN),)
 $(error $(PYTHON) was not found: give a Python 3.11 or newer with PYTHON=/path/to/python)
 endif
+# The Pythons of requirements.lock, each with pip 22.2 or newer.
+LOCK_PYTHONS ?= python3.11 python3.12
 VERSION := $(shell $(PYTHON_BIN) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
 VENV := .venv-$(VERSION)
 BIN := $(VENV)/bin
 WORKDIR ?= runs/demo
 
-.PHONY: help demo test lint pytest test-versions test-slow test-networks prove-resume wheel fuzz benchmark benchmark-kernels benchmark-sparse-training gpu-bundle format docs tables clean
+.PHONY: help demo test lint pytest test-versions test-slow test-networks prove-resume wheel fuzz benchmark benchmark-kernels benchmark-sparse-training gpu-bundle lock format docs tables clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -83,14 +85,22 @@ tables: $(VENV)/experiments ## put results and docstrings into README.md and doc
 	$(BIN)/python -m docs.api_pages
 	$(BIN)/python -m docs.examples.build
 
+lock: ## resolve the ranges anew on Python 3.11 and 3.12: requirements.lock, for CI
+	$(PYTHON_BIN) .ci/lock.py $(LOCK_PYTHONS)
+
 format: $(VENV)/test ## format the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
 NATIVE := CMakeLists.txt $(wildcard kernels/cpu/*.cc kernels/cpu/*.h)
 
+# LOCKED=1: what requirements.lock says, hashes checked, if it can be had here; what is then asked for is
+# there already. Without, and on other platforms and Pythons, the newest that the ranges allow.
 $(VENV)/experiments: pyproject.toml requirements.txt $(NATIVE)
 	test -x $(BIN)/python || $(PYTHON_BIN) -m venv $(VENV)
+	test -z "$(LOCKED)" || \
+	  $(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock || \
+	  echo "warning: requirements.lock cannot be installed here; taking what the ranges allow" >&2
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	touch $@
 

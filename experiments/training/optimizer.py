@@ -28,8 +28,8 @@ def learning_rate(
   for name in ("learning_rate", "warmup_init", "weight_decay"):
     if not 0 <= config[name] < math.inf:
       raise ValueError(
-        f"config.optimizer.{name} is {config[name]}; it must be 0 or more, and finite: optimizers go "
-        "down the gradient by themselves."
+        f"config.optimizer.{name} is {config[name]}; it must be 0 or more, and finite: optimizers "
+        "go down the gradient by themselves."
       )
   if config.once_per_epoch:
     return _by_epoch(config, steps_per_epoch, total_steps)
