@@ -158,6 +158,11 @@ constexpr size_t TrainingScratchFloats(int64_t in_features) {
          kTrainingNeurons;
 }
 
+// Of topology updates: inputs of a panel of the packed batch, neurons whose gradients are formed at
+// once at most, and the largest key that anything is ranked by.
+inline constexpr int64_t kPanelInputs = 48, kGradientNeurons = 64;
+inline constexpr uint32_t kLargestKey = 0x7fffffff;
+
 struct Kernels {
   const char* name;
 
@@ -208,6 +213,18 @@ struct Kernels {
                         float* scratch);
   void (*conv_dots)(const ConvDots& call, int64_t begin, int64_t end, int64_t panel,
                     float* scratch);
+
+  // Topology updates; see topology.h.
+
+  // keys[n, i]: those of the dense gradients of neurons [0, num_neurons), a multiple of 8, from
+  // panels [num_panels, batch, kPanelInputs] and g [batch, kGradientNeurons]; as many columns as the
+  // panels have inputs.
+  void (*gradient_keys)(const float* panels, int64_t num_panels, const float* g, int64_t batch,
+                        int64_t num_neurons, uint32_t* keys);
+
+  // Finds the places, ascending, of the keys that reach `least`, and returns how many these are.
+  // `found` has room for count + 16.
+  int64_t (*find_reaching)(const uint32_t* keys, int64_t count, uint32_t least, int32_t* found);
 
   int64_t width;  // floats of a register
 };

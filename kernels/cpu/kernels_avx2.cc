@@ -3,6 +3,7 @@
 #define SRIGL_TARGET avx2
 #define SRIGL_WIDTH 8
 #include "training_conv-inl.h"
+#include "topology-inl.h"
 
 namespace srigl {
 
@@ -17,6 +18,8 @@ const Kernels kAvx2Kernels = {"avx2",
                               avx2::TrainValuesGradient,
                               avx2::ConvProductsOf,
                               avx2::ConvDotsOf,
+                              avx2::GradientKeys,
+                              avx2::FindReaching,
                               8};
 
 }  // namespace srigl

@@ -7,6 +7,7 @@
 #include <algorithm>
 
 #include "training_conv-inl.h"
+#include "topology-inl.h"
 
 namespace srigl {
 namespace avx512 {
@@ -159,6 +160,8 @@ const Kernels kAvx512Kernels = {"avx512",
                                 avx512::TrainValuesGradient,
                                 avx512::ConvProductsOf,
                                 avx512::ConvDotsOf,
+                                avx512::GradientKeys,
+                                avx512::FindReaching,
                                 16};
 
 }  // namespace srigl

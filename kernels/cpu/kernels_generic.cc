@@ -3,6 +3,7 @@
 #define SRIGL_TARGET generic
 #define SRIGL_WIDTH 4
 #include "training_conv-inl.h"
+#include "topology-inl.h"
 
 namespace srigl {
 
@@ -17,6 +18,8 @@ const Kernels kGenericKernels = {"generic",
                                  generic::TrainValuesGradient,
                                  generic::ConvProductsOf,
                                  generic::ConvDotsOf,
+                                 generic::GradientKeys,
+                                 generic::FindReaching,
                                  4};
 
 }  // namespace srigl

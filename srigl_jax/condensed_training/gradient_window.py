@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from srigl_jax.condensed_training.conditional import apply_if
-from srigl_jax.condensed_training.ranking import Gradients, LayerSignals, dense_gradient
+from srigl_jax.condensed_training.ranking import DenseGradient, Gradients, LayerSignals
 from srigl_jax.layers import check_paths
 from srigl_jax.mask_updates import MaskUpdater
 from srigl_jax.schedule import accumulates_gradient
@@ -108,7 +108,7 @@ class GradientWindow(NamedTuple):
     axis_name = self.axis_name
     if isinstance(kept, Mean):
       num_neurons = kept.gradient.shape[1]
-      gradient = dense_gradient(signal, axis_name=axis_name)(0, num_neurons) / self.size
+      gradient = DenseGradient(signal, axis_name)(0, num_neurons) / self.size
       return Mean(jnp.where(place == 0, 0, kept.gradient) + gradient)
     if axis_name is not None:
       signal = jax.tree.map(lambda rows: lax.all_gather(rows, axis_name, tiled=True), signal)
@@ -122,9 +122,9 @@ def window_gradient(kept: Kept) -> Gradients:
   """The mean dense gradient of a full window, up to a factor, in blocks of a layer's neurons."""
   if isinstance(kept, Mean):
     return lambda first, size: lax.dynamic_slice_in_dim(kept.gradient, first, size, axis=1)
-  return dense_gradient(kept)
+  return DenseGradient(kept)
 
 
 def batch_gradient(signal: LayerSignals, *, axis_name: str | None) -> Gradients:
   """The dense gradient of a single batch, averaged over the devices."""
-  return dense_gradient(signal, axis_name=axis_name)
+  return DenseGradient(signal, axis_name)

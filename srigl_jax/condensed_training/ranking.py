@@ -4,6 +4,7 @@ Both choose what `topk.topk_mask` would choose of the dense `[I, N]` matrix: amo
 lower flat index, that is the lower input and then the lower neuron, first.
 """
 
+import dataclasses
 import math
 from collections.abc import Callable
 from typing import NamedTuple
@@ -35,16 +36,27 @@ LayerSignals = tuple[Array, Array] | ConvProbe
 `[B, N]` in its outputs, or those of a convolution."""
 
 
-def dense_gradient(signals: LayerSignals, *, axis_name: str | None = None) -> Gradients:
-  """A layer's dense gradient in blocks of neurons.
+@dataclasses.dataclass(frozen=True, eq=False)
+class DenseGradient:
+  """A layer's dense gradient in blocks of neurons: one of the `Gradients`.
 
-  Args:
+  Attributes:
     signals: of the layer.
     axis_name: a mapped axis to average over, or None.
   """
-  x, g = (signals.x, signals.g) if isinstance(signals, ConvProbe) else signals
 
-  def block(first: Array | int, size: int) -> Array:
+  signals: LayerSignals
+  axis_name: str | None = None
+
+  @property
+  def is_product_of_one_device(self) -> bool:
+    """Whether it is `xᵀ g` of `signals = (x, g)`."""
+    return self.axis_name is None and not isinstance(self.signals, ConvProbe)
+
+  def __call__(self, first: Array | int, size: int) -> Array:
+    """A block `[I, size]`."""
+    signals = self.signals
+    x, g = (signals.x, signals.g) if isinstance(signals, ConvProbe) else signals
     # The barriers keep the product from being fused with what reads it, in each pass another way:
     # the same block must have the same bits every time.
     a, b = lax.optimization_barrier((x, lax.dynamic_slice_in_dim(g, first, size, axis=g.ndim - 1)))
@@ -52,10 +64,8 @@ def dense_gradient(signals: LayerSignals, *, axis_name: str | None = None) -> Gr
       product = kernel_gradient(a, b, signals.geometry)
     else:
       product = dot(a.T, b)
-    product = product if axis_name is None else lax.pmean(product, axis_name)
+    product = product if self.axis_name is None else lax.pmean(product, self.axis_name)
     return lax.optimization_barrier(product)
-
-  return block
 
 
 class Threshold(NamedTuple):

@@ -2,7 +2,8 @@
 
 It makes the pattern that `srigl_update` makes of the dense weights, gradients and mask. Dense
 gradients exist in blocks of neurons only, formed anew in each pass over them: some passes to find
-the largest gradients of the layer (if neurons may be ablated), one to count them, one to grow.
+the largest gradients of the layer (if neurons may be ablated), one to count them, one to grow. On
+CPU the native library does it, if the gradients are those of one device.
 """
 
 import dataclasses
@@ -15,6 +16,7 @@ from jax import Array, lax
 
 from srigl_jax.condensed_training.ranking import (
   ENTRIES_AT_ONCE,
+  DenseGradient,
   Entries,
   Gradients,
   largest_entries,
@@ -24,6 +26,8 @@ from srigl_jax.condensed_training.ranking import (
 from srigl_jax.exact_counts import Fraction, truncated_count
 from srigl_jax.methods.srigl import salient_threshold
 from srigl_jax.topk import ALWAYS, ranking_key, topk_mask_per_column
+from srigl_kernels.backends.cpu.topology import update_topology
+from srigl_kernels.backends.cpu.training import is_available
 from srigl_kernels.backends.xla import tiles
 from srigl_kernels.pattern import Pattern, entry_neurons, for_entries
 
@@ -87,6 +91,18 @@ def streamed_update(
 
   Source: SRigL (arXiv:2305.02299), section 3, as `srigl_update`.
   """
+  required = salient_threshold(
+    gamma_sal,
+    constant_fan_in=pattern.capacity // pattern.out_features,
+    dense_fan_in=pattern.in_features,
+    salient_base=salient_base,
+  )
+  num_pruned = truncated_count(pattern.num_entries, drop_fraction)
+  native = values.dtype == jnp.float32 and is_available()
+  if native and isinstance(gradients, DenseGradient) and gradients.is_product_of_one_device:
+    x, g = gradients.signals  # type: ignore[misc]
+    moved = update_topology(values, pattern, x, g, num_pruned=num_pruned, required=required)
+    return Moves(*moved)
   num_inputs, num_neurons, budget = pattern.in_features, pattern.out_features, pattern.capacity
   block = _block_size(num_neurons, block_bytes // (4 * num_inputs))
   if block == num_neurons:  # it fits, so it is formed once, not anew in each pass
@@ -113,19 +129,12 @@ def streamed_update(
     return tiles(step, pattern.capacity, ENTRIES_AT_ONCE, jnp.zeros(pattern.capacity, bool))
 
   nonzero = per_neuron(values != 0)
-  num_pruned = truncated_count(pattern.num_entries, drop_fraction)
   num_kept = jnp.minimum(pattern.num_entries - num_pruned, nonzero.sum(dtype=jnp.int32))
   kept = keep(stored, num_kept)
 
   if gamma_sal == 0:
     stays = jnp.ones(num_neurons, bool)
   else:
-    required = salient_threshold(
-      gamma_sal,
-      constant_fan_in=budget // num_neurons,
-      dense_fan_in=num_inputs,
-      salient_base=salient_base,
-    )
     largest = largest_gradients(
       gradients, num_inputs, num_neurons, pattern.num_entries - num_kept, block
     )

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import srigl_jax as sx
+from srigl_jax.condensed_training.ranking import DenseGradient
 from srigl_jax.condensed_training.update import streamed_update
 from tests.srigl_jax.condensed_training.layers import dense, random_layer
 
@@ -16,14 +17,17 @@ NUM_INPUTS, NUM_NEURONS, BUDGET = 24, 14, 85
 
 @functools.cache
 def updates(gamma_sal, salient_base, block_bytes):
-  """Both updates, jitted: of (values, pattern, gradient) and of (weights, gradient, mask)."""
+  """Both updates, jitted: of (values, pattern, gradient) and of (weights, gradient, mask).
+
+  Without `block_bytes`, the gradient is one that the native update takes, and has its exact values.
+  """
   options = {"gamma_sal": gamma_sal, "salient_base": salient_base}
 
   def streamed(values, pattern, grads, fraction):
     block = lambda first, size: jax.lax.dynamic_slice_in_dim(grads, first, size, axis=1)
-    moves = streamed_update(
-      values, pattern, block, drop_fraction=fraction, block_bytes=block_bytes, **options
-    )
+    given = {"block_bytes": block_bytes, **options} if block_bytes else options
+    gradients = block if block_bytes else DenseGradient((jnp.eye(NUM_INPUTS), grads))
+    moves = streamed_update(values, pattern, gradients, drop_fraction=fraction, **given)
     return moves.apply(values), moves.pattern, moves.source, moves.stays
 
   def masked(weights, grads, mask, fraction):
@@ -39,6 +43,9 @@ def updates(gamma_sal, salient_base, block_bytes):
     (0.9, "constant_fan_in", 4 * NUM_INPUTS * 5),
     (0.3, "dense_fan_in", 4 * NUM_INPUTS * NUM_NEURONS),
     (3, "constant_fan_in", 4 * NUM_INPUTS * 7),
+    (0, "constant_fan_in", None),
+    (0.9, "constant_fan_in", None),
+    (3, "constant_fan_in", None),
   ],
 )
 def test_equals_the_update_of_masks(gamma_sal, salient_base, block_bytes):
