@@ -154,13 +154,14 @@ def test_a_config_fits_its_model_at_its_true_size(name):
   kernels = {path: leaf.size for path, leaf in params.items() if path.endswith("kernel")}
   active = sum(budgets.get(path, size) for path, size in kernels.items())
   assert 1 - active / sum(kernels.values()) == pytest.approx(config.method.sparsity, abs=0.01)
-  weights = jax.eval_shape(
-    lambda key, *arrays: sx.init_sparse_weights(key, *arrays, config.method.sparse_init),
-    jax.random.key(0),
-    params,
-    masks,
-  )
-  assert jax.tree.map(jnp.shape, weights) == jax.tree.map(jnp.shape, params)
+  if scheme := config.method.sparse_init:  # else the model's own
+    weights = jax.eval_shape(
+      lambda key, *arrays: sx.init_sparse_weights(key, *arrays, scheme),
+      jax.random.key(0),
+      params,
+      masks,
+    )
+    assert jax.tree.map(jnp.shape, weights) == jax.tree.map(jnp.shape, params)
 
 
 @pytest.mark.parametrize("name", SWEEPS)

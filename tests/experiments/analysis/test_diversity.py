@@ -207,8 +207,10 @@ def test_the_command(sweep, tmp_path, monkeypatch, capsys):
 def test_what_cannot_be_read(tmp_path):
   with pytest.raises(ValueError, match=r"holds no sweep: it has no sweep\.json"):
     load_sweep(tmp_path)
+  variant = {"seeds": [0], "axes": {}, "config": tiny_config().to_dict()}
   write_json(
-    tmp_path / "sweep.json", {"variants": {"a": {"seeds": [0], "config": tiny_config().to_dict()}}}
+    tmp_path / "sweep.json",
+    {"name": "S", "study": "", "command": "this", "variants": {"a": variant}},
   )
   with pytest.raises(ValueError, match=r"No run in .* is finished"):
     load_sweep(tmp_path)

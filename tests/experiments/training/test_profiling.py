@@ -72,10 +72,14 @@ def test_the_code_is_told_by_what_is_in_its_files(monkeypatch, tmp_path):
 
 
 def test_a_session_cut_off_by_a_kill_is_passed_over(tmp_path):
-  (tmp_path / "sessions.jsonl").write_text('{"step": 3}\n{"ste')
-  assert read_sessions(tmp_path) == [{"step": 3}]
+  provenance.write_session(tmp_path, step=3)
+  path = tmp_path / "sessions.jsonl"
+  path.write_text(path.read_text() + '{"ste')
+  with pytest.warns(UserWarning, match="sessions.jsonl is damaged: passed over are line 2"):
+    assert [session["step"] for session in read_sessions(tmp_path)] == [3]
   provenance.write_session(tmp_path, step=4)
-  assert [session["step"] for session in read_sessions(tmp_path)] == [3, 4]
+  with pytest.warns(UserWarning, match="passed over are line 2"):
+    assert [session["step"] for session in read_sessions(tmp_path)] == [3, 4]
   assert read_sessions(tmp_path / "elsewhere") == []
 
 

@@ -100,17 +100,6 @@ def test_what_linen_cannot_condense(linen):
   with pytest.raises(ValueError, match="takes a Flax Linen module"):
     sx.condense_linen(lambda x: x, dense, mask, x)
 
-  class Step(nn.Module):
-    @nn.compact
-    def __call__(self, x, _):
-      return nn.Dense(4, use_bias=False)(x), None
-
-  stacked = nn.scan(Step, {"params": 0}, split_rngs={"params": True}, length=2)()
-  kernel = np.zeros((2, 4, 4), np.float32)
-  with pytest.raises(ValueError, match="more axes than the layer"):
-    params = {"Dense_0": {"kernel": kernel}}
-    sx.condense_linen(stacked, params, {"Dense_0/kernel": kernel == 0}, x[0, 0], None)
-
 
 @pytest.fixture(scope="module")
 def eqx():
