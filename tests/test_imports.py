@@ -1,6 +1,7 @@
 """Imports run downwards only, without a circle; what may import what is the design's."""
 
 import ast
+import functools
 import sys
 import tomllib
 from collections.abc import Iterator
@@ -68,6 +69,7 @@ def modules() -> dict[str, Path]:
 _MODULES: dict[str, Path] = {}
 
 
+@functools.cache
 def graph() -> dict[str, set[str]]:
   """module -> modules of ours that it imports; a folder's `__init__` counts as itself."""
 

@@ -38,7 +38,13 @@ SMALL = {
 
 
 # Compiling these takes many seconds; others train the same optimizers, test_models their layers.
-LONG = ("cifar10_quick", "cifar10_wrn22", "imagenet_mobilenetv3", "imagenet_resnet50")
+LONG = (
+  "cifar10_quick",
+  "cifar10_wrn22",
+  "imagenet_mobilenetv3",
+  "imagenet_resnet50",
+  "imagenet_vit_b16",
+)
 
 
 def run_config(name, *arguments):

@@ -30,8 +30,10 @@ TINY = Study(
 )
 
 
-@pytest.mark.parametrize("mask", MASKS)
-@pytest.mark.parametrize("gates", ["bernoulli", "relu"])
+CASES = [(mask, "bernoulli") for mask in MASKS] + [("constant_fan_in", "relu")]
+
+
+@pytest.mark.parametrize(("mask", "gates"), CASES)
 def test_simulation_agrees_with_the_closed_form(mask, gates):
   points = simulate(Case(mask, 8, 2, 2, gates), 2**15, seed=3)
   assert [p.depth for p in points] == [1, 2]

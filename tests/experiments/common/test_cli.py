@@ -175,6 +175,7 @@ def test_train_then_report(command, config, tmp_path):
   assert (workdir / "report.md").read_text() == text
 
 
+@pytest.mark.slow  # what it calls is tested in test_sweep.py and test_report.py
 @pytest.mark.usefixtures("one_device")
 def test_sweep_then_report(command, tmp_path, monkeypatch):
   monkeypatch.setattr(estimate, "_CALIBRATION_SECONDS", 1e-9)

@@ -505,12 +505,36 @@ def test_numbers_of_no_known_range_are_refused(dtype):
     crops.decode(encode(Image.fromarray(LEVELS.astype(dtype)), "TIFF"))
 
 
-def test_real_cifar10():
+@pytest.fixture
+def real_cifar10():
+  """Its folder."""
   data_dir = os.environ.get("TFDS_DATA_DIR")
   if not data_dir:
     pytest.skip("TFDS_DATA_DIR is not set")
   if not (Path(data_dir) / "cifar10").is_dir():
     pytest.skip(f"no cifar10 in TFDS_DATA_DIR={data_dir}")
+  return Path(data_dir)
+
+
+def test_the_first_of_real_cifar10(real_cifar10):
+  tfds = pytest.importorskip("tensorflow_datasets")
+  source = tfds_folder.find(real_cifar10, "cifar10", "CIFAR-10")
+  encoded = {"image": tfds.decode.SkipDecoding()}
+  _, splits = tfds_folder.open_splits(source, "cifar10", {"train": encoded, "test": encoded})
+  assert {name: len(examples) for name, examples in splits.items()} == {
+    "train": 50_000,
+    "test": 10_000,
+  }
+  for examples in splits.values():
+    found = examples.__getitems__(range(500))
+    images = np.stack([crops.decode(example["image"]) for example in found])
+    assert images.shape == (500, 32, 32, 3)
+    np.testing.assert_allclose(images.mean((0, 1, 2)) / 255, [0.4914, 0.4822, 0.4465], atol=0.02)
+    assert (np.bincount([example["label"] for example in found], minlength=10) > 25).all()
+
+
+@pytest.mark.slow  # decodes for a quarter of a minute
+def test_real_cifar10(real_cifar10):
   loaded = data.load("cifar10")
   assert loaded.train_images.shape == (50_000, 32, 32, 3)
   assert loaded.test_images.shape == (10_000, 32, 32, 3)

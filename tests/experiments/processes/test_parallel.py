@@ -64,6 +64,7 @@ def convnet_config(changes):
   return config
 
 
+@pytest.mark.slow  # test_loop.py compares one device with two and with eight
 def test_one_to_eight_devices(tmp_path):
   for count in (1, 2, 8):  # 4 in another test, where a run goes on
     with devices(count):
@@ -187,6 +188,7 @@ def run_command(workdir, *flags):
   )
 
 
+@pytest.mark.slow
 def test_two_processes(tmp_path):
   """On loopback, two devices in the one and one device in the other run; resumed, and refused."""
   config = digits.get_config()

@@ -48,6 +48,7 @@ class Watcher:
     self.outcomes[workdir.name] = outcome
 
 
+@pytest.mark.slow
 def test_a_killed_worker_is_a_failed_run_and_the_others_go_on(tmp_path):
   """One run's process is killed, one run cannot be trained, one comes after them."""
 

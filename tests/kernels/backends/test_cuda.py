@@ -1,4 +1,7 @@
-"""The CUDA kernels: on a GPU, or emulated where there is none; and what nvcc makes of them."""
+"""The CUDA kernels: on a GPU, or emulated where there is none; and what nvcc makes of them.
+
+The emulation takes half a minute to compile and run: all of it is slow.
+"""
 
 import itertools
 import re
@@ -26,7 +29,7 @@ MORE = {
   "rows_70": Problem(400, 90, 70, 60, (70,)),
   "split": Problem(1100, 100, 70, 600, (33,)),  # blocks of threads share the inputs
 }
-QUICK = ("odd_sizes", "batch_9", "split", "none_active", "empty_batch", "fan_in_one")
+QUICK = ("odd_sizes", "batch_9", "none_active", "empty_batch", "fan_in_one")
 SLOW = [name for name in (PROBLEMS | MORE) if name not in QUICK and not name.startswith("vit")]
 # How far results may be from the reference, in norms: float32, TF32, bfloat16.
 TOLERANCE = {"highest": 1e-6, None: 1e-3, "bfloat16": 5e-3}
@@ -83,11 +86,13 @@ def check(name, dtype, precision):
     assert error(dvalues, (rows.T @ factors)[indices, active]) < tolerance
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", QUICK)
 def test_products_and_gradients(kernels, name):
   check(name, "float32", "highest")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("dtype", "precision"), [("float32", None), ("bfloat16", None)])
 def test_rounded_products(kernels, dtype, precision):
   check("batch_9", dtype, precision)
@@ -102,6 +107,7 @@ def test_all_shapes(kernels, name, dtype, precision):
   check(name, dtype, precision)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("tile", products._TILE_CLOCKS)
 def test_every_tile(kernels, monkeypatch, tile, dtype):
@@ -142,6 +148,7 @@ def check_groups(problem, size, dtype, precision):
   assert mixed.dtype == other and error(mixed, want) < TOLERANCE["bfloat16"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("size", "dtype"), [(16, "float32"), (32, "bfloat16")])
 def test_groups(kernels, size, dtype):
   check_groups(MORE["batch_40"], size, dtype, "highest")
@@ -159,6 +166,7 @@ def test_all_groups(kernels, problem, size, dtype, precision):
   check_groups(problem, size, dtype, precision)
 
 
+@pytest.mark.slow
 def test_through_the_front_door(kernels):
   """Prepared and not, mixed types, under vmap, and a step of training."""
   x, condensed = make_problem(PROBLEMS["odd_sizes"])
