@@ -43,6 +43,7 @@ from srigl_jax.condensed_training.sparsify import (
 from srigl_jax.condensed_training.transform import CondensedTraining, CondensedTrainingState
 from srigl_jax.condensed_training.tree import pattern_mask, to_condensed
 from srigl_jax.exact_counts import truncated_count
+from srigl_jax.export.c_file import CExport, export_c
 from srigl_jax.initializers import init_sparse_weights
 from srigl_jax.layer_filters import all_but, only
 from srigl_jax.layer_views import LayerView, per_layer
@@ -84,6 +85,7 @@ __version__ = "0.2.0"  # as in pyproject.toml
 __all__ = [
   "Allocation",
   "Axes",
+  "CExport",
   "Condensed",
   "CondensedEquinox",
   "CondensedFile",
@@ -125,6 +127,7 @@ __all__ = [
   "condensed_value_and_grad",
   "conv_probe",
   "expand",
+  "export_c",
   "fixed_masks",
   "flax_axes",
   "folding_report",

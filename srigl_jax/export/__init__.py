@@ -1,0 +1,1 @@
+"""Trained networks for other runtimes: plain C99 for microcontrollers, ONNX."""
