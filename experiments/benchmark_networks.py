@@ -8,6 +8,10 @@ export is faster. Networks whose package is not installed are named and left out
 
 The networks are small, as tests need them: their speed says whether an export costs anything, not
 what a large network gains.
+
+The results file has a row as soon as its network is measured. With `--only` the rows of other
+networks that were measured on the same machine and versions stay in it, so a run can be cut short
+and go on, and a network be measured again.
 """
 
 import importlib.util
@@ -23,15 +27,15 @@ from absl import flags
 import srigl_jax as sx
 from experiments.benchmarks.networks.network import Network, Trained, dense_twin, train
 from experiments.benchmarks.networks.registry import NETWORKS
-from experiments.benchmarks.timing import interleave, quartiles
+from experiments.benchmarks.timing import interleave, quartiles, seconds
 from experiments.common import cli
-from experiments.common.environment import command_line, environment
-from experiments.common.files import RESULTS, write_json
+from experiments.common.environment import environment
+from experiments.common.files import RESULTS, read_json, write_json
 from experiments.common.markdown import markdown_table
 
 _OUT = RESULTS / "networks.json"
 _TOLERANCE = 1e-5
-_CALLS = 20  # in a row, for one time
+_SECONDS, _MOST_CALLS = 0.05, 20  # in a row, for one time
 
 
 class Row(NamedTuple):
@@ -120,13 +124,16 @@ def _compare(
   if error > _TOLERANCE:
     raise RuntimeError(f"{what}: the exported network is off by {error:.2g} of the outputs.")
 
+  once = min(seconds(lambda: dense(inputs)) for _ in range(2))
+  calls = min(_MOST_CALLS, max(1, round(_SECONDS / once)))
+
   def several(call: Any) -> Any:
-    return lambda: [call(inputs) for _ in range(_CALLS)]
+    return lambda: [call(inputs) for _ in range(calls)]
 
   times = interleave(
     what, {"dense": several(dense), "exported": several(exported)}, repeats=repeats
   )
-  return error, {name: [t / _CALLS for t in found] for name, found in times.items()}
+  return error, {name: [t / calls for t in found] for name, found in times.items()}
 
 
 def table(rows: list[Row]) -> str:
@@ -155,26 +162,45 @@ def main() -> None:
   names = options.only or list(NETWORKS)
   packages = {name: NETWORKS[name].package for name in names}
   absent = {n for n, package in packages.items() if package and not _is_installed(package)}
-  rows, started = [], time.monotonic()
+  path = Path(options.out) if options.out else None if options.quick else _OUT
+  rows = _measured(path) if options.only and path else {}
+  started = time.monotonic()
   for name in (n for n in names if n not in absent):
     batches = (1,) if options.quick else (1, 16, 64)
     steps, repeats = (6, 2) if options.quick else (24, options.repeats)
-    rows.append(measure(name, steps=steps, repeats=repeats, batches=batches))
+    rows[name] = measure(name, steps=steps, repeats=repeats, batches=batches)
     jax.clear_caches()
-  print(table(rows))
+    if path:
+      _write(path, [rows[n] for n in NETWORKS if n in rows])
+  print(table([rows[n] for n in NETWORKS if n in rows]))
   if absent:
     print("Left out, since their packages are not installed: " + ", ".join(sorted(absent)) + ".")
   print(f"{time.monotonic() - started:.0f} s")
-  complete = not options.quick and not options.only and not absent
-  if path := options.out or (complete and _OUT):
-    result = {
-      "command": command_line("experiments.benchmark_networks"),
-      "environment": environment(),
-      "table": table(rows),
-      "rows": [row._asdict() for row in rows],
-    }
-    write_json(Path(path), result)
+  if path:
     print(f"results: {path}")
+
+
+def _measured(path: Path) -> dict[str, Row]:
+  """The rows of an earlier run on this machine with these versions, by name."""
+  result = read_json(path)
+  if result is None or result.get("environment") != environment():
+    return {}
+  return {row["name"]: _row(row) for row in result["rows"]}
+
+
+def _row(row: dict[str, Any]) -> Row:
+  by_batch = lambda found: {int(batch): x for batch, x in found.items()}
+  return Row(**{**row, "speed": by_batch(row["speed"]), "times": by_batch(row["times"])})
+
+
+def _write(path: Path, rows: list[Row]) -> None:
+  result = {
+    "command": "python -m experiments.benchmark_networks",
+    "environment": environment(),
+    "table": table(rows),
+    "rows": [row._asdict() for row in rows],
+  }
+  write_json(path, result)
 
 
 def _is_installed(package: str) -> bool:
@@ -182,8 +208,10 @@ def _is_installed(package: str) -> bool:
 
 
 if __name__ == "__main__":
-  flags.DEFINE_string("out", None, f"JSON file of the results; {_OUT} for a whole run.")
+  flags.DEFINE_string("out", None, f"JSON file of the results; {_OUT} but for --quick.")
   flags.DEFINE_bool("quick", False, "Few steps at batch 1, to see that it works.")
   flags.DEFINE_integer("repeats", 15, "Rounds of timing.", lower_bound=1)
-  flags.DEFINE_multi_enum("only", None, list(NETWORKS), "Networks; all by default.")
+  flags.DEFINE_multi_enum(
+    "only", None, list(NETWORKS), "Networks; the file's others stay. All by default."
+  )
   cli.run(main)

@@ -21,6 +21,9 @@ _CONV = re.compile(
   r"(.*_)?(\w*conv\w*|stem|patch\w*|depthwise|pointwise|separable|(down|up)sample)(_.*)?"
 )
 _GENERAL = re.compile(r"(.*_)?(einsum|linear_general|dense_general)(_.*)?")
+# Gemma's, leaves called `w`: `(heads, in, size)`, `(2, heads, in, size)`, and `(heads, size, out)`.
+_EINSUM_IN = re.compile(r"(.*_)?(q|kv|qkv|k|v)_einsum")
+_EINSUM_OUT = re.compile(r"(.*_)?attn_vec_einsum")
 _TRANSPOSED = re.compile(r"(.*_)?conv\d_?d_transpose(_.*)?")  # Haiku's and Keras's; not Flax's
 _KERAS_DEPTHWISE = re.compile(r"depthwise_kernel|depthwise_conv\dd")
 _EXPERTS = re.compile(r"(.*_)?(experts?|moe)(_.*)?")
@@ -54,6 +57,11 @@ def first(ndim: int) -> Axes:
 def heads(ndim: int) -> Axes:
   """`(in, heads, head size)` and the like: all axes but the first are neurons."""
   return Axes(tuple(range(1, ndim)))
+
+
+def heads_first(ndim: int) -> Axes:
+  """`(heads, in, head size)`, `(3, heads, in, head size)`: all axes but the last but one."""
+  return Axes((*range(ndim - 2), ndim - 1))
 
 
 def transposed(ndim: int) -> Axes:
@@ -98,6 +106,10 @@ def convention(path: str, shape: tuple[int, ...], *, out_first: bool) -> Convent
     return Convention(depthwise(ndim), "Keras's name of a depthwise kernel", is_sure=True)
   if named(_TRANSPOSED):
     return Convention(transposed(ndim), "named like a transposed convolution", is_sure=True)
+  if names[0] == "w" and ndim > 2 and _EINSUM_IN.fullmatch(names[1]):
+    return Convention(heads_first(ndim), "named like Gemma's projections", is_sure=True)
+  if names[0] == "w" and ndim > 2 and _EINSUM_OUT.fullmatch(names[1]):
+    return Convention(Axes((ndim - 1,)), "named like Gemma's output", is_sure=True)
   stack = stack_name(path)
   if stack and _EXPERTS.fullmatch(plain(stack)) and not conv and ndim < 5:
     inner = convention(path, shape[1:], out_first=out_first)
@@ -107,7 +119,8 @@ def convention(path: str, shape: tuple[int, ...], *, out_first: bool) -> Convent
   square = ndim > 3 and shape[0] == shape[1] and shape[0] in (1, 5, 7)
   if named(_FUSED_IN) and not conv and not square and shape[0] > 1:
     return Convention(heads(ndim), "named like a fused projection", is_sure=True)
-  if conv or (ndim > 3 and is_window(shape[:-2])):
+  general = named(_GENERAL)
+  if conv or (ndim > 3 and is_window(shape[:-2]) and not general):
     if ndim > 3 and is_window(shape[2:]) and not is_window(shape[:-2]):
       return Convention(first(ndim), "window last", is_sure=False)
     return Convention(last(ndim), "named like a convolution" if conv else "window first", True)
@@ -118,7 +131,7 @@ def convention(path: str, shape: tuple[int, ...], *, out_first: bool) -> Convent
     return Convention(behind(inner.axes, 1), f"under {stack!r}", is_sure=False)
   if ndim > 3 and is_window(shape[2:]):
     return Convention(first(ndim), "window last", is_sure=False)
-  if named(_GENERAL):
+  if general:
     return Convention(heads(ndim), "named like a general dense layer", is_sure=False)
   return Convention(last(ndim), "more than two axes", is_sure=False)
 

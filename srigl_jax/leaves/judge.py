@@ -183,6 +183,9 @@ class _Tree:
   def contradiction(self, layer: Layer) -> str:
     """What to say if given axes are not those of the bias beside the kernel; else `""`."""
     ways = self._readings(layer.path)
+    if not ways and layer.axes.neurons == (0, 2) and conventions.stack_name(layer.path):
+      stack = f"{layer.shape[0]} layers (axes={_argument(layer.path, Axes((2,), stack=(0,)))})"
+      return f"{layer.path!r} is {describe(layer)}, as `axes` says, in one layer and not {stack}."
     if not ways or any(_same(way, layer.axes) for way in ways):
       return ""
     axes = _with_window(ways[0], len(layer.shape))

@@ -11,14 +11,19 @@ _KERNEL = re.compile(r"(.*_)?kernel")
 _GENERIC = re.compile(r"w|weights?|embeddings?|table|value|e|g|w_\w+")
 _BIAS = re.compile(r"bias|(.*_)?bias(es)?|bias_\w+")
 _TOKEN = re.compile(
-  r"cls|(.*_)?tokens?|class_emb\w*|latents?|registers?|(query|mask)_emb\w*|(\w+_)?queries"
+  r"cls|(.*_)?tokens?|class_emb\w*|latents?(_array)?|registers?|slots?(_\w+)?|inducing_points?|(query|mask)_emb\w*|(\w+_)?queries"
 )
 _ADAPTER = re.compile(
-  r"(.*_)?(lora|dora|ia3|vera)(_?(a|b|up|down|magnitude|emb)\w*)?|(soft_)?prompts?|prefix(_tuning)?"
+  r"(.*_)?(lora|dora|ia3|vera)(_?(a|b|l|up|down|magnitude|emb|lambda)\w*)?"
+  r"|(soft_)?prompts?|prefix(_(tuning|k|v|keys?|values?|tokens?))?"
 )
-_ADAPTERS = re.compile(r"(.*_)?adapters?|(.*_)?lora_(a|b|up|down)")
+# What stands in one of these, but for the layer that it was put around.
+_ADAPTERS = re.compile(
+  r"(.*_)?adapters?(_(a|b|up|down|in|out|proj\w*|w))?|(.*_)?lora(_?(a|b|up|down|params?|weights?))?"
+)
+_BASE = re.compile(r"(.*_)?base(_.*)?")
 _POSITION = re.compile(
-  r"(.*_)?(pos|posemb\w*|posembed\w*|positions?|positional|wpe|ape|relpos|relative|rotary|alibi)(_.*)?|pe"
+  r"(.*_)?(pos|posemb\w*|posembed\w*|positions?|positional|wpe|ape|relpos|relative|rotary|rope|alibi)(_.*)?|pe|rpe|rpb"
 )
 _EMBEDDING = re.compile(
   r"(.*_)?(embed|embeds|embedding|embeddings|embedder|emb|embs|wte|wtte|codebook|vocab|lookup)"
@@ -32,13 +37,14 @@ _NORM = re.compile(
   r"|rms)(_[a-z0-9]{1,5})?"
 )
 _NO_TABLE = re.compile(
-  r"(.*_)?(patch|patches|proj|projection|mlp|dense|linear|fc|net|conv|ffn)(_.*)?"
+  r"(.*_)?(ada|patch|patches|proj|projection|mlp|dense|linear|fc|net|conv|ffn)(_.*)?"
 )
 
 
 def plain(name: str) -> str:
   """A name in lower case with underscores and without a number at its end: `LayerNorm_0`."""
-  snake = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower()
+  snake = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name.replace("LoRA", "Lora").replace("DoRA", "Dora"))
+  snake = snake.lower()
   return re.sub(r"[_\d]+$", "", snake) or snake
 
 
@@ -63,7 +69,8 @@ def no_layer(path: str, shape: tuple[int, ...], *, has_bias: bool) -> tuple[str,
   """
   leaf, module = plain(path.rsplit("/", 1)[-1]), owner_name(path)
   parts = [plain(part) for part in path.split("/")]
-  if _ADAPTER.fullmatch(leaf) or any(_ADAPTERS.fullmatch(part) for part in parts):
+  is_base = any(map(_BASE.fullmatch, parts)) or (is_kernel_name(path) and module.endswith("lora"))
+  if _ADAPTER.fullmatch(leaf) or (any(map(_ADAPTERS.fullmatch, parts)) and not is_base):
     return "adapter", "named like an adapter"
   if is_kernel_name(path):
     return None

@@ -36,7 +36,7 @@ def trained():
   return make
 
 
-@pytest.mark.parametrize("name", cases())
+@pytest.mark.parametrize("name", list(cases()))
 def test_a_network_trains_and_is_exported(trained, name):
   network, result = trained(name)
   history = result.history

@@ -78,9 +78,20 @@ def test_what_is_a_layer(path, leaf, expected):
     ("dense/lora/lora_b", (2, 8), "adapter"),
     ("block/adapter/down/kernel", (8, 2), "adapter"),
     ("prompts", (4, 8), "adapter"),
+    ("q/LoRA_A", (8, 2), "adapter"),
+    ("lora/q/b", (2, 8), "adapter"),
+    ("LoRAParam_0/a", (8, 2), "adapter"),
+    ("block/adapter_down/kernel", (8, 2), "adapter"),
+    ("attn/prefix_k", (4, 8), "adapter"),
     ("mask_token", (1, 1, 8), "token"),
+    ("latent_array", (4, 8), "token"),
+    ("inducing_points", (4, 8), "token"),
+    ("attn/rpe", (13, 8), POSITION),
     # Layers, though their names have something of the above.
     ("lora_dense/kernel", (8, 8), DENSE),
+    ("lora/base_module/kernel", (8, 8), DENSE),
+    ("lora/kernel", (8, 8), DENSE),  # nnx.LoRALinear
+    ("ada_ln/w", (8, 48), DENSE),
     ("embed_in/kernel", (8, 8), DENSE),
     ("unembed/W_U", (8, 50), DENSE),
     ("position_wise_ffn/w", (8, 32), DENSE),
@@ -160,6 +171,25 @@ def test_a_stack_along_the_second_axis_is_doubted():
   leaves = judged(shapes)
   assert re.search(r"axes=sx\.axes\.stacked\('\^dec/', axis=1\)", leaves["dec/query/kernel"].doubt)
   assert leaves["dec/norm/scale"].kind == NORM and not leaves["head/kernel"].doubt
+
+
+@pytest.mark.parametrize(
+  ("path", "shape", "expected"),
+  [
+    ("attn/q_einsum/w", (4, 16, 8), Axes((0, 2))),
+    ("attn/kv_einsum/w", (2, 2, 16, 8), Axes((0, 1, 3))),  # no window of 2×2
+    ("attn/attn_vec_einsum/w", (4, 8, 16), Axes((2,))),
+  ],
+)
+def test_projections_of_gemma(path, shape, expected):
+  leaf = judged({path: shape})[path]
+  assert (leaf.layer.axes, leaf.doubt) == (expected, "")
+
+
+def test_neurons_on_both_sides_of_the_inputs_are_doubted_as_a_stack():
+  one_layer = lambda path, shape: Axes(neurons=(0, 2))
+  doubt = judged({"layers/up/kernel": (3, 64, 256)}, axes=one_layer)["layers/up/kernel"].doubt
+  assert re.search(r"768 neurons, as `axes` says.* not 3 layers .*axes\.stacked\('layers/up", doubt)
 
 
 def test_experts_are_stacks():
