@@ -44,6 +44,7 @@ from srigl_jax.condensed_training.transform import CondensedTraining, CondensedT
 from srigl_jax.condensed_training.tree import pattern_mask, to_condensed
 from srigl_jax.exact_counts import truncated_count
 from srigl_jax.export.c_file import CExport, export_c
+from srigl_jax.export.onnx_file import export_onnx
 from srigl_jax.initializers import init_sparse_weights
 from srigl_jax.layer_filters import all_but, only
 from srigl_jax.layer_views import LayerView, per_layer
@@ -128,6 +129,7 @@ __all__ = [
   "conv_probe",
   "expand",
   "export_c",
+  "export_onnx",
   "fixed_masks",
   "flax_axes",
   "folding_report",

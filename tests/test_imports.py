@@ -29,7 +29,7 @@ MAY_IMPORT = {
   "srigl_jax/methods": {"srigl_jax", "jax", "numpy", "optax"},
   "srigl_jax/analysis": {"srigl_jax", "jax", "numpy"},
   "srigl_jax/condensed": ONLY_CONDENSED,
-  "srigl_jax/export": ONLY_CONDENSED - {"safetensors"},
+  "srigl_jax/export": ONLY_CONDENSED - {"safetensors"} | {"onnx"},
   "srigl_jax/condensed_training": ONLY_CONDENSED | {"optax"},
   "configs": {"configs", "ml_collections", "experiments"},  # for the registry of methods
 }

@@ -15,12 +15,10 @@ class Function(NamedTuple):
   Attributes:
     compute: `(x, alpha) -> y`, float64.
     c: its body in C99 for a float `x`; `{alpha}` is the parameter.
-    onnx: its operator and attributes in ONNX (opset 20); None: `onnx_file` composes it.
   """
 
   compute: Callable[[np.ndarray, float], np.ndarray]
   c: str
-  onnx: tuple[str, dict[str, object]] | None
 
 
 _erf = np.vectorize(math.erf, otypes=[np.float64])
@@ -37,47 +35,33 @@ def _gelu_tanh(x: np.ndarray) -> np.ndarray:
 _TANH_GELU_C = "0.5f * x * (1.0f + tanhf(0.797884561f * (x + 0.044715f * x * x * x)))"
 
 ACTIVATIONS: dict[str, Function] = {
-  "relu": Function(
-    lambda x, _: np.maximum(x, 0), "x > 0.0f ? x : 0.0f", ("Relu", {})
-  ),
-  "relu6": Function(
-    lambda x, _: np.clip(x, 0, 6), "x > 0.0f ? (x < 6.0f ? x : 6.0f) : 0.0f", None
-  ),
-  "leaky_relu": Function(
-    lambda x, a: np.where(x >= 0, x, a * x), "x >= 0.0f ? x : {alpha} * x", ("LeakyRelu", {})
-  ),
-  "tanh": Function(lambda x, _: np.tanh(x), "tanhf(x)", ("Tanh", {})),
-  "sigmoid": Function(lambda x, _: _logistic(x), "1.0f / (1.0f + expf(-x))", ("Sigmoid", {})),
-  "silu": Function(lambda x, _: x * _logistic(x), "x / (1.0f + expf(-x))", None),
-  "gelu": Function(
-    lambda x, _: _gelu_tanh(x), _TANH_GELU_C, ("Gelu", {"approximate": "tanh"})
-  ),
+  "relu": Function(lambda x, _: np.maximum(x, 0), "x > 0.0f ? x : 0.0f"),
+  "relu6": Function(lambda x, _: np.clip(x, 0, 6), "x > 0.0f ? (x < 6.0f ? x : 6.0f) : 0.0f"),
+  "leaky_relu": Function(lambda x, a: np.where(x >= 0, x, a * x), "x >= 0.0f ? x : {alpha} * x"),
+  "tanh": Function(lambda x, _: np.tanh(x), "tanhf(x)"),
+  "sigmoid": Function(lambda x, _: _logistic(x), "1.0f / (1.0f + expf(-x))"),
+  "silu": Function(lambda x, _: x * _logistic(x), "x / (1.0f + expf(-x))"),
+  "gelu": Function(lambda x, _: _gelu_tanh(x), _TANH_GELU_C),
   "gelu_exact": Function(
     lambda x, _: 0.5 * x * (1 + _erf(x / math.sqrt(2))),
     "0.5f * x * (1.0f + erff(0.707106781f * x))",
-    ("Gelu", {}),
   ),
   "elu": Function(
     lambda x, a: np.where(x > 0, x, a * np.expm1(np.minimum(x, 0))),
     "x > 0.0f ? x : {alpha} * expm1f(x)",
-    ("Elu", {}),
   ),
   "hard_sigmoid": Function(
     lambda x, _: np.clip(x + 3, 0, 6) / 6,
     "x > -3.0f ? (x < 3.0f ? (x + 3.0f) * 0.166666667f : 1.0f) : 0.0f",
-    ("HardSigmoid", {"alpha": 1 / 6, "beta": 0.5}),
   ),
   "hard_swish": Function(
     lambda x, _: x * np.clip(x + 3, 0, 6) / 6,
     "x > -3.0f ? (x < 3.0f ? x * (x + 3.0f) * 0.166666667f : x) : 0.0f",
-    ("HardSwish", {}),
   ),
   "softplus": Function(
-    lambda x, _: np.logaddexp(x, 0),
-    "(x > 0.0f ? x : 0.0f) + log1pf(expf(-fabsf(x)))",
-    ("Softplus", {}),
+    lambda x, _: np.logaddexp(x, 0), "(x > 0.0f ? x : 0.0f) + log1pf(expf(-fabsf(x)))"
   ),
-}  # fmt: skip
+}
 """By name; "gelu" is JAX's default, which approximates it by tanh."""
 
 GRID = np.concatenate(
