@@ -2,6 +2,11 @@
 
 The file holds the condensed layers, whatever else the network needs, and where it comes from. What
 was written is read back, and its test accuracy compared with the trained network's.
+
+`--format` is for other runtimes: `c` writes `NAME.c` and `NAME.h` of plain C99
+(`--out=DIR/NAME.c`), `onnx` an ONNX file, `torch` a PyTorch `state_dict`, dense, in safetensors
+format. For `c` and `onnx`, `--model=FILE` takes what this command wrote before in place of
+`--workdir`.
 """
 
 from pathlib import Path
@@ -10,11 +15,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from absl import flags
+from flax import nnx
 
 import srigl_jax as sx
 from experiments.common import cli
 from experiments.common.environment import environment
-from experiments.deploy.exported import Exported, load_exported
+from experiments.deploy import formats
+from experiments.deploy.exported import Exported, load_data, load_exported
 from experiments.deploy.inference import accuracy, num_bytes, predict
 from experiments.training.load_run import LoadedRun, load_run
 
@@ -31,6 +38,19 @@ def export(trained: LoadedRun, path: Path, *, overwrite: bool = False) -> Export
     ValueError: if the network is dense, or its masks have no constant fan-in.
     FileExistsError: if the file exists, unless `overwrite`.
   """
+  model = condensed(trained)
+  layers, arrays = sx.split_condensed(model)
+  path.parent.mkdir(parents=True, exist_ok=True)
+  sx.save_condensed(path, layers, _provenance(trained), arrays=arrays, overwrite=overwrite)
+  return load_exported(path)
+
+
+def condensed(trained: LoadedRun) -> nnx.Module:
+  """The condensed form of a trained network.
+
+  Raises:
+    ValueError: if the network is dense, or its masks have no constant fan-in.
+  """
   config = trained.run.config
   if not trained.masks:
     raise ValueError(
@@ -38,21 +58,16 @@ def export(trained: LoadedRun, path: Path, *, overwrite: bool = False) -> Export
       "static with config.method.kwargs.structure=constant_fan_in."
     )
   if trained.run.is_condensed:
-    model = sx.condense_trained(trained.model)
-  else:
-    image = jax.ShapeDtypeStruct((1, *trained.run.data.image_shape), jnp.float32)
-    try:
-      model = sx.condense_model(trained.model, trained.masks, image)
-    except ValueError as error:
-      raise ValueError(
-        f"The run {config.name!r} was trained by {config.method.name!r} and cannot be exported. "
-        f"{error} Export one of srigl, or of static with "
-        "config.method.kwargs.structure=constant_fan_in."
-      ) from error
-  layers, arrays = sx.split_condensed(model)
-  path.parent.mkdir(parents=True, exist_ok=True)
-  sx.save_condensed(path, layers, _provenance(trained), arrays=arrays, overwrite=overwrite)
-  return load_exported(path)
+    return sx.condense_trained(trained.model)
+  image = jax.ShapeDtypeStruct((1, *trained.run.data.image_shape), jnp.float32)
+  try:
+    return sx.condense_model(trained.model, trained.masks, image)
+  except ValueError as error:
+    raise ValueError(
+      f"The run {config.name!r} was trained by {config.method.name!r} and cannot be exported. "
+      f"{error} Export one of srigl, or of static with "
+      "config.method.kwargs.structure=constant_fan_in."
+    ) from error
 
 
 def _provenance(trained: LoadedRun) -> dict[str, Any]:
@@ -72,6 +87,12 @@ def main() -> int:
   """The command."""
   options = flags.FLAGS
   path = Path(options.out)
+  if bool(options.workdir) == bool(options.model):
+    raise ValueError("Give either --workdir, of a run, or --model, a file that was exported.")
+  if options.format != "condensed":
+    return _export_elsewhere(path)
+  if options.model:
+    raise ValueError(f"{options.model} is condensed already: --format takes c or onnx for it.")
   if path.exists() and not options.overwrite:
     raise ValueError(f"{path} exists: give another --out, or --overwrite to replace it.")
   trained = load_run(Path(options.workdir), which=options.checkpoint, data_dir=options.data_dir)
@@ -88,9 +109,48 @@ def main() -> int:
   return 0
 
 
+def _export_elsewhere(path: Path) -> int:
+  """The command for other runtimes."""
+  options = flags.FLAGS
+  data: Any
+  if options.model:
+    exported = load_exported(Path(options.model))
+    model, data = exported.model, load_data(exported, data_dir=options.data_dir)
+    if options.format == "torch":
+      raise ValueError(
+        "--format=torch needs the trained network with its batch norms, which an exported file has "
+        "no more: give --workdir."
+      )
+  else:
+    which, data_dir = options.checkpoint, options.data_dir
+    trained = load_run(Path(options.workdir), which=which, data_dir=data_dir)
+    if options.format != "torch":
+      model, data = condensed(trained), trained.run.data
+  common: dict[str, Any] = {"overwrite": options.overwrite}
+  if options.format == "torch":
+    written = formats.write_torch(trained, path, **common)
+  elif options.format == "onnx":
+    written = formats.write_onnx(
+      model, data, path, form=options.form, output=options.output, **common
+    )
+  else:
+    chosen = {"arithmetic": options.arithmetic, "style": options.style, "output": options.output}
+    written = formats.write_c(model, data, path, **chosen, **common)
+  print(written.note)
+  print(f"{options.format}: {', '.join(map(str, written.paths))}")
+  return 0
+
+
 if __name__ == "__main__":
-  flags.DEFINE_string("workdir", None, "Directory of the run.", required=True)
+  flags.DEFINE_string("workdir", None, "Directory of the run.")
+  flags.DEFINE_string("model", None, "Instead: a file that this command wrote, for c and onnx.")
   flags.DEFINE_string("out", None, "File to write, conventionally NAME.safetensors.", required=True)
+  names = ["condensed", "c", "onnx", "torch"]
+  flags.DEFINE_enum("format", "condensed", names, "What to write.")
+  flags.DEFINE_string("arithmetic", "float32", "Of c: float32, int8, or fixed point such as q3.12.")
+  flags.DEFINE_enum("style", "auto", ["auto", "loops", "unrolled"], "Of c: how it is written.")
+  flags.DEFINE_enum("form", "gather", ["gather", "dense"], "Of onnx: how sparse layers are stored.")
+  flags.DEFINE_enum("output", "logits", ["logits", "softmax"], "Of c and onnx.")
   flags.DEFINE_enum("checkpoint", "last", ["last", "best"], "Which checkpoint.")
   flags.DEFINE_string("data_dir", "", "TFDS folder, if it is not where the run's config says.")
   flags.DEFINE_bool("overwrite", False, "Replace FILE if it exists.")

@@ -42,7 +42,7 @@ _LEAVES = {"scale": "weight", "bias": "bias", "mean": "running_mean", "var": "ru
 _PROJECTIONS = ("query", "key", "value")  # in the order of the rows of in_proj
 
 
-class _Source(NamedTuple):
+class Source(NamedTuple):
   """Where an array comes from: a key of the checkpoint, and which third of its rows, if not all."""
 
   key: str
@@ -85,14 +85,14 @@ def import_torch(
     ValueError: if there is no mapping for the model, or any key is missing, left over or of another
       shape or type than the model's; all of them are listed.
   """
-  module_name = choose(_MODULE_NAMES, name, "the model to import")
+  module_name = choose(MODULE_NAMES, name, "the model to import")
   given = _normalized(state_dict)
   modules = {path.rpartition("/")[0] for path in (*model.params, *model.model_state)}
   used: set[str] = set()
   faults: list[str] = []
 
   def convert(path: str, shape: tuple[int, ...]) -> np.ndarray | None:
-    key, third = _source(path, modules, module_name)
+    key, third = source_of(path, modules, module_name)
     used.add(key)
     if key not in given:
       faults.append(f"{key} is missing (it becomes {path})")
@@ -132,16 +132,16 @@ def _normalized(state_dict: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
   return arrays
 
 
-def _source(path: str, modules: Collection[str], module_name: "ModuleName") -> _Source:
-  """The source of one of our arrays."""
+def source_of(path: str, modules: Collection[str], module_name: "ModuleName") -> Source:
+  """Where one of our arrays stands in PyTorch; `export_torch` goes the other way."""
   module, _, leaf = path.rpartition("/")
   if not module:  # the parameters of a vision transformer itself
-    return _Source({"pos_embedding": "encoder.pos_embedding"}.get(leaf, leaf))
+    return Source({"pos_embedding": "encoder.pos_embedding"}.get(leaf, leaf))
   leaf = "weight" if leaf == "kernel" else _LEAVES[leaf]
   parent, _, last = module.rpartition("/")
   if parent.endswith("attention") and last in _PROJECTIONS:
-    return _Source(f"{module_name(parent, modules)}.in_proj_{leaf}", _PROJECTIONS.index(last))
-  return _Source(f"{module_name(module, modules)}.{leaf}")
+    return Source(f"{module_name(parent, modules)}.in_proj_{leaf}", _PROJECTIONS.index(last))
+  return Source(f"{module_name(module, modules)}.{leaf}")
 
 
 def _torch_shape(path: str, shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -191,7 +191,7 @@ def _mobilenet_v3(module: str, modules: Collection[str]) -> str:
   return f"{start}.{last}"
 
 
-_MODULE_NAMES: dict[str, ModuleName] = {
+MODULE_NAMES: dict[str, ModuleName] = {
   # torchvision.models.resnet50
   "resnet50": _by_rules(
     (r"^head$", "fc"), (r"/shortcut_bn$", "/downsample/1"), (r"/shortcut$", "/downsample/0")

@@ -10,10 +10,12 @@ import pytest
 
 import srigl_jax as sx
 from experiments.common.files import read_json
+from experiments.deploy import formats
 from experiments.deploy.exported import load_data, load_exported
 from experiments.deploy.inference import accuracy, largest_difference, predict
 from experiments.export import export
 from experiments.infer import infer, write_report
+from experiments.models.import_torch import MODULE_NAMES, read_state_dict
 from experiments.training.load_run import load_run
 from experiments.training.loop import train
 from tests.experiments.common.test_old_configs import old_form
@@ -228,3 +230,20 @@ def test_what_is_no_file(tmp_path):
   os.mkfifo(tmp_path / "model")
   with pytest.raises(ValueError, match="no regular file"):
     load_exported(tmp_path / "model")
+
+
+def test_other_formats_are_written(exported_run, tmp_path):
+  _, trained, exported = exported_run
+  data, path = trained.run.data, tmp_path / "c" / "net.c"
+  written = formats.write_c(exported.model, data, path, overwrite=False, arithmetic="int8")
+  assert {p.name for p in written.paths} == {"net.c", "net.h"} and "int8" in written.note
+  with pytest.raises(ValueError, match=r"NAME\.c"):
+    formats.write_c(exported.model, data, tmp_path / "net", overwrite=False)
+  path = tmp_path / "torch.safetensors"
+  if trained.run.config.model.name in (*MODULE_NAMES, "mlp", "convnet"):
+    formats.write_torch(trained, path, overwrite=False)
+    weights = read_state_dict(path)
+    density = {key: np.mean(x != 0) for key, x in weights.items() if x.ndim > 1}
+    assert min(density.values()) < 1
+    with pytest.raises(FileExistsError):
+      formats.write_torch(trained, path, overwrite=False)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
+from experiments.models.export_torch import to_state_dict, write_state_dict
 from experiments.models.import_torch import import_torch, read_state_dict
 from tests.experiments.models import torch_reference
 from tests.experiments.tiny import abstract_model, quick_compiler
@@ -132,3 +133,21 @@ def test_files(tmp_path):
     read_state_dict(tmp_path / "model.pt")
   with pytest.raises(FileNotFoundError):
     read_state_dict(tmp_path / "none.npz")
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_an_exported_network_is_the_one_that_was_imported(name, tmp_path):
+  state_dict, _, _ = theirs(name)
+  model = import_torch(ours(name), state_dict, name=name)
+  state = to_state_dict({**model.params, **model.model_state}, name=name)
+  path = tmp_path / "new" / "model.safetensors"
+  write_state_dict(path, state)
+  read = read_state_dict(path)
+  counters = {key for key in read if key.endswith("num_batches_tracked")}
+  assert len(counters) == sum(key.endswith("running_mean") for key in read)
+  again = import_torch(ours(name), read, name=name)
+  for before, after in zip(jax.tree.leaves(model[1:]), jax.tree.leaves(again[1:]), strict=True):
+    np.testing.assert_array_equal(before, after)
+  for key, array in state_dict.items():  # and every array is where it came from
+    if key not in counters:
+      np.testing.assert_array_equal(read[key], np.asarray(array, np.float32))
