@@ -10,7 +10,7 @@ import numpy as np
 from srigl_jax.condensed.condense import condense
 from srigl_jax.layers import Axes, from_matrix, make_layer
 from srigl_jax.stacks import host_stack, one_layer
-from srigl_kernels import Condensed, Prepared, prepare
+from srigl_kernels import Condensed, Prepared, cost_model, prepare
 
 
 def condense_stack(kernel: Any, mask: Any, bias: Any, axes: Axes) -> list[Condensed]:
@@ -65,9 +65,13 @@ def prepare_stack(
   Args:
     layers: from `condense_stack`.
     backend: see `srigl_jax.prepare`; `"xla"` instead if its layouts differ in size from layer to
-      layer.
+      layer. Small layers that are left to `"auto"` are dense: a scan copies every array of a
+      layout out of its stack before native code is called, which takes longer than their product.
     **kwargs: further arguments of `prepare`.
   """
+  is_small = layers[0].in_features * layers[0].out_features <= cost_model.SMALL_WEIGHTS
+  if backend == "auto" and is_small and jax.default_backend() == "cpu":
+    backend = "dense"
   prepared = [prepare(layer, backend=backend, **kwargs) for layer in layers]
   if len({_form(x) for x in prepared}) > 1:
     prepared = [prepare(layer, backend="xla", **kwargs) for layer in layers]
