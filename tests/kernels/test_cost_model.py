@@ -59,7 +59,7 @@ def test_small_layers_leave_xla_at_large_batches_for_a_gain_alone(monkeypatch):
   rates = {"dense": cost_model.Rates(1.2, 0, 0, 0), "cpu avx512": cost_model.Rates(1, 0, 0, 0)}
   monkeypatch.setattr(cost_model, "SECONDS", rates)
   monkeypatch.setattr(cost_model, "SMALL", rates)
-  large = SIZES._replace(in_features=2000)
+  large = SIZES._replace(in_features=4000)
   first = lambda sizes, batch: cost_model.rank(sizes, batch, list(rates))[0][0]
   assert [first(SIZES, 1), first(SIZES, 16), first(large, 16)] == [
     "cpu avx512", "dense", "cpu avx512",
