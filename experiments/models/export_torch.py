@@ -59,7 +59,7 @@ def to_state_dict(arrays: Mapping[str, np.ndarray], *, name: str) -> dict[str, n
       counter = source.key.removesuffix("running_mean") + _COUNTER
       state[counter] = np.zeros((), np.int64)
   state |= {key: np.concatenate([x[i] for i in range(3)]) for key, x in thirds.items()}
-  return {key: np.ascontiguousarray(state[key]) for key in sorted(state)}  # as safetensors asks
+  return {key: np.asarray(state[key], order="C") for key in sorted(state)}  # as safetensors asks
 
 
 def write_state_dict(path: Path, state: Mapping[str, np.ndarray]) -> None:
