@@ -241,6 +241,11 @@ def from_matrix(x: Array, layer: Layer) -> Array:
 
 def check_paths(given: Iterable[str], known: Iterable[str], *, name: str) -> None:
   """Raises a ValueError if `given` holds a path that is not `known`; `name`: the argument's."""
+  if not isinstance(given, Iterable) or not all(isinstance(path, str) for path in given):
+    raise ValueError(
+      f"{name} is a {type(given).__name__}; it must have a path such as 'layers/0/kernel' for each "
+      "entry. Masks come as such a dict from get_masks(opt_state)."
+    )
   known = list(known)
   unknown = sorted(set(given) - set(known))
   if unknown:

@@ -145,6 +145,11 @@ def plan(
       raise ValueError(
         "tx has arguments of its own: give either `tx` or sparsity, sparse, ablate and axes."
       )
+    if not callable(getattr(tx, "init", None)):
+      raise ValueError(
+        f"tx is a {type(tx).__name__}; it must be an optax transformation, given after the "
+        "parameters: plan(params, tx)."
+      )
     leaves, allocation, layers = training_plan(tx, params)
     head = find_head(allocation.layers)
     ablatable = frozenset(path for path, layer in layers.items() if layer.may_ablate)
