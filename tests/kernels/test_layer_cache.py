@@ -65,7 +65,8 @@ def test_it_is_prepared_once(packed):
       jax.lax.scan(lambda carry, row: (carry, run(row, condensed)), 0, x)[1],
     ):
       reference.assert_close(y, expected, condensed.fan_in)
-  assert packed == [choose_backend(condensed, 15)[0]]
+  chosen = {choose_backend(condensed, rows)[0] for rows in (15, 1)}  # the scan's calls have one
+  assert sorted(packed) == sorted(chosen)
   assert not unprepared_warnings(caught)
 
 
