@@ -1,18 +1,20 @@
 """Exported C code beside its dense twin: `python -m experiments.benchmark_edge --publish`.
 
 Two networks at 90 % sparsity, with random weights on random inputs, on which their speed does not
-depend: the digits MLP 64→256→256→10 and 16→64→32→32→5 as used in jet tagging. The dense twin is
-what the same writer makes of the dense network; its loops go input by input, so that compilers
-vectorise them. Reported are the least time of a call in rounds that take turns, code and constants
-in bytes, and what a Cortex-M4 takes (`experiments/benchmarks/edge/cortex_m.py`) where it is
-installed. emlearn and keras2c are not measured yet.
+depend: the digits MLP 64→256→256→10 and 16→64→32→32→5 as used in jet tagging. Each form is compared
+with its dense twin, which is what the same writer makes of the dense network in the same
+arithmetic; its loops go input by input, so that compilers vectorise them. Reported are the least
+time of a call in rounds that take turns, code and constants in bytes, and what a Cortex-M4 takes
+(`experiments/benchmarks/edge/cortex_m.py`) where its tools are installed. emlearn and keras2c are
+not measured yet.
 """
 
+import functools
 import itertools
 import subprocess
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -28,6 +30,8 @@ from experiments.common.files import RESULTS, write_json
 from experiments.common.markdown import markdown_table
 
 NETWORKS = {"digits": (64, 256, 256, 10), "jets": (16, 64, 32, 32, 5)}
+ARITHMETICS = ("float32", "int8", "q4.11")
+_NAMES = {arithmetic.replace(".", "_"): arithmetic for arithmetic in ARITHMETICS}
 FLAGS = {"-O2": ["-O2"], "-O3 -march=native": ["-O3", "-march=native"]}
 _DRIVER = """
 #define _POSIX_C_SOURCE 199309L
@@ -61,8 +65,16 @@ _CALL = """    {{
     }}"""
 
 
-def networks(sizes: tuple[int, ...]) -> dict[str, sx.CExport]:
-  """A network in C in all its forms, and its dense twin as "dense"."""
+class Form(NamedTuple):
+  """A network in C: its arithmetic, and "dense" or the style of the sparse code."""
+
+  arithmetic: str
+  style: str
+  code: sx.CExport
+
+
+def forms(sizes: tuple[int, ...]) -> list[Form]:
+  """A network in every arithmetic: its dense twin, the sparse loops, and what "auto" takes."""
   rngs = nnx.Rngs(0)
   layers: list[Any] = []
   for pair in itertools.pairwise(sizes):
@@ -71,49 +83,52 @@ def networks(sizes: tuple[int, ...]) -> dict[str, sx.CExport]:
   x = np.asarray(jax.random.normal(jax.random.key(1), (64, sizes[0])), np.float32)
   params = nnx.state(model, nnx.Param)
   masks = sx.init_masks(jax.random.key(0), sx.allocate(params, sparsity=0.9))
-  dense = sx.export_c(model, x, name="dense", form="dense", style="loops")
+  export = functools.partial(sx.export_c, inputs=x, calibration=x)
+  found = []
+  for name, arithmetic in _NAMES.items():
+    kwargs = {"arithmetic": arithmetic, "form": "dense", "style": "loops"}
+    found.append(Form(arithmetic, "dense", export(model, name=f"{name}_dense", **kwargs)))
   nnx.update(model, sx.apply_masks(params, masks))
   sparse = sx.condense_model(model, masks, jnp.asarray(x))
-  export = lambda name, **kwargs: sx.export_c(sparse, x, name=name, calibration=x, **kwargs)
-  loops, auto = export("loops", style="loops"), export("unrolled")
-  return {
-    "dense": dense,
-    "loops": loops,
-    **({"unrolled": auto} if auto.style == "unrolled" else {}),
-    "int8": export("int8", style="loops", arithmetic="int8"),
-    "q4_11": export("q4_11", style="loops", arithmetic="q4.11"),
-  }
+  for name, arithmetic in _NAMES.items():
+    for style in {"loops": 0, export(sparse, arithmetic=arithmetic).style: 0}:
+      code = export(sparse, arithmetic=arithmetic, style=style, name=f"{name}_{style}")
+      found.append(Form(arithmetic, style, code))
+  return sorted(found, key=lambda form: ARITHMETICS.index(form.arithmetic))
 
 
-def measure(exports: dict[str, sx.CExport], folder: Path) -> list[dict[str, Any]]:
-  """One row for each form: nanoseconds by flags, bytes, and of the Cortex-M4 if it is there."""
-  rows: dict[str, dict[str, Any]] = {name: {"form": name} for name in exports}
-  for one in exports.values():
+def measure(found: list[Form], folder: Path) -> list[dict[str, Any]]:
+  """A row for each form: nanoseconds by flags, bytes, and of the Cortex-M4 if it is there."""
+  exports = [form.code for form in found]
+  for one in exports:
     one.write(folder, overwrite=True)
+  rows: list[dict[str, Any]] = [
+    {"arithmetic": form.arithmetic, "form": form.style} for form in found
+  ]
   for title, options in FLAGS.items():
-    for name, nanoseconds in zip(exports, _times(exports, folder, options), strict=True):
-      rows[name][title] = nanoseconds
-  for name, one in exports.items():
-    rows[name] |= {"bytes": _size("gcc", "size", [], name, folder), "stack": one.stack_bytes}
+    for row, nanoseconds in zip(rows, _times(exports, folder, options), strict=True):
+      row[title] = nanoseconds
+  for row, one in zip(rows, exports, strict=True):
+    row |= {"bytes": _size("gcc", "size", [], one.name, folder), "stack": one.stack_bytes}
     if cortex_m.is_available():
       x = np.zeros((1, *one.plan.network.input_shape))
-      _, rows[name]["instructions"] = cortex_m.run_on_cortex_m(one, x, folder)
+      _, row["instructions"] = cortex_m.run_on_cortex_m(one, x, folder)
       arm = cortex_m.COMPILER, "arm-none-eabi-size", list(cortex_m.TARGET)
-      rows[name]["arm_bytes"] = _size(*arm, name, folder)
-  return list(rows.values())
+      row["arm_bytes"] = _size(*arm, one.name, folder)
+  return rows
 
 
-def _times(exports: dict[str, sx.CExport], folder: Path, options: list[str]) -> list[float]:
-  calls = []
-  for i, (name, one) in enumerate(exports.items()):
+def _times(exports: list[sx.CExport], folder: Path, options: list[str]) -> list[float]:
+  calls, names = [], [one.name for one in exports]
+  for i, (name, one) in enumerate(zip(names, exports, strict=True)):
     given, result = one.plan.formats[0], one.plan.formats[-1]
     call = _CALL.format(upper=name.upper(), name=name, i=i)
     call = call.replace("TYPE", "float" if given is None else f"{given.dtype.name}_t")
     calls.append(call.replace("RESULT", "float" if result is None else f"{result.dtype.name}_t"))
-  text = _DRIVER.replace("INCLUDES", "\n".join(f'#include "{name}.h"' for name in exports))
+  text = _DRIVER.replace("INCLUDES", "\n".join(f'#include "{name}.h"' for name in names))
   text = text.replace("CALLS", "\n".join(calls)).replace("COUNT", str(len(exports)))
   (folder / "driver.c").write_text(text)
-  files = ["driver.c", *(f"{name}.c" for name in exports)]
+  files = ["driver.c", *(f"{name}.c" for name in names)]
   command = ["gcc", "-std=c99", *options, *files, "-o", "driver", "-lm"]
   subprocess.run(command, cwd=folder, check=True)
   done = subprocess.run(["./driver"], cwd=folder, check=True, capture_output=True, text=True)
@@ -128,23 +143,20 @@ def _size(cc: str, tool: str, options: list[str], name: str, folder: Path) -> in
 
 
 def table(results: dict[str, list[dict[str, Any]]]) -> str:
-  """A Markdown table of all rows; ratios are to the dense twin in the same program."""
-  header = [
-    "network",
-    "form",
-    *(f"gcc {f} (ns)" for f in FLAGS),
-    *(f"dense / it, {f}" for f in FLAGS),
-  ]
+  """A Markdown table; ratios are to the dense twin in the same arithmetic and program."""
+  header = ["network", "arithmetic", "form", *(f"gcc {f} (ns)" for f in FLAGS)]
+  header += [f"dense / it, {f}" for f in FLAGS]
   header += ["bytes", "stack", "M4 instructions", "M4 bytes"]
   cells = []
   for name, rows in results.items():
-    dense = rows[0]
+    dense = {row["arithmetic"]: row for row in rows if row["form"] == "dense"}
     for row in rows:
-      ratios = [f"{dense[f] / row[f]:.2f}" for f in FLAGS]
+      ratios = [f"{dense[row['arithmetic']][f] / row[f]:.2f}" for f in FLAGS]
       numbers = [row["bytes"], row["stack"], row.get("instructions", 0), row.get("arm_bytes", 0)]
       times = [f"{row[f]:,.0f}" for f in FLAGS]
-      cells.append([name, row["form"], *times, *ratios, *(f"{n:,}" if n else "" for n in numbers)])
-  return markdown_table(header, cells, align="ll" + "r" * (len(header) - 2))
+      titles = [name, row["arithmetic"], row["form"]]
+      cells.append([*titles, *times, *ratios, *(f"{n:,}" if n else "" for n in numbers)])
+  return markdown_table(header, cells, align="lll" + "r" * (len(header) - 3))
 
 
 def main() -> int:
@@ -152,7 +164,7 @@ def main() -> int:
   results = {}
   for name, sizes in NETWORKS.items():
     with tempfile.TemporaryDirectory() as folder:
-      results[name] = measure(networks(sizes), Path(folder))
+      results[name] = measure(forms(sizes), Path(folder))
   text = table(results)
   print(text)
   if flags.FLAGS.publish:

@@ -11,7 +11,8 @@ what a large network gains.
 
 The results file has a row as soon as its network is measured. With `--only` the rows of other
 networks that were measured on the same machine and versions stay in it, so a run can be cut short
-and go on, and a network be measured again.
+and go on, and a network be measured again; the command in the file then says that there were
+several runs.
 """
 
 import importlib.util
@@ -29,7 +30,7 @@ from experiments.benchmarks.networks.network import Network, Trained, dense_twin
 from experiments.benchmarks.networks.registry import NETWORKS
 from experiments.benchmarks.timing import interleave, quartiles, seconds
 from experiments.common import cli
-from experiments.common.environment import environment
+from experiments.common.environment import command_line, environment
 from experiments.common.files import RESULTS, read_json, write_json
 from experiments.common.markdown import markdown_table
 
@@ -171,7 +172,7 @@ def main() -> None:
     rows[name] = measure(name, steps=steps, repeats=repeats, batches=batches)
     jax.clear_caches()
     if path:
-      _write(path, [rows[n] for n in NETWORKS if n in rows])
+      _write(path, [rows[n] for n in NETWORKS if n in rows], is_mixed=len(rows) > len(names))
   print(table([rows[n] for n in NETWORKS if n in rows]))
   if absent:
     print("Left out, since their packages are not installed: " + ", ".join(sorted(absent)) + ".")
@@ -193,9 +194,10 @@ def _row(row: dict[str, Any]) -> Row:
   return Row(**{**row, "speed": by_batch(row["speed"]), "times": by_batch(row["times"])})
 
 
-def _write(path: Path, rows: list[Row]) -> None:
+def _write(path: Path, rows: list[Row], *, is_mixed: bool) -> None:
+  command = command_line("experiments.benchmark_networks")
   result = {
-    "command": "python -m experiments.benchmark_networks",
+    "command": f"{command}, the other rows by earlier runs" if is_mixed else command,
     "environment": environment(),
     "table": table(rows),
     "rows": [row._asdict() for row in rows],

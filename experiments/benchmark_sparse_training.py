@@ -27,7 +27,7 @@ from experiments.benchmarks.sparse_training.engine import STEP, UPDATE_STEP
 from experiments.benchmarks.sparse_training.measurement import Measurement, measure
 from experiments.benchmarks.sparse_training.worker import ENGINES
 from experiments.common import cli
-from experiments.common.environment import available_cores, command_line
+from experiments.common.environment import available_cores, command_line, package_versions
 from experiments.common.files import RESULTS, read_json, write_json
 
 _OUT = RESULTS / "sparse_training.json"
@@ -83,6 +83,8 @@ def _result(rows: list[Comparison], measured: dict[str, list[Measurement]]) -> d
   result = results(rows, command_line("experiments.benchmark_sparse_training"), every_round=False)
   everything = [one for group in measured.values() for one in group]
   grids = {name: group for name, group in measured.items() if name != "targets"}
+  rivals = [name for engine in ENGINES.values() for name in engine.needs]
+  result["environment"] |= package_versions(dict.fromkeys(rivals))
   result |= {
     "headline": report.steps_table(measured["targets"]),
     "parts": report.parts_table(measured["targets"]),

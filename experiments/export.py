@@ -25,6 +25,14 @@ from experiments.deploy.exported import Exported, load_data, load_exported
 from experiments.deploy.inference import accuracy, num_bytes, predict
 from experiments.training.load_run import LoadedRun, load_run
 
+# Flags that only some formats take, which others would pass over in silence.
+_BELONGS_TO = {
+  "arithmetic": ("c",),
+  "style": ("c",),
+  "form": ("onnx",),
+  "output": ("c", "onnx"),
+}
+
 
 def export(trained: LoadedRun, path: Path, *, overwrite: bool = False) -> Exported:
   """Condenses a trained network, writes it to a file and reads it back.
@@ -89,6 +97,16 @@ def main() -> int:
   path = Path(options.out)
   if bool(options.workdir) == bool(options.model):
     raise ValueError("Give either --workdir, of a run, or --model, a file that was exported.")
+  for name, takers in _BELONGS_TO.items():
+    if options.format not in takers and options[name].value != options[name].default:
+      raise ValueError(
+        f"--{name} is of --format={' and '.join(takers)}; --format={options.format} does not take "
+        "it."
+      )
+  if options.model and options["checkpoint"].value != options["checkpoint"].default:
+    raise ValueError(
+      "--checkpoint chooses one of a run's; --model is a file that holds one network."
+    )
   if options.format != "condensed":
     return _export_elsewhere(path)
   if options.model:

@@ -1,11 +1,13 @@
 """Versions, machine and settings, for results that others should be able to place and repeat."""
 
+import contextlib
 import importlib.metadata
 import os
 import platform
 import shlex
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -53,12 +55,20 @@ def command_line(module: str) -> str:
 
 def versions() -> dict[str, str]:
   """Those of Python and of the packages that results depend on."""
-  packages = ("jax", "jaxlib", "flax", "optax")
   return {
     "python": platform.python_version(),
-    **{name: importlib.metadata.version(name) for name in packages},
+    **package_versions(("jax", "jaxlib", "flax", "optax")),
     "srigl-jax": srigl_jax.__version__,
   }
+
+
+def package_versions(names: Iterable[str]) -> dict[str, str]:
+  """Versions of those packages that are installed, by name."""
+  found = {}
+  for name in names:
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+      found[name] = importlib.metadata.version(name)
+  return found
 
 
 def commit() -> str | None:

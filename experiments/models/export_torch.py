@@ -17,10 +17,11 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from experiments.common.registry import choose
 from experiments.models.import_torch import MODULE_NAMES, source_of
+from srigl_jax.whole_file import write_whole
 
 _COUNTER = "num_batches_tracked"
 _NAMES = MODULE_NAMES | dict.fromkeys(
@@ -65,6 +66,4 @@ def to_state_dict(arrays: Mapping[str, np.ndarray], *, name: str) -> dict[str, n
 def write_state_dict(path: Path, state: Mapping[str, np.ndarray]) -> None:
   """Writes a `state_dict` in safetensors format: complete under its name, or not at all."""
   path.parent.mkdir(parents=True, exist_ok=True)
-  beside = path.with_name(f".{path.name}.tmp")
-  save_file(dict(state), beside, metadata={"format": "pt"})
-  beside.replace(path)
+  write_whole(path, save(dict(state), metadata={"format": "pt"}))

@@ -71,6 +71,12 @@ SMALL: dict[str, Rates] = {
 SMALL_WEIGHTS = 2**17
 """Up to so many weights when dense, a layer is small."""
 
+
+def is_small(in_features: int, out_features: int) -> bool:
+  """Whether a layer of these sizes is small."""
+  return in_features * out_features <= SMALL_WEIGHTS
+
+
 # Where its products are many (`_WINDOW_ROWS`), a small layer is expected to gain so much before it
 # leaves XLA, which runs dense products in parallel and fuses what stands around them: in networks
 # of small layers that gained less by the estimates, such as an LSTM of 24 units, export was slower.
@@ -168,7 +174,7 @@ def rank(sizes: Sizes, batch: int, names: Sequence[str]) -> list[tuple[str, floa
   That is the fastest; of small layers at large batches, dense unless another gains `_LEAST_GAIN`.
   Ties are in the order of the names.
   """
-  small = sizes.in_features * sizes.out_features <= SMALL_WEIGHTS
+  small = is_small(sizes.in_features, sizes.out_features)
 
   def handicapped(pair: tuple[str, float]) -> float:
     name, seconds = pair

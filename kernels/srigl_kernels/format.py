@@ -137,6 +137,11 @@ def check_structure(condensed: Condensed) -> None:
   Raises:
     ValueError: as `check_condensed`.
   """
+  if not isinstance(condensed, Condensed):
+    raise ValueError(
+      f"A condensed layer is needed, from srigl_jax.condense(kernel, mask, bias), not a "
+      f"{type(condensed).__name__}."
+    )
   _check_axes(condensed)
   _check_shapes(condensed)
   expected = {

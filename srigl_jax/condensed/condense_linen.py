@@ -148,6 +148,11 @@ def split(model: CondensedLinen) -> tuple[dict[str, Condensed], dict[str, Array]
 def merge(module: Any, layers: Mapping[str, Condensed], arrays: Mapping[str, Any], backend: Any):
   """See `srigl_jax.merge_condensed`."""
   linen = import_with_flax("linen_layers")
+  if not linen.is_module(module):
+    raise ValueError(
+      f"merge_condensed takes the dense model, of Flax NNX, Flax Linen or Equinox, not a "
+      f"{type(module).__name__}."
+    )
   twice = sorted({*layers} & {*arrays})
   if twice:
     raise ValueError(f"{twice[0]!r} is in `layers` and in `arrays`: give it once.")

@@ -18,7 +18,6 @@ header has accounted for it.
 import errno
 import json
 import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -42,6 +41,7 @@ from srigl_jax.condensed.safetensors_format import (
   read_header,
   sign,
 )
+from srigl_jax.whole_file import write_whole
 from srigl_kernels.format import Condensed, check_condensed, make_condensed
 
 VERSIONS = (1, 2)
@@ -90,6 +90,11 @@ def save_condensed(
       cannot be kept, the metadata is not JSON, or the header would exceed `MAX_HEADER_BYTES`.
   """
   path = Path(path)
+  if not isinstance(layers, Mapping):
+    raise ValueError(
+      f"`layers` must be a dict of condensed layers by name, not a {type(layers).__name__}: "
+      "split_condensed takes a model apart into one."
+    )
   tensors: dict[str, np.ndarray] = {}
   described: dict[str, Any] = {}
   for name, layer in layers.items():
@@ -121,7 +126,9 @@ def save_condensed(
   header_bytes = int.from_bytes(data[:8], "little")
   if header_bytes > MAX_HEADER_BYTES:
     raise ValueError(f"The header has {header_bytes} bytes; at most {MAX_HEADER_BYTES} are read.")
-  _write(path, data, overwrite=overwrite)
+  if path.exists() and not overwrite:
+    raise FileExistsError(f"{str(path)!r} exists; overwrite=True replaces it.")
+  write_whole(path, data)
 
 
 def load_condensed(path: str | os.PathLike[str]) -> tuple[dict[str, Condensed], dict[str, Any]]:
@@ -175,25 +182,6 @@ def _add_arrays(tensors: dict[str, np.ndarray], arrays: Mapping[str, Any]) -> No
     except ValueError as error:
       raise ValueError(f"Array {name!r} cannot be saved: {error}") from error
     tensors[name] = np.ascontiguousarray(array).reshape(array.shape)
-
-
-def _write(path: Path, data: bytes, *, overwrite: bool) -> None:
-  """Writes a file beside and renames it."""
-  if path.exists() and not overwrite:
-    raise FileExistsError(f"{str(path)!r} exists; overwrite=True replaces it.")
-  handle, beside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-  try:
-    with os.fdopen(handle, "wb") as file:
-      file.write(data)
-      file.flush()
-      os.fsync(file.fileno())
-    mask = os.umask(0)
-    os.umask(mask)
-    os.chmod(beside, 0o666 & ~mask)  # mkstemp's own are private
-    os.replace(beside, path)
-  except BaseException:
-    os.unlink(beside)
-    raise
 
 
 def _parse(file: BinaryIO) -> CondensedFile:

@@ -69,7 +69,7 @@ def prepare_stack(
       layout out of its stack before native code is called, which takes longer than their product.
     **kwargs: further arguments of `prepare`.
   """
-  is_small = layers[0].in_features * layers[0].out_features <= cost_model.SMALL_WEIGHTS
+  is_small = cost_model.is_small(layers[0].in_features, layers[0].out_features)
   if backend == "auto" and is_small and jax.default_backend() == "cpu":
     backend = "dense"
   prepared = [prepare(layer, backend=backend, **kwargs) for layer in layers]

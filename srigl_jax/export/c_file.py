@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,6 +17,7 @@ from srigl_jax.export.c_steps import StepWriter
 from srigl_jax.export.c_text import Code, loop, number
 from srigl_jax.export.network import Layer, Network
 from srigl_jax.export.trace import read_layers, trace_network
+from srigl_jax.whole_file import write_whole
 
 _MAX_UNROLLED = 1024  # weights that "auto" writes out; more would leave a 32 kB instruction cache
 _STACK_OVERHEAD = 512  # of registers and locals; less was measured with gcc at -Os, -O2 and -O3
@@ -91,9 +91,7 @@ class CExport:
         raise FileExistsError(f"{path} exists: give another folder or name, or overwrite=True.")
     directory.mkdir(parents=True, exist_ok=True)
     for path, text in zip(paths, (self.header, self.source), strict=True):
-      beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-      beside.write_text(text, encoding="ascii")
-      os.replace(beside, path)
+      write_whole(path, text.encode("ascii"))
     return paths
 
 

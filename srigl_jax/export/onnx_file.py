@@ -2,7 +2,6 @@
 
 import importlib
 import math
-import os
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ import numpy as np
 
 from srigl_jax.export.c_file import network_of
 from srigl_jax.export.network import Activation, Add, Layer, Network, Pool, Window, as_image
+from srigl_jax.whole_file import write_whole
 
 _OPSET = 20  # the first with Gelu
 _ACTIVATIONS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -69,9 +69,7 @@ def export_onnx(
   proto = graph.build(softmax=output == "softmax")
   onnx.checker.check_model(proto, full_check=True)
   path.parent.mkdir(parents=True, exist_ok=True)
-  beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-  beside.write_bytes(proto.SerializeToString())
-  os.replace(beside, path)
+  write_whole(path, proto.SerializeToString())
   return path
 
 

@@ -61,19 +61,21 @@ def _linear(module: Any, path: str, source: int, shape: Shape) -> Layer:
     condensed = module.prepared.condensed
     _check_stack(condensed.values.ndim - 2, path)
     neurons = tuple(condensed.kernel_shape[a] for a in condensed.neuron_axes)
-    out = (*before, *_joined(neurons))
+    out = (*before, *_joined(neurons, path))
     return from_condensed(condensed, path, source, out, Window(), condensed.in_features)
   layout = kernel_layout(module)
   kernel = np.asarray(module.kernel.get_value(), np.float32)
   _check_stack(kernel.ndim - len(layout.shape), path)
   kernel = kernel.reshape(layout.num_inputs, -1)
-  out = (*before, *_joined(layout.neurons))
+  out = (*before, *_joined(layout.neurons, path))
   return from_dense(kernel, _value(module.bias), path, source, out, Window())
 
 
-def _joined(neurons: Shape) -> Shape:
+def _joined(neurons: Shape, path: str) -> Shape:
   if len(neurons) > 1:
-    raise ValueError("Layers with several neuron axes, as of attention, cannot be exported.")
+    raise ValueError(
+      f"Layer {path!r} has several neuron axes, as of attention, and cannot be exported."
+    )
   return neurons
 
 

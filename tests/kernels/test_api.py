@@ -1,5 +1,6 @@
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from srigl_kernels import BACKENDS, choose_backend, condensed_matmul, prepare
@@ -69,9 +70,12 @@ def test_wrong_arguments():
     ({"x": jnp.ones((2, 37), int)}, "`x` must be float32 or bfloat16"),
     ({"backend": "gpu"}, "`backend` must be 'auto' or one of"),
     ({"activation": "tanh"}, "`activation` must be one of"),
+    ({"layer": jnp.ones((37, 5))}, "A condensed layer is needed, .* not a ArrayImpl"),
   ):
     kwargs = {"x": x, "layer": condensed, **changes}
     with pytest.raises(ValueError, match=message):
       condensed_matmul(kwargs.pop("x"), kwargs.pop("layer"), **kwargs)
   with pytest.raises(ValueError, match="`backend` must be 'auto' or one of"):
     prepare(condensed, backend="gpu")
+  with pytest.raises(ValueError, match="A condensed layer is needed"):
+    prepare(np.ones((37, 5), np.float32))

@@ -92,6 +92,9 @@ def test_apply_masks_rejects():
     sx.apply_masks(tree, {"w": jnp.ones((2, 3), bool)})
   with pytest.raises(ValueError, match="belong to another model"):
     sx.apply_masks(tree, {"w": jnp.ones(2, bool)})  # would broadcast
+  for given in (None, (jnp.ones((2, 2), bool),)):
+    with pytest.raises(ValueError, match=r"masks is a .*get_masks\(opt_state\)"):
+      sx.apply_masks(tree, given)
 
 
 def test_counts():

@@ -102,6 +102,15 @@ def test_a_missing_data_set(command, tmp_path):
     ("sweep", ["--workdir=x", "--config=configs/sweeps/digit.py"], r"configs/sweeps/digits\.py"),
     ("report", ["--workdir=nowhere"], r"nowhere holds no run that has trained"),
     ("report", [], r"--workdir is missing: "),
+    ("export", ["--out=x"], r"either --workdir, of a run, or --model"),
+    ("export", ["--out=x", "--workdir=x", "--model=y"], r"either --workdir, of a run, or --model"),
+    (
+      "export",
+      ["--out=x.onnx", "--workdir=x", "--format=onnx", "--arithmetic=int8"],
+      r"--arithmetic is of --format=c; --format=onnx does not take it",
+    ),
+    ("export", ["--out=x", "--workdir=x", "--output=softmax"], r"of --format=c and onnx"),
+    ("export", ["--out=x.c", "--model=x", "--format=c", "--checkpoint=best"], r"--checkpoint"),
   ],
 )
 def test_bad_input_to_the_others(command, name, arguments, message):

@@ -29,8 +29,7 @@ MORE = {
   "rows_70": Problem(400, 90, 70, 60, (70,)),
   "split": Problem(1100, 100, 70, 600, (33,)),  # blocks of threads share the inputs
 }
-QUICK = ("odd_sizes", "batch_9", "none_active", "empty_batch", "fan_in_one")
-SLOW = [name for name in (PROBLEMS | MORE) if name not in QUICK and not name.startswith("vit")]
+NAMES = [name for name in (PROBLEMS | MORE) if not name.startswith("vit")]
 # How far results may be from the reference, in norms: float32, TF32, bfloat16.
 TOLERANCE = {"highest": 1e-6, None: 1e-3, "bfloat16": 5e-3}
 
@@ -87,23 +86,11 @@ def check(name, dtype, precision):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", QUICK)
-def test_products_and_gradients(kernels, name):
-  check(name, "float32", "highest")
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("dtype", "precision"), [("float32", None), ("bfloat16", None)])
-def test_rounded_products(kernels, dtype, precision):
-  check("batch_9", dtype, precision)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", SLOW)
+@pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize(
   ("dtype", "precision"), [("float32", "highest"), ("float32", None), ("bfloat16", None)]
 )
-def test_all_shapes(kernels, name, dtype, precision):
+def test_products_and_gradients(kernels, name, dtype, precision):
   check(name, dtype, precision)
 
 
@@ -149,12 +136,6 @@ def check_groups(problem, size, dtype, precision):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("size", "dtype"), [(16, "float32"), (32, "bfloat16")])
-def test_groups(kernels, size, dtype):
-  check_groups(MORE["batch_40"], size, dtype, "highest")
-
-
-@pytest.mark.slow
 @pytest.mark.parametrize("problem", [
   *MORE.values(), Problem(1300, 60, 3, 1, (40,)), Problem(64, 1300, 1290, 9, (200,)),
 ])  # fmt: skip
@@ -162,7 +143,7 @@ def test_groups(kernels, size, dtype):
 @pytest.mark.parametrize(
   ("dtype", "precision"), [("float32", "highest"), ("float32", None), ("bfloat16", None)]
 )
-def test_all_groups(kernels, problem, size, dtype, precision):
+def test_groups(kernels, problem, size, dtype, precision):
   check_groups(problem, size, dtype, precision)
 
 

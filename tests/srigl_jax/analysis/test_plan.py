@@ -60,6 +60,8 @@ def test_the_plan_of_a_transformation(wrap):
     sx.plan(params_of(GPT), optax.adam(0.1))
   with pytest.raises(ValueError, match="tx has arguments of its own"):
     sx.plan(params_of(GPT), tx, sparsity=0.5)
+  with pytest.raises(ValueError, match=r"tx is a dict.*plan\(params, tx\)"):
+    sx.plan(tx, params_of(GPT))
 
 
 def test_what_looks_wrong_is_said_by_init_and_plan_alike():

@@ -99,6 +99,8 @@ def test_what_linen_cannot_condense(linen):
       sx.condense_linen(module, dense, mask, x[0, 0])
   with pytest.raises(ValueError, match="takes a Flax Linen module"):
     sx.condense_linen(lambda x: x, dense, mask, x)
+  with pytest.raises(ValueError, match=r"takes the dense model, of Flax NNX, .* not a dict"):
+    sx.merge_condensed({"kernel": 1}, {}, {})
 
 
 @pytest.fixture(scope="module")

@@ -122,6 +122,7 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypat
     ({3: small_layer()}, {}, "non-empty strings"),
     ({"fc": small_layer(values=np.full((2, 2), np.nan, np.float32))}, {}, "'fc'.*not all finite"),
     ({"fc": small_layer(bias=np.full(4, np.inf, np.float32))}, {}, "'fc'.*not all finite"),
+    ([small_layer()], {}, "must be a dict of condensed layers by name, not a list"),
     ({}, {"x": {1, 2}}, "must be JSON"),
     ({}, {"x": float("nan")}, "must be JSON"),
     ({}, {"x": (1, 2)}, "must be JSON"),

@@ -12,7 +12,13 @@ import srigl_jax as sx
 from experiments.benchmarks.edge import cortex_m
 from srigl_jax.export.activations import ACTIVATIONS, GRID, recognize
 from srigl_jax.export.network import Activation
-from tests.srigl_jax.export.compilers import WARNINGS, assert_same, compiler, run_compiled
+from tests.srigl_jax.export.compilers import (
+  SANITIZERS,
+  WARNINGS,
+  assert_same,
+  compiler,
+  run_compiled,
+)
 from tests.srigl_jax.export.networks import convnet, mlp
 
 _NUMBER = itertools.count()
@@ -159,35 +165,26 @@ def test_files_are_written_once(small, tmp_path):
   exported.write(tmp_path / "new", overwrite=True)
 
 
+FUNCTIONS = [
+  nnx.gelu, nnx.silu, jnp.tanh, nnx.sigmoid, nnx.hard_swish, nnx.softplus, nnx.elu, nnx.relu6,
+  nnx.leaky_relu, nnx.hard_sigmoid, lambda x: jax.nn.gelu(x, approximate=False),
+]  # fmt: skip
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("cc", ["gcc", "clang"])
-@pytest.mark.parametrize("flags", [(), ("-O2",), ("-O3",)], ids=["sanitized", "O2", "O3"])
+@pytest.mark.parametrize("flags", [SANITIZERS, ("-O2",), ("-O3",)], ids=["sanitized", "O2", "O3"])
 def test_everything_compiles_and_computes_the_same(cc, flags, tmp_path):
   cc = compiler(cc)
-  optional = {"flags": flags} if flags else {}
-  model, x = convnet()
-  exports = [
-    export(model, x, arithmetic=a, form=form)
-    for a in ("float32", "int8", "q4.11", "q2.5")
-    for form in ("auto", "dense")
-  ]
-  for one, y in zip(
-    exports, run_compiled(exports, np.asarray(x), tmp_path, cc=cc, **optional), strict=True
-  ):
-    assert_same(one, y, np.asarray(x))
-  functions = [nnx.gelu, nnx.silu, jnp.tanh, nnx.sigmoid, nnx.hard_swish, nnx.softplus, nnx.elu]
-  functions += [nnx.relu6, nnx.leaky_relu, nnx.hard_sigmoid]
-  functions += [lambda x: jax.nn.gelu(x, approximate=False)]
-  for function in functions:
-    model, x = mlp(function)
-    exports = [
-      export(model, x, arithmetic=a, style=s)
-      for a in ("float32", "int8", "q3.12", "q4.3")
-      for s in ("loops", "unrolled")
-    ]
-    for one, y in zip(
-      exports, run_compiled(exports, np.asarray(x), tmp_path, cc=cc, **optional), strict=True
-    ):
+  images = "float32", "int8", "q4.11", "q2.5"
+  cases = [(convnet(), [{"arithmetic": a, "form": f} for a in images for f in ("auto", "dense")])]
+  vectors = "float32", "int8", "q3.12", "q4.3"
+  styles = [{"arithmetic": a, "style": s} for a in vectors for s in ("loops", "unrolled")]
+  cases += [(mlp(function), styles) for function in FUNCTIONS]
+  for (model, x), options in cases:
+    exports = [export(model, x, **kwargs) for kwargs in options]
+    found = run_compiled(exports, np.asarray(x), tmp_path, cc=cc, flags=flags)
+    for one, y in zip(exports, found, strict=True):
       assert_same(one, y, np.asarray(x))
 
 
