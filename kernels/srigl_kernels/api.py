@@ -9,9 +9,9 @@ import jax.numpy as jnp
 from jax import Array
 from jax.custom_derivatives import SymbolicZero
 
-from srigl_kernels import auto, trilinear
+from srigl_kernels import auto, subpixel, trilinear
 from srigl_kernels.backends.registry import BACKENDS, pack
-from srigl_kernels.conv_geometry import check_groups
+from srigl_kernels.conv_geometry import check_groups, per_axis
 from srigl_kernels.epilogue import ACTIVATIONS
 from srigl_kernels.format import FLOATS, Condensed, check_structure
 from srigl_kernels.layer_cache import is_concrete, remember
@@ -26,6 +26,8 @@ def prepare(
   gradients: bool = False,
   exact: bool = True,
   feature_group_count: int = 1,
+  input_dilation: int | Sequence[int] = 1,
+  kernel_dilation: int | Sequence[int] = 1,
 ) -> Prepared:
   """Makes the layouts of one or more backends.
 
@@ -52,6 +54,10 @@ def prepare(
       that is faster: about as much as rounding changes sums of float32. Other backends, other
       batches, convolutions and bfloat16 are not affected, nor are gradients.
     feature_group_count: of the convolution that will be run with it, 1 for other layers.
+    input_dilation: likewise, the strides of a transposed convolution: the layer is then prepared in
+      its sub-pixel form (`srigl_kernels.subpixel`), for calls with these dilations alone. It takes
+      a pattern that is not traced and one group; others are prepared as without it.
+    kernel_dilation: likewise; matters with `input_dilation` only.
 
   Raises:
     ValueError: if a name is unknown, the backend cannot run here, its layout would be out of all
@@ -67,13 +73,21 @@ def prepare(
     )
   check_structure(condensed)
   check_groups(condensed, feature_group_count)
+  rank = max(len(condensed.kernel_shape) - 2, 1)
+  spacing = per_axis("input_dilation", input_dilation, rank)
+  dilation = per_axis("kernel_dilation", kernel_dilation, rank)
+  whole, found = condensed, None
+  is_spaced = max(spacing) > 1 and feature_group_count == 1 and condensed.num_active > 0
+  if is_spaced and not auto.is_traced((condensed.indices, condensed.active)):
+    found = subpixel.find(condensed, spacing, dilation)
+    condensed = found.phases(condensed)
   names, is_automatic = auto.names(condensed, backend, batch, gradients)
   layouts = {
     name: pack(name, condensed, feature_group_count, gradients=gradients, exact=exact)
     for name in names
   }
   layouts = {name: layout for name, layout in layouts.items() if layout is not None}
-  return Prepared(condensed, layouts, names, is_automatic, gradients, feature_group_count)
+  return Prepared(whole, layouts, names, is_automatic, gradients, feature_group_count, found)
 
 
 def choose_backend(layer: Condensed | Prepared, batch: int = 1) -> tuple[str, str]:
@@ -95,6 +109,8 @@ def choose_backend(layer: Condensed | Prepared, batch: int = 1) -> tuple[str, st
     ValueError: if `batch` is no whole number of 1 or more.
   """
   (batch,) = auto.check_batch((batch,))
+  if isinstance(layer, Prepared):
+    layer = layer.phases
   if not isinstance(layer, Prepared) or not layer.preference:
     return auto.choose(layer.condensed if isinstance(layer, Prepared) else layer, batch)
   if not layer.is_automatic:
@@ -145,6 +161,11 @@ def condensed_matmul(
     raise ValueError(
       f"The layer was prepared for a convolution of {layer.feature_group_count} groups: run it by "
       "`condensed_conv`, or prepare it without `feature_group_count`."
+    )
+  if isinstance(layer, Prepared) and layer.subpixel is not None:
+    raise ValueError(
+      "The layer was prepared for a transposed convolution: run it by `condensed_conv`, or prepare "
+      "it without `input_dilation`."
     )
   if x.ndim < 1 or x.shape[-1] != condensed.in_features:
     raise ValueError(

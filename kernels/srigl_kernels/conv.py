@@ -1,5 +1,6 @@
 """The condensed convolution: arguments, choice of the backend, and its derivative."""
 
+import dataclasses
 import functools
 import math
 from collections.abc import Sequence
@@ -9,14 +10,15 @@ import jax.numpy as jnp
 from jax import Array
 from jax.custom_derivatives import SymbolicZero
 
-from srigl_kernels import conv_patches
+from srigl_kernels import conv_patches, subpixel
 from srigl_kernels.api import check_call, choose_backend, choose_layout, condensed_matmul
 from srigl_kernels.backends import dense
 from srigl_kernels.backends.registry import BACKENDS
 from srigl_kernels.backends.xla import densify
-from srigl_kernels.conv_geometry import Geometry, Padding, resolve
+from srigl_kernels.conv_geometry import Geometry, Padding, dilate, read
 from srigl_kernels.epilogue import ACTIVATIONS, apply_epilogue, scatter_to_neurons
 from srigl_kernels.format import Condensed
+from srigl_kernels.layer_cache import is_concrete, remember
 from srigl_kernels.prepared import Layout, Prepared
 
 
@@ -46,7 +48,9 @@ def condensed_conv(
     strides: at least 1, for all spatial axes or each.
     padding: `"SAME"`, `"SAME_LOWER"`, `"VALID"`, `"CIRCULAR"`, `"REFLECT"`, with one spatial axis
       `"CAUSAL"`, or numbers of zeros: one for all sides, or for each axis one or `(before, after)`.
-    input_dilation: distance between the pixels of x, zeros between them; as `strides`.
+    input_dilation: distance between the pixels of x, zeros between them; as `strides`. What a
+      transposed convolution is: with strides of 1 and one group a layer that was prepared for it,
+      or is concrete, runs in its sub-pixel form, which multiplies none of the zeros.
     kernel_dilation: distance between a patch's pixels; as `strides`.
     feature_group_count: groups of channels; neuron `n` reads group `n // (N // groups)`.
     backend: a name in `BACKENDS`, or `"auto"`: see `choose_backend`; `xla` also for a layer that
@@ -60,7 +64,7 @@ def condensed_conv(
     ValueError: if shapes, types or names are not as above, or the backend cannot run here.
   """
   condensed = check_call(x, layer, activation)
-  images, geometry = resolve(
+  images, spacing, geometry = read(
     x,
     condensed,
     strides=strides,
@@ -69,15 +73,64 @@ def condensed_conv(
     kernel_dilation=kernel_dilation,
     feature_group_count=feature_group_count,
   )
-  if isinstance(layer, Prepared) and layer.feature_group_count != geometry.groups:
-    layer, backend = _drop_layouts(layer, backend)
-  if _is_product(geometry):
-    y = condensed_matmul(images, layer, backend=backend, activation=activation)
+  phases = _phases(images.shape, layer, backend, spacing, geometry)
+  if phases is not None:
+    pads, slices = subpixel.crop(images.shape[1:-1], spacing, geometry)
+    y = condensed_conv(images, phases, padding=pads, backend=backend, activation=activation)
+    y = subpixel.shuffle(y, spacing, slices)
   else:
-    pixels = math.prod((images.shape[0], *geometry.output_size(images.shape[1:-1])))
-    backend, layout = choose_layout(layer, backend, pixels, geometry.groups)
-    y = _apply(images, condensed, layout, backend, activation, geometry)
+    images, geometry = dilate(images, spacing, geometry)
+    y = _run_dilated(images, layer, backend, activation, geometry)
   return y.reshape(*x.shape[: x.ndim - len(geometry.kernel_size) - 1], *y.shape[1:])
+
+
+def _phases(
+  shape: tuple[int, ...],
+  layer: Condensed | Prepared,
+  backend: str,
+  spacing: tuple[int, ...],
+  geometry: Geometry,
+) -> Condensed | Prepared | None:
+  """The layer in sub-pixel form, if that can run this call; `shape` is that of its images."""
+  if max(spacing) == 1 or max(geometry.strides) > 1 or geometry.groups > 1:
+    return None
+  size = shape[1:-1]
+  if not all(isinstance(n, int) and n > 0 for n in size):  # sizes may be symbolic
+    return None
+  spaced = [(n - 1) * s + 1 for n, s in zip(size, spacing, strict=True)]
+  if 0 in geometry.output_size(spaced):
+    return None
+  if isinstance(layer, Prepared):
+    if layer.subpixel is not None and layer.subpixel.fits(spacing, geometry.dilation):
+      return layer.phases if backend == "auto" or backend in layer.layouts else None
+    if not layer.is_automatic or layer.gradients:
+      return None
+    layer = layer.condensed
+  if not is_concrete(layer) or layer.num_active == 0:
+    return None
+  find = lambda layer: subpixel.find(layer, spacing, geometry.dilation).phases(layer)
+  phases = remember(layer, ("phases", spacing, geometry.dilation), find)
+  return dataclasses.replace(phases, bias=subpixel.each_phase(layer.bias, spacing))
+
+
+def _run_dilated(
+  images: Array,
+  layer: Condensed | Prepared,
+  backend: str,
+  activation: str | None,
+  geometry: Geometry,
+) -> Array:
+  if isinstance(layer, Prepared):
+    if layer.subpixel is not None:  # which is what it is laid out for
+      layer = layer.condensed
+    elif layer.feature_group_count != geometry.groups:
+      layer, backend = _drop_layouts(layer, backend)
+  if _is_product(geometry):
+    return condensed_matmul(images, layer, backend=backend, activation=activation)
+  condensed = layer.condensed if isinstance(layer, Prepared) else layer
+  pixels = math.prod((images.shape[0], *geometry.output_size(images.shape[1:-1])))
+  backend, layout = choose_layout(layer, backend, pixels, geometry.groups)
+  return _apply(images, condensed, layout, backend, activation, geometry)
 
 
 def _drop_layouts(layer: Prepared, backend: str) -> tuple[Prepared | Condensed, str]:

@@ -46,7 +46,7 @@ class Geometry(NamedTuple):
     )
 
 
-def resolve(
+def read(
   x: Array,
   condensed: Condensed,
   *,
@@ -55,12 +55,12 @@ def resolve(
   input_dilation: int | Sequence[int],
   kernel_dilation: int | Sequence[int],
   feature_group_count: int,
-) -> tuple[Array, Geometry]:
-  """Checks the arguments of `condensed_conv`, and does to x what is not left to the kernels.
+) -> tuple[Array, tuple[int, ...], Geometry]:
+  """Checks the arguments of `condensed_conv`.
 
   Returns:
-    `(x [B, *S, C], geometry)`: x with one batch axis, dilated, and padded where the padding is
-    not of zeros or is negative.
+    `(x [B, *S, C], spacing, geometry)`: x with one batch axis, padded where the padding is not of
+    zeros; the geometry is that of its convolution once its pixels are `spacing` apart.
 
   Raises:
     ValueError: if the layer is no convolution, or an argument does not fit it.
@@ -72,9 +72,9 @@ def resolve(
       f"`x` must end in {rank} spatial axes and {channels} channels, as a kernel of shape "
       f"{condensed.kernel_shape} and {groups} groups read them, but has shape {x.shape}."
     )
-  steps = _per_axis("strides", strides, rank)
-  dilation = _per_axis("kernel_dilation", kernel_dilation, rank)
-  spacing = _per_axis("input_dilation", input_dilation, rank)
+  steps = per_axis("strides", strides, rank)
+  dilation = per_axis("kernel_dilation", kernel_dilation, rank)
+  spacing = per_axis("input_dilation", input_dilation, rank)
   reach = [(k - 1) * d + 1 for k, d in zip(kernel_size, dilation, strict=True)]
   x = x.reshape(-1, *x.shape[x.ndim - rank - 1 :])
   if any(d > 1 for d in spacing) and padding in ("SAME", "SAME_LOWER"):
@@ -87,6 +87,18 @@ def resolve(
     x, pads = jnp.pad(x, around, mode=_WRAPPING[padding]), ((0, 0),) * rank
   else:
     pads = _zeros(padding, x.shape[1:-1], reach, steps)
+  return x, spacing, Geometry(kernel_size, steps, dilation, pads, groups)
+
+
+def dilate(x: Array, spacing: tuple[int, ...], geometry: Geometry) -> tuple[Array, Geometry]:
+  """Does to x what is not left to the kernels: zeros between its pixels, and negative padding.
+
+  Args:
+    x: `[B, *S, C]`.
+    spacing: distance between its pixels, for each axis.
+    geometry: of the convolution after that.
+  """
+  pads = geometry.padding
   if any(d > 1 for d in spacing):
     interior = [(0, 0, 0), *((0, 0, d - 1) for d in spacing), (0, 0, 0)]
     x = lax.pad(x, jnp.zeros((), x.dtype), interior)
@@ -95,8 +107,13 @@ def resolve(
     for axis, (low, high) in enumerate(pads, start=1):
       end = x.shape[axis] + min(high, 0)
       x = lax.slice_in_dim(x, min(max(-low, 0), max(end, 0)), max(end, 0), axis=axis)
-    pads = ((0, 0),) * rank
-  return x, Geometry(kernel_size, steps, dilation, pads, groups)
+    pads = ((0, 0),) * len(pads)
+  return x, geometry._replace(padding=pads)
+
+
+def resolve(x: Array, condensed: Condensed, **arguments: Any) -> tuple[Array, Geometry]:
+  """`read`, then `dilate`: x and the geometry as kernels take them; arguments as of `read`."""
+  return dilate(*read(x, condensed, **arguments))
 
 
 def expand_groups(condensed: Condensed, groups: int) -> Condensed:
@@ -138,7 +155,8 @@ def _is_int(value: Any) -> bool:
   return isinstance(value, int | np.integer) and not isinstance(value, bool)
 
 
-def _per_axis(name: str, value: Any, rank: int) -> tuple[int, ...]:
+def per_axis(name: str, value: Any, rank: int) -> tuple[int, ...]:
+  """A setting for each of the axes; a ValueError unless it is whole numbers from 1 on."""
   each: tuple[Any, ...] = tuple(value) if isinstance(value, Sequence) else (value,) * rank
   each = tuple(1 if n is None else n for n in each)  # as Flax has it
   if len(each) != rank or not all(_is_int(n) and n >= 1 for n in each):

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from srigl_kernels.format import Condensed
+from srigl_kernels.subpixel import Subpixel
 
 Layout = Any  # a pytree of arrays, each backend its own
 
@@ -44,6 +45,7 @@ class Prepared:
     is_automatic: whether it takes that one of them instead that is expected to be fastest.
     gradients: whether the values may change.
     feature_group_count: groups of the convolution that it was prepared for.
+    subpixel: of a transposed convolution, its sub-pixel form, which the layouts are of.
   """
 
   condensed: Condensed
@@ -52,12 +54,20 @@ class Prepared:
   is_automatic: bool = dataclasses.field(default=False, metadata={"static": True})
   gradients: bool = dataclasses.field(default=False, metadata={"static": True})
   feature_group_count: int = dataclasses.field(default=1, metadata={"static": True})
+  subpixel: Subpixel | None = None
 
   @property
   def group_size(self) -> int | None:
     """Neurons that share their inputs, if it is laid out in groups."""
     layout = self.layouts.get("grouped")
     return None if layout is None else layout.group_size
+
+  @property
+  def phases(self) -> "Prepared":
+    """The convolution that `subpixel` describes, prepared as this layer is."""
+    if self.subpixel is None:
+      return self
+    return dataclasses.replace(self, condensed=self.subpixel.phases(self.condensed), subpixel=None)
 
   @property
   def weights(self) -> dict[str, Array]:

@@ -10,6 +10,7 @@ from jax import Array
 from srigl_jax.condensed.condense import axes_advice, condense
 from srigl_jax.condensed.flax_import import import_with_flax
 from srigl_jax.condensed.stacked import condense_stack, prepare_stack
+from srigl_jax.condensed.transposed_padding import dilations
 from srigl_jax.layers import Axes, check_paths
 from srigl_kernels import Condensed, Prepared, prepare
 
@@ -96,7 +97,9 @@ def condense_linen(
     if isinstance(layers, list):
       params[path] = prepare_stack(layers, backend, feature_group_count=groups)
     else:
-      params[path] = prepare(layers, backend=backend, feature_group_count=groups)
+      params[path] = prepare(
+        layers, backend=backend, feature_group_count=groups, **dilations(owners[path])
+      )
     params.pop(_bias_of(path), None)
   return CondensedLinen({**variables, "params": linen.nest(params)}, _Static(module))
 

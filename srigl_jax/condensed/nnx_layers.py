@@ -31,6 +31,7 @@ from srigl_jax.condensed.nnx_modules import (
 )
 from srigl_jax.condensed.nnx_weight_norms import WRAPPERS, normalized
 from srigl_jax.condensed.stacked import condense_stack, prepare_stack
+from srigl_jax.condensed.transposed_padding import dilations
 from srigl_jax.layers import Axes
 from srigl_kernels import Condensed, prepare
 
@@ -249,7 +250,7 @@ def make_condensed_module(
   if isinstance(condensed, list):
     layer = prepare_stack(layers, backend, **options)
   else:
-    layer = prepare(layers[0], backend=backend, **options)
+    layer = prepare(layers[0], backend=backend, **options, **dilations(module))
   kind = CondensedConv if isinstance(module, CONVOLUTIONS) else CondensedLinear
   return kind(layer, module)
 

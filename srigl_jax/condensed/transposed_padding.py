@@ -4,6 +4,8 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import jax
+
 
 def transposed_padding(
   kernel_size: Sequence[int], strides: Any, padding: Any, dilation: Any
@@ -32,3 +34,17 @@ def _pair(reach: int, stride: int, padding: str) -> tuple[int, int]:
     before = reach - 1 if stride > reach - 1 else math.ceil(total / 2)
     return before, total - before
   return reach - 1, stride - 1 + max(reach - stride, 0)
+
+
+def dilations(layer: Any) -> dict[str, Any]:
+  """What `srigl_kernels.prepare` is told of a layer, of Flax NNX or Linen: how its pixels lie.
+
+  Args:
+    layer: a module; there is something to tell of convolutions of stride 1 only.
+  """
+  is_transposed = hasattr(layer, "transpose_kernel")
+  spacing = getattr(layer, "strides" if is_transposed else "input_dilation", None)
+  strides = 1 if is_transposed else getattr(layer, "strides", 1)
+  if spacing is None or any(n not in (None, 1) for n in jax.tree.leaves(strides)):
+    return {}
+  return {"input_dilation": spacing, "kernel_dilation": layer.kernel_dilation}

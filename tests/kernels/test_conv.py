@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import strategies as st
 
-from srigl_kernels import BACKENDS, condensed_conv, make_condensed, prepare
+from srigl_kernels import BACKENDS, condensed_conv, condensed_matmul, make_condensed, prepare
 from srigl_kernels.backends import xla
 from srigl_kernels.backends.cpu import library
 from tests.kernels import reference
@@ -27,7 +27,7 @@ class Problem(NamedTuple):
   fan_in: int
   padding: tuple[tuple[int, int], ...]
   strides: int | tuple[int, ...] = 1
-  input_dilation: int = 1
+  input_dilation: int | tuple[int, ...] = 1
   kernel_dilation: int | tuple[int, ...] = 1
   groups: int = 1
 
@@ -45,6 +45,10 @@ PROBLEMS = {
   "groups": Problem((2, 7, 6, 12), (3, 3), 10, 8, 6, ONE, strides=(1, 2), groups=2),
   "depthwise": Problem((2, 7, 6, 8), (3, 3), 16, 13, 4, ONE, groups=8),
   "input_dilation": Problem((2, 4, 5, 3), (3, 3), 6, 6, 4, ONE, input_dilation=2),
+  "transposed": Problem((2, 4, 5, 3), (3, 2), 6, 5, 4, ((2, -1), (1, 2)), input_dilation=(2, 3)),
+  "transposed_line": Problem(
+    (2, 7, 4), (5,), 8, 7, 6, ((0, 3),), input_dilation=3, kernel_dilation=2
+  ),
   "pointwise": Problem((2, 5, 7, 9), (1, 1), 6, 5, 4, NONE),
   "pointwise_stride": Problem((2, 5, 7, 9), (1, 1), 6, 6, 4, NONE, strides=2),
   "line": Problem((2, 30, 4), (5,), 8, 7, 6, ((4, 0),), kernel_dilation=2),
@@ -89,7 +93,14 @@ def expected_conv(problem, condensed):
 
 def check(problem, backend, *, activation=None, seed=0):
   x, condensed = make(problem, seed)
-  layer = prepare(condensed, backend=backend, feature_group_count=problem.groups)
+  spacing = problem.input_dilation if problem.strides == 1 else 1
+  layer = prepare(
+    condensed,
+    backend=backend,
+    feature_group_count=problem.groups,
+    input_dilation=spacing,
+    kernel_dilation=problem.kernel_dilation,
+  )
   run = functools.partial(condensed_conv, activation=activation, **options(problem))
   y = jax.jit(run)(x, layer)
   z = expected_conv(problem, condensed)(x, condensed.bias)
@@ -207,6 +218,44 @@ def test_gradients(backend, name):
   ):
     assert got.shape == wanted.shape
     reference.assert_close(got, wanted, num_terms)
+
+
+@pytest.mark.parametrize("gradients", [False, True])
+def test_gradients_of_a_transposed_convolution(gradients):
+  """Of the layer's own values and bias, not of those that its phases hold."""
+  problem = PROBLEMS["transposed"]._replace(padding=((2, 1), (1, 2)))
+  x, condensed = make(problem)
+  layer = prepare(condensed, backend="xla", gradients=gradients, input_dilation=(2, 3))
+  floats = [leaf for leaf in jax.tree.leaves(layer) if leaf.dtype == jnp.float32]
+  assert not gradients or len(floats) == 2
+  expected = expected_conv(problem, condensed)
+  g = np.random.default_rng(1).normal(size=expected(x).shape).astype(np.float32)
+
+  @jax.jit
+  @functools.partial(jax.grad, argnums=(0, 1, 2))
+  def gradient(x, values, bias):
+    new = dataclasses.replace(condensed, values=values, bias=bias)
+    new = dataclasses.replace(layer, condensed=new)
+    return (g * condensed_conv(x, new, **options(problem))).sum()
+
+  actual = gradient(x, condensed.values, condensed.bias)
+  for got, wanted in zip(actual, expected.gradients(x, g), strict=True):
+    reference.assert_close(got, wanted, 100)
+
+
+def test_a_transposed_convolution_reads_no_zeros():
+  """Concrete or prepared it convolves the image as it is: stride and window of 2 are a product."""
+  problem = Problem((2, 8, 8, 4), (2, 2), 6, 6, 5, ONE, input_dilation=2)
+  x, condensed = make(problem)
+  prepared = prepare(condensed, backend="dense", input_dilation=2)
+  for layer, backend in ((prepared, "auto"), (condensed, "dense")):
+    run = lambda x: condensed_conv(x, layer, backend=backend, **options(problem))  # noqa: B023
+    text = str(jax.make_jaxpr(run)(x))
+    assert "conv_general_dilated" not in text and "dot_general" in text
+    want = expected_conv(problem, condensed)(x, condensed.bias)
+    reference.assert_close(run(x), want, condensed.fan_in)
+  with pytest.raises(ValueError, match="prepared for a transposed convolution"):
+    condensed_matmul(jnp.ones((1, 16)), prepared)
 
 
 @pytest.mark.parametrize("x_dtype", [jnp.float32, jnp.bfloat16])
