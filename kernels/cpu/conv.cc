@@ -50,6 +50,7 @@ const char* CondensedConv(const PackedLayer& layer, const Conv& conv, Executor* 
   if (error != nullptr) return error;
   call.x = conv.x;
   call.bias = conv.bias;
+  call.scales = conv.scales;
   call.y = conv.out;
   call.out_features = conv.out_features;
   call.activation = conv.activation;

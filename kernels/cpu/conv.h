@@ -17,6 +17,7 @@ struct Conv {
   Patches patches;
   int64_t padding_after[2];  // beyond the last line and column
   Activation activation;
+  const float* scales = nullptr;  // [out_features], what sums are multiplied by
 };
 
 // out = activation(the layer applied to every patch of x + bias). The layer's inputs are ordered

@@ -16,12 +16,16 @@
 namespace srigl {
 namespace {
 
-// x: [..., in]; bias: [out], or [0] for none; y: [..., out].
+// x: [..., in]; bias, scales: [out], or [0] for none; range: [2], or [0] for that of each batch row;
+// y: [..., out].
 ffi::Error CondensedMatMulHandler(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x,
                                   ffi::Buffer<ffi::U8> tile_pattern, ffi::AnyBuffer tile_values,
                                   ffi::Buffer<ffi::U8> window_pattern,
-                                  ffi::AnyBuffer window_values, ffi::Buffer<ffi::F32> bias,
-                                  ffi::ResultBuffer<ffi::F32> y, int64_t activation) {
+                                  ffi::AnyBuffer window_values,
+                                  ffi::Buffer<ffi::U8> dot_pattern, ffi::Buffer<ffi::F32> bias,
+                                  ffi::Buffer<ffi::F32> scales, ffi::Buffer<ffi::F32> range,
+                                  ffi::ResultBuffer<ffi::F32> y, int64_t activation,
+                                  bool quantized) {
   const auto x_dims = x.dimensions();
   const auto y_dims = y->dimensions();
   if (x_dims.size() < 1 || y_dims.size() != x_dims.size() ||
@@ -40,16 +44,26 @@ ffi::Error CondensedMatMulHandler(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x,
   if (bias_size != 0 && bias_size != call.out_features) {
     return ffi::Error::InvalidArgument("The bias must have one number per output, or none.");
   }
+  const int64_t num_scales = static_cast<int64_t>(scales.element_count());
+  if (num_scales != 0 && num_scales != call.out_features) {
+    return ffi::Error::InvalidArgument("There must be one scale per output, or none.");
+  }
+  if (range.element_count() != 0 && range.element_count() != 2) {
+    return ffi::Error::InvalidArgument("The range of the inputs must be two numbers, or none.");
+  }
+  call.scales = num_scales == 0 ? nullptr : scales.typed_data();
+  call.range = range.element_count() == 0 ? nullptr : range.typed_data();
+  call.quantized = quantized;
   call.x = x.typed_data();
   call.y = y->typed_data();
   call.bias = bias_size == 0 ? nullptr : bias.typed_data();
   call.activation = static_cast<Activation>(activation);
 
   PackedLayer layer = {AsBytes(tile_pattern), AsBytes(tile_values), AsBytes(window_pattern),
-                       AsBytes(window_values), ValueType::kFloat32};
-  if (!AsValueType(tile_values.element_type(), &layer.value_type) ||
+                       AsBytes(window_values), ValueType::kFloat32, AsBytes(dot_pattern)};
+  if (!AsWeightType(tile_values.element_type(), &layer.value_type) ||
       window_values.element_type() != tile_values.element_type()) {
-    return ffi::Error::InvalidArgument("Packed values must all be float32, or all bfloat16.");
+    return ffi::Error::InvalidArgument("Packed values must all be float32, bfloat16 or int8.");
   }
   PoolExecutor executor(pool);
   if (const char* error = CondensedMatMul(layer, call, &executor)) {
@@ -83,9 +97,13 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(srigl_condensed_matmul, srigl::CondensedMatMulHand
                                   .Arg<xla::ffi::AnyBuffer>()              // tile values
                                   .Arg<xla::ffi::Buffer<xla::ffi::U8>>()   // window pattern
                                   .Arg<xla::ffi::AnyBuffer>()              // window values
+                                  .Arg<xla::ffi::Buffer<xla::ffi::U8>>()   // dot pattern
                                   .Arg<xla::ffi::Buffer<xla::ffi::F32>>()  // bias
+                                  .Arg<xla::ffi::Buffer<xla::ffi::F32>>()  // scales
+                                  .Arg<xla::ffi::Buffer<xla::ffi::F32>>()  // range
                                   .Ret<xla::ffi::Buffer<xla::ffi::F32>>()  // y
-                                  .Attr<int64_t>("activation"));
+                                  .Attr<int64_t>("activation")
+                                  .Attr<bool>("quantized"));
 
 // Name of the CPU target in use.
 SRIGL_EXPORT const char* srigl_isa() { return srigl::IsaName(srigl::CurrentIsa()); }
@@ -103,14 +121,13 @@ SRIGL_EXPORT int32_t srigl_set_isa(const char* name) {
 // with the columns in the values, if these can hold them. Returns
 // nullptr and a message when the layer is not valid or memory runs out.
 SRIGL_EXPORT void* srigl_pack(const void* values, const int32_t* indices, const int32_t* active,
-                              int32_t bfloat16, int64_t num_active, int64_t fan_in,
+                              int32_t value_type, int64_t num_active, int64_t fan_in,
                               int64_t in_features, int64_t out_features, int32_t windows,
                               char* message, int64_t message_size) {
   try {
-    const srigl::Condensed layer = {
-        values, indices, active,
-        bfloat16 ? srigl::ValueType::kBFloat16 : srigl::ValueType::kFloat32,
-        num_active, fan_in, in_features, out_features};
+    const srigl::Condensed layer = {values, indices, active,
+                                    static_cast<srigl::ValueType>(value_type), num_active, fan_in,
+                                    in_features, out_features};
     const std::string error = srigl::CheckCondensed(layer);
     if (!error.empty()) {
       srigl::Report(error, message, message_size);
@@ -120,6 +137,39 @@ SRIGL_EXPORT void* srigl_pack(const void* values, const int32_t* indices, const 
     result->patterns[0] = srigl::PackTiles(layer);
     if (windows) result->patterns[1] = srigl::PackWindows(layer, windows == 2 && CanEmbed(layer));
     for (int i = 0; i < 2; ++i) result->values[i] = GatherValues(layer, result->patterns[i]);
+    return result.release();
+  } catch (const std::exception& e) {
+    srigl::Report(e.what(), message, message_size);
+    return nullptr;
+  }
+}
+
+// The dot type of 16 bits that the CPU target in use multiplies fastest, or -1.
+SRIGL_EXPORT int32_t srigl_half_dot_type() {
+  const srigl::Kernels& kernels = srigl::CurrentKernels();
+  for (const auto type : {srigl::DotType::kFloat16, srigl::DotType::kBFloat16}) {
+    if (kernels.dots[static_cast<int>(type)] != nullptr) return static_cast<int32_t>(type);
+  }
+  return -1;
+}
+
+// Packs the dot pattern alone: `values` are raw numbers of the type, `scales` one for each active
+// neuron. Fails as `srigl_pack` does.
+SRIGL_EXPORT void* srigl_pack_dots(const void* values, const int32_t* indices,
+                                   const int32_t* active, const float* scales, int32_t dot_type,
+                                   int64_t num_active, int64_t fan_in, int64_t in_features,
+                                   int64_t out_features, char* message, int64_t message_size) {
+  try {
+    const srigl::Condensed layer = {values,     indices, active,      srigl::ValueType::kFloat32,
+                                    num_active, fan_in,  in_features, out_features};
+    const std::string error = srigl::CheckCondensed(layer);
+    if (!error.empty()) {
+      srigl::Report(error, message, message_size);
+      return nullptr;
+    }
+    auto result = std::make_unique<srigl::PackResult>();
+    result->patterns[0].bytes =
+        PackDots(layer, static_cast<srigl::DotType>(dot_type), scales);
     return result.release();
   } catch (const std::exception& e) {
     srigl::Report(e.what(), message, message_size);

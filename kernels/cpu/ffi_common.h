@@ -49,6 +49,12 @@ inline bool AsValueType(ffi::DataType type, ValueType* value_type) {
   return type == ffi::DataType::F32 || type == ffi::DataType::BF16;
 }
 
+// Of packed weights, which may also be int8.
+inline bool AsWeightType(ffi::DataType type, ValueType* value_type) {
+  if (type == ffi::DataType::S8) *value_type = ValueType::kInt8;
+  return type == ffi::DataType::S8 || AsValueType(type, value_type);
+}
+
 template <typename Buffer>
 Bytes AsBytes(const Buffer& buffer) {
   return {buffer.untyped_data(), buffer.size_bytes()};

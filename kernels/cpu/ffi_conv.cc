@@ -11,14 +11,15 @@ namespace {
 
 using Numbers = ffi::Span<const int64_t>;
 
-// x: [..., height, width, channels]; bias: [out], or [0] for none; y: [..., height, width, out].
+// x: [..., height, width, channels]; bias, scales: [out], or [0] for none; y: [..., height, width, out].
 // Of the attributes, kernel, strides and dilation are (y, x), and the padding is (top, bottom,
 // left, right).
 ffi::Error CondensedConvHandler(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x,
                                 ffi::Buffer<ffi::U8> tile_pattern, ffi::AnyBuffer tile_values,
-                                ffi::Buffer<ffi::F32> bias, ffi::ResultBuffer<ffi::F32> y,
-                                int64_t activation, Numbers kernel, Numbers strides,
-                                Numbers dilation, Numbers padding) {
+                                ffi::Buffer<ffi::F32> bias, ffi::Buffer<ffi::F32> scales,
+                                ffi::ResultBuffer<ffi::F32> y, int64_t activation,
+                                Numbers kernel, Numbers strides, Numbers dilation,
+                                Numbers padding) {
   const auto x_dims = x.dimensions();
   const auto y_dims = y->dimensions();
   const size_t leading = x_dims.size() - 3;
@@ -47,14 +48,19 @@ ffi::Error CondensedConvHandler(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x,
   if (bias_size != 0 && bias_size != conv.out_features) {
     return ffi::Error::InvalidArgument("The bias must have one number per output, or none.");
   }
+  const int64_t num_scales = static_cast<int64_t>(scales.element_count());
+  if (num_scales != 0 && num_scales != conv.out_features) {
+    return ffi::Error::InvalidArgument("There must be one scale per output, or none.");
+  }
+  conv.scales = num_scales == 0 ? nullptr : scales.typed_data();
   conv.x = x.typed_data();
   conv.out = y->typed_data();
   conv.bias = bias_size == 0 ? nullptr : bias.typed_data();
   conv.activation = static_cast<Activation>(activation);
 
   PackedLayer layer = {AsBytes(tile_pattern), AsBytes(tile_values), {}, {}, ValueType::kFloat32};
-  if (!AsValueType(tile_values.element_type(), &layer.value_type)) {
-    return ffi::Error::InvalidArgument("Packed values must be float32 or bfloat16.");
+  if (!AsWeightType(tile_values.element_type(), &layer.value_type)) {
+    return ffi::Error::InvalidArgument("Packed values must be float32, bfloat16 or int8.");
   }
   PoolExecutor executor(pool);
   if (const char* error = CondensedConv(layer, conv, &executor)) {
@@ -75,6 +81,7 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(srigl_condensed_conv, srigl::CondensedConvHandler,
                                   .Arg<xla::ffi::Buffer<xla::ffi::U8>>()   // tile pattern
                                   .Arg<xla::ffi::AnyBuffer>()              // tile values
                                   .Arg<xla::ffi::Buffer<xla::ffi::F32>>()  // bias
+                                  .Arg<xla::ffi::Buffer<xla::ffi::F32>>()  // scales
                                   .Ret<xla::ffi::Buffer<xla::ffi::F32>>()  // y
                                   .Attr<int64_t>("activation")
                                   .Attr<srigl::Numbers>("kernel")

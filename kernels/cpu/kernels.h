@@ -41,6 +41,13 @@ struct MatMul {
   // Each lies within 0..in_features - 1.
   const int32_t* columns = nullptr;  // [num_columns]
   int64_t num_columns = 0;
+  // What the sum of output o and batch row b is multiplied by, if given: scales[o] * row_scales[b].
+  const float* scales = nullptr;      // [out]
+  const float* row_scales = nullptr;  // [batch]; only with `scales`
+  // Whether inputs are rounded to integers of 8 bits, within this range, or each batch row within
+  // its own: see quantize-inl.h.
+  bool quantized = false;
+  const float* range = nullptr;  // [2], the least and the largest input
 };
 
 // dvalues[a, j] = sum over b of g[b, active[a]] * x[b, index of (a, j)]; all row-major.
@@ -135,6 +142,11 @@ inline constexpr int kMaxLanes = 64;    // batch rows of a tile
 inline constexpr int kMaxPanels = 16;   // panels of one tile task: bounds the scratch memory
 inline constexpr size_t kScratchFloats =
     (kMaxBlockColumns + (kMaxPanels + 1) * kPanelRows) * size_t{kMaxLanes};
+// Bytes from one batch row to the next as dot kernels read them; a window may be wider than a row.
+constexpr int64_t DotRowBytes(DotType type, int64_t in_features) {
+  return (in_features * DotElementBytes(type) + kDotBytes - 1) / kDotBytes * kDotBytes + kDotBytes;
+}
+
 inline constexpr size_t kStageFloats = 1 << 18;  // of a convolution's images: 1 MB
 
 // Lanes of a tile, so that a block's inputs stay in the first-level cache.
@@ -162,6 +174,11 @@ constexpr size_t TrainingScratchFloats(int64_t in_features) {
 // once at most, and the largest key that anything is ranked by.
 inline constexpr int64_t kPanelInputs = 48, kGradientNeurons = 64;
 inline constexpr uint32_t kLargestKey = 0x7fffffff;
+
+// As `Kernels::window`, by dots. `scratch`: kScratchFloats, 64-aligned, in which a batch row must fit.
+using DotFunction = void (*)(const DotView& view, const MatMul& call, int64_t row_begin,
+                             int64_t row_end, int64_t group_begin, int64_t group_end,
+                             float* scratch);
 
 struct Kernels {
   const char* name;
@@ -227,12 +244,22 @@ struct Kernels {
   int64_t (*find_reaching)(const uint32_t* keys, int64_t count, uint32_t least, int32_t* found);
 
   int64_t width;  // floats of a register
+
+  // Batch rows [row_begin, row_end) of x as integers, in float32, and the scale of each.
+  void (*quantize)(const MatMul& call, int64_t row_begin, int64_t row_end, float* integers,
+                   float* row_scales);
+
+  // By type of the dot pattern; nullptr where the target cannot.
+  DotFunction dots[kNumDotTypes];
 };
 
 extern const Kernels kGenericKernels;
 #if defined(__x86_64__)
 extern const Kernels kAvx2Kernels;
 extern const Kernels kAvx512Kernels;
+extern const Kernels kAvx512VnniKernels;
+extern const Kernels kAvx512Bf16Kernels;
+extern const Kernels kAvx512Fp16Kernels;
 #endif
 
 }  // namespace srigl

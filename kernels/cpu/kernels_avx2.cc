@@ -20,6 +20,8 @@ const Kernels kAvx2Kernels = {"avx2",
                               avx2::ConvDotsOf,
                               avx2::GradientKeys,
                               avx2::FindReaching,
-                              8};
+                              8,
+                              avx2::Quantize,
+                              {}};
 
 }  // namespace srigl

@@ -20,6 +20,8 @@ const Kernels kGenericKernels = {"generic",
                                  generic::ConvDotsOf,
                                  generic::GradientKeys,
                                  generic::FindReaching,
-                                 4};
+                                 4,
+                                 generic::Quantize,
+                                 {}};
 
 }  // namespace srigl

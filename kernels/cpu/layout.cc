@@ -61,6 +61,31 @@ const char* ReadHeader(Bytes pattern, Bytes values, ValueType type, uint32_t mag
   return nullptr;
 }
 
+// Whether groups cover packets (or steps), masks and outputs, in order.
+bool GroupsFit(const PatternHeader& header, const WindowGroup* groups, int64_t num_groups,
+               int64_t num_packets) {
+  // Every difference is taken between numbers already known to lie in [0, 2^62).
+  for (int64_t g = 0; g <= num_groups; ++g) {
+    const WindowGroup& group = groups[g];
+    if (group.packet_begin < 0 || group.packet_begin > num_packets || group.mask_begin < 0 ||
+        group.mask_begin > header.num_masks || group.output_begin < 0 ||
+        group.output_begin > header.out_features) {
+      return false;
+    }
+    if (g == 0) continue;
+    const WindowGroup& last = groups[g - 1];
+    if (group.packet_begin < last.packet_begin || group.output_begin < last.output_begin ||
+        group.mask_begin - last.mask_begin !=
+            CeilDiv(group.output_begin - last.output_begin, kGroupRows)) {
+      return false;
+    }
+  }
+  const WindowGroup &first = groups[0], &end = groups[num_groups];
+  return first.packet_begin == 0 && first.mask_begin == 0 && first.output_begin == 0 &&
+         end.packet_begin == num_packets && end.mask_begin == header.num_masks &&
+         (num_groups == 0 || end.output_begin == header.out_features);
+}
+
 }  // namespace
 
 bool TileLayout(const PatternHeader& header, TileSections* sections) {
@@ -94,6 +119,23 @@ bool WindowLayout(const PatternHeader& header, WindowSections* sections) {
   sections->paths = cursor.Add(header.num_values / kPacketValues, sizeof(WindowPath));
   sections->masks = cursor.Add(header.num_masks, sizeof(uint16_t));
   sections->columns = cursor.Add(header.is_embedded ? 0 : header.num_values, 1);
+  sections->total = cursor.end();
+  return cursor.ok();
+}
+
+bool DotLayout(const PatternHeader& header, DotSections* sections) {
+  if (!SaneHeader(header) || header.block_columns < 0 || header.block_columns >= kNumDotTypes) {
+    return false;
+  }
+  const int64_t groups = CeilDiv(header.num_active, kGroupRows);
+  Cursor cursor;
+  cursor.Add(1, sizeof(PatternHeader));
+  sections->groups = cursor.Add(groups + 1, sizeof(WindowGroup));
+  sections->masks = cursor.Add(header.num_masks, sizeof(uint16_t));
+  sections->scales = cursor.Add(groups * kGroupRows, sizeof(float));
+  sections->sums = cursor.Add(groups * kGroupRows, sizeof(int32_t));
+  sections->starts = cursor.Add(header.num_values, sizeof(uint32_t));
+  sections->steps = cursor.Add(header.num_values, sizeof(DotStep));
   sections->total = cursor.end();
   return cursor.ok();
 }
@@ -161,31 +203,43 @@ const char* ParseWindow(Bytes pattern, Bytes values, ValueType type, WindowView*
   view->value_type = type;
 
   const int64_t num_packets = header.num_values / kPacketValues;
-  // Every difference is taken between numbers already known to lie in [0, 2^62).
-  for (int64_t g = 0; g <= view->num_groups; ++g) {
-    const WindowGroup& group = view->groups[g];
-    if (group.packet_begin < 0 || group.packet_begin > num_packets || group.mask_begin < 0 ||
-        group.mask_begin > header.num_masks || group.output_begin < 0 ||
-        group.output_begin > header.out_features) {
-      return "the window pattern's groups are out of range";
-    }
-    if (g == 0) continue;
-    const WindowGroup& last = view->groups[g - 1];
-    if (group.packet_begin < last.packet_begin || group.output_begin < last.output_begin ||
-        group.mask_begin - last.mask_begin !=
-            CeilDiv(group.output_begin - last.output_begin, kGroupRows)) {
-      return "the window pattern's groups do not fit together";
-    }
-  }
-  const WindowGroup& first = view->groups[0];
-  const WindowGroup& end = view->groups[view->num_groups];
-  if (first.packet_begin != 0 || first.mask_begin != 0 || first.output_begin != 0 ||
-      end.packet_begin != num_packets || end.mask_begin != header.num_masks ||
-      (view->num_groups > 0 && end.output_begin != header.out_features)) {
-    return "the window pattern's groups do not cover it";
+  if (!GroupsFit(header, view->groups, view->num_groups, num_packets)) {
+    return "the window pattern's groups do not fit together";
   }
   if (num_packets > 0 && header.in_features < 1) {
     return "the window pattern's header is out of range";
+  }
+  return nullptr;
+}
+
+const char* ParseDots(Bytes pattern, DotView* view) {
+  PatternHeader header;
+  if (pattern.size < sizeof(PatternHeader)) return "the dot pattern is shorter than its header";
+  if (reinterpret_cast<uintptr_t>(pattern.data) % alignof(int64_t) != 0) {
+    return "the dot pattern is not aligned";
+  }
+  memcpy(&header, pattern.data, sizeof(PatternHeader));
+  if (header.magic != kDotMagic) return "the dot pattern is of another kind or format version";
+  DotSections sections;
+  if (!DotLayout(header, &sections)) return "the dot pattern's header is out of range";
+  if (sections.total != pattern.size) return "the dot pattern's size does not match its header";
+  view->in_features = header.in_features;
+  view->out_features = header.out_features;
+  view->num_active = header.num_active;
+  view->num_groups = CeilDiv(header.num_active, kGroupRows);
+  view->num_steps = header.num_values;
+  view->type = static_cast<DotType>(header.block_columns);
+  view->groups = Section<WindowGroup>(pattern.data, sections.groups);
+  view->masks = Section<uint16_t>(pattern.data, sections.masks);
+  view->scales = Section<float>(pattern.data, sections.scales);
+  view->sums = Section<int32_t>(pattern.data, sections.sums);
+  view->starts = Section<uint32_t>(pattern.data, sections.starts);
+  view->steps = Section<DotStep>(pattern.data, sections.steps);
+  if (!GroupsFit(header, view->groups, view->num_groups, view->num_steps)) {
+    return "the dot pattern's groups do not fit together";
+  }
+  if (view->num_steps > 0 && header.in_features < 1) {
+    return "the dot pattern's header is out of range";
   }
   return nullptr;
 }

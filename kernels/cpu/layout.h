@@ -26,6 +26,13 @@
 //   a good order (see pack_windows.cc). The permutation reads the lowest five bits of its index only.
 //   So where weights may be rounded, a float32 whose lowest five bits are its column (`Embed`) is its
 //   own index, and there is no other: a fifth less to read.
+//
+// Dot pattern, for CPUs whose lanes multiply several small numbers at once (see dots-inl.h):
+//   Sixteen rows make a group. A step reads one window of 64 bytes of a batch row, 64 inputs of 8
+//   bits or 32 of 16, and a permutation finds four or two inputs of each row in it: what one
+//   instruction multiplies by as many weights, and adds up in 32 bits. Windows begin anywhere and go
+//   from left to right: each begins at the leftmost input that some row still needs, and every row
+//   takes the next ones that lie within. Values, their scales and places are one byte string.
 
 #ifndef SRIGL_KERNELS_CPU_LAYOUT_H_
 #define SRIGL_KERNELS_CPU_LAYOUT_H_
@@ -45,10 +52,21 @@ inline constexpr int kSectionBytes = 64;      // sections start at multiples of 
 
 inline constexpr uint32_t kTileMagic = 0x31545253;    // "SRT1"
 inline constexpr uint32_t kWindowMagic = 0x32575253;  // "SRW2"
+inline constexpr uint32_t kDotMagic = 0x31445253;     // "SRD1"
 
-enum class ValueType : int32_t { kFloat32 = 0, kBFloat16 = 1 };
+// Of int8 weights a neuron has a scale, which the call brings along.
+enum class ValueType : int32_t { kFloat32 = 0, kBFloat16 = 1, kInt8 = 2 };
 
-constexpr size_t ValueBytes(ValueType type) { return type == ValueType::kFloat32 ? 4 : 2; }
+constexpr size_t ValueBytes(ValueType type) {
+  return type == ValueType::kFloat32 ? 4 : type == ValueType::kBFloat16 ? 2 : 1;
+}
+
+// Types of the numbers that dot patterns hold, weights and inputs alike.
+enum class DotType : int32_t { kInt8 = 0, kBFloat16 = 1, kFloat16 = 2 };
+inline constexpr int kNumDotTypes = 3;
+
+inline constexpr int kDotBytes = 64;  // of a window, and of its weights and their places
+constexpr int DotElementBytes(DotType type) { return type == DotType::kInt8 ? 1 : 2; }
 
 // First bytes of either pattern.
 struct PatternHeader {
@@ -56,10 +74,10 @@ struct PatternHeader {
   int32_t in_features;
   int32_t out_features;
   int32_t num_active;
-  int32_t block_columns;  // tile pattern; 0 in a window pattern
+  int32_t block_columns;  // tile pattern; of a dot pattern its DotType; 0 in a window pattern
   int32_t is_embedded;    // window pattern, 0 or 1: columns stand within the values
-  int64_t num_values;  // tile: weights; window: packets * 64
-  int64_t num_masks;   // window pattern; 0 in a tile pattern
+  int64_t num_values;  // tile: weights; window: packets * 64; dot: steps
+  int64_t num_masks;   // window and dot pattern; 0 in a tile pattern
 };
 
 // One row of a (block, panel): which row of the panel, and how many weights follow.
@@ -121,6 +139,27 @@ struct WindowView {
   ValueType value_type;
 };
 
+// One step of a dot pattern.
+struct DotStep {
+  uint8_t columns[kDotBytes];  // within the window, one for each value, in its width
+  uint8_t values[kDotBytes];   // of lane r the r-th four bytes
+};
+
+struct DotView {
+  int64_t in_features;
+  int64_t out_features;
+  int64_t num_active;
+  int64_t num_groups;
+  int64_t num_steps;
+  DotType type;
+  const WindowGroup* groups;  // [num_groups + 1], steps in place of packets
+  const uint16_t* masks;      // as in a window pattern
+  const float* scales;        // [num_groups * kGroupRows] what a row's sum is multiplied by
+  const int32_t* sums;        // [num_groups * kGroupRows] of int8, the sum of a row's weights
+  const uint32_t* starts;     // [num_steps] first byte of the window in a batch row
+  const DotStep* steps;       // [num_steps]
+};
+
 // A read-only buffer.
 struct Bytes {
   const void* data;
@@ -130,6 +169,7 @@ struct Bytes {
 // Fills `view` from a pattern and its values. Returns nullptr, or what is wrong.
 const char* ParseTile(Bytes pattern, Bytes values, ValueType type, TileView* view);
 const char* ParseWindow(Bytes pattern, Bytes values, ValueType type, WindowView* view);
+const char* ParseDots(Bytes pattern, DotView* view);
 
 // Size of a pattern with this header and, section by section, where it begins; false when the
 // header makes no sense.
@@ -139,8 +179,12 @@ struct TileSections {
 struct WindowSections {
   size_t groups, paths, masks, columns, total;
 };
+struct DotSections {
+  size_t groups, masks, scales, sums, starts, steps, total;
+};
 bool TileLayout(const PatternHeader& header, TileSections* sections);
 bool WindowLayout(const PatternHeader& header, WindowSections* sections);
+bool DotLayout(const PatternHeader& header, DotSections* sections);
 
 }  // namespace srigl
 

@@ -4,6 +4,10 @@
 #include <stdlib.h>
 #include <string.h>
 
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
+
 #include <algorithm>
 #include <atomic>
 #include <memory>
@@ -12,12 +16,16 @@
 namespace srigl {
 namespace {
 
-constexpr const char* kIsaNames[kNumIsas] = {"generic", "avx2", "avx512"};
+constexpr const char* kIsaNames[kNumIsas] = {"generic",     "avx2",        "avx512",
+                                             "avx512_vnni", "avx512_bf16", "avx512_fp16"};
 
 int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 const Kernels& KernelsOf(Isa isa) {
 #if defined(__x86_64__)
+  if (isa == Isa::kAvx512Fp16) return kAvx512Fp16Kernels;
+  if (isa == Isa::kAvx512Bf16) return kAvx512Bf16Kernels;
+  if (isa == Isa::kAvx512Vnni) return kAvx512VnniKernels;
   if (isa == Isa::kAvx512) return kAvx512Kernels;
   if (isa == Isa::kAvx2) return kAvx2Kernels;
 #endif
@@ -27,8 +35,8 @@ const Kernels& KernelsOf(Isa isa) {
 
 Isa InitialIsa() {
   Isa best = Isa::kGeneric;
-  for (const Isa isa : {Isa::kAvx2, Isa::kAvx512}) {
-    if (IsaSupported(isa)) best = isa;
+  for (int i = 0; i < kNumIsas; ++i) {
+    if (IsaSupported(static_cast<Isa>(i))) best = static_cast<Isa>(i);
   }
   const char* name = getenv("SRIGL_ISA");
   if (name == nullptr || name[0] == '\0') return best;
@@ -37,8 +45,11 @@ Isa InitialIsa() {
       return static_cast<Isa>(i);
     }
   }
-  fprintf(stderr, "SRIGL_ISA=%s is not a target of this CPU (generic, avx2, avx512): using %s.\n",
-          name, IsaName(best));
+  fprintf(stderr, "SRIGL_ISA=%s is not a target of this CPU (", name);
+  for (int i = 0; i < kNumIsas; ++i) {
+    if (IsaSupported(static_cast<Isa>(i))) fprintf(stderr, "%s%s", i > 0 ? ", " : "", kIsaNames[i]);
+  }
+  fprintf(stderr, "): using %s.\n", IsaName(best));
   return best;
 }
 
@@ -121,6 +132,67 @@ void PlanWindows(int64_t threads, Plan* plan) {
   plan->window_tasks = CeilDiv(groups, plan->groups_per_task);
 }
 
+struct DotPlan {
+  MatMul call;
+  DotFunction dots;
+  DotView view;
+  int64_t rows_per_task, groups_per_task, group_ranges;
+};
+
+void RunDotTask(const void* context, int64_t task) {
+  const DotPlan& plan = *static_cast<const DotPlan*>(context);
+  const int64_t row = task / plan.group_ranges * plan.rows_per_task;
+  const int64_t group = task % plan.group_ranges * plan.groups_per_task;
+  plan.dots(plan.view, plan.call, row, std::min(row + plan.rows_per_task, plan.call.batch), group,
+            std::min(group + plan.groups_per_task, plan.view.num_groups), Scratch());
+}
+
+// Each task converts the inputs of its rows: with many rows they are shared out, with few the groups.
+constexpr int64_t kDotRowsPerTask = 32;
+
+void Dots(int64_t threads, Executor* executor, DotPlan* plan) {
+  const int64_t batch = plan->call.batch, groups = plan->view.num_groups;
+  plan->rows_per_task = std::min(kDotRowsPerTask, batch);
+  int64_t ranges = 1;
+  if (batch >= 16 * threads) {
+    plan->rows_per_task = std::min(kDotRowsPerTask, CeilDiv(CeilDiv(batch, 4 * threads), 8) * 8);
+  } else if (threads > 1) {
+    ranges = 2 * threads;
+  }
+  plan->groups_per_task = CeilDiv(groups, ranges);
+  plan->group_ranges = CeilDiv(groups, plan->groups_per_task);
+  executor->Run(CeilDiv(batch, plan->rows_per_task) * plan->group_ranges, threads, RunDotTask,
+                plan);
+}
+
+// Of 16-bit numbers the dots' places take as much as the values: with one batch row, where reading
+// them is all there is to it, windows are faster. From some 40 rows on tiles are: on an Intel Xeon
+// with float16 a layer of 236,000 weights took one core 151 us by dots at batch 16 and 230 us by
+// tiles, 578 and 506 us at batch 64.
+constexpr int64_t kMostHalfRows = 32;
+
+bool PrefersFloat32(const PackedLayer& layer, const Kernels& kernels, int64_t batch,
+                    DotType type) {
+  if (type == DotType::kInt8) return false;
+  return batch > kMostHalfRows ||
+         (batch == 1 && kernels.window != nullptr && layer.window_pattern.size > 0);
+}
+
+// Inputs as integers, for targets without dots.
+struct QuantizePlan {
+  MatMul call;
+  const Kernels* kernels;
+  float *integers, *row_scales;
+  int64_t rows_per_task;
+};
+
+void RunQuantizeTask(const void* context, int64_t task) {
+  const QuantizePlan& plan = *static_cast<const QuantizePlan*>(context);
+  const int64_t row = task * plan.rows_per_task;
+  plan.kernels->quantize(plan.call, row, std::min(row + plan.rows_per_task, plan.call.batch),
+                         plan.integers, plan.row_scales);
+}
+
 // Windows cost in proportion to the batch rows and to their padding, tiles of up to 16 rows the
 // same for each number of rows. So many rows of unpadded windows cost as much as a tile.
 constexpr int64_t kMaxWindowRows = 12;
@@ -140,6 +212,15 @@ int64_t WindowRows(const PackedLayer& layer, const Kernels& kernels, int64_t bat
 // three and 15.5 on four; with so many for so little, each is worth less than what it disturbs.
 constexpr int64_t kWorkPerThread = 100000;
 
+#if defined(__x86_64__)
+// __builtin_cpu_supports knows of it from GCC 12 on: leaf 7, edx bit 23. That the system saves the
+// registers is known of the rest of AVX-512.
+bool SupportsFloat16() {
+  unsigned int eax, ebx, ecx, edx;
+  return __get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) != 0 && (edx >> 23 & 1) != 0;
+}
+#endif
+
 }  // namespace
 
 const char* IsaName(Isa isa) { return kIsaNames[static_cast<int>(isa)]; }
@@ -150,9 +231,17 @@ bool IsaSupported(Isa isa) {
   __builtin_cpu_init();
   const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
   if (isa == Isa::kAvx2) return avx2;
-  if (isa == Isa::kAvx512) {
-    return avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-           __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+  if (isa >= Isa::kAvx512) {
+    const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") &&
+                        __builtin_cpu_supports("avx512bw") &&
+                        __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+    const bool vnni = avx512 && __builtin_cpu_supports("avx512vnni") &&
+                      __builtin_cpu_supports("avx512vbmi");
+    const bool bf16 = vnni && __builtin_cpu_supports("avx512bf16");
+    if (isa == Isa::kAvx512) return avx512;
+    if (isa == Isa::kAvx512Vnni) return vnni;
+    if (isa == Isa::kAvx512Bf16) return bf16;
+    return bf16 && SupportsFloat16();
   }
 #endif
   return false;
@@ -198,13 +287,13 @@ void SerialExecutor::Run(int64_t num_tasks, int64_t, void (*task)(const void*, i
   for (int64_t i = 0; i < num_tasks; ++i) task(context, i);
 }
 
-const char* CondensedMatMul(const PackedLayer& layer, const MatMul& call, Executor* executor) {
+namespace {
+
+// The product by tiles and windows, of inputs as they are.
+const char* FloatMatMul(const PackedLayer& layer, const MatMul& call, Executor* executor) {
   Plan plan = {};
   plan.call = call;
   plan.kernels = &CurrentKernels();
-  if (call.batch < 0 || call.in_features < 0 || call.out_features < 0) {
-    return "a size is negative";
-  }
   if (call.columns != nullptr &&
       !WithinWidth(call.columns, call.num_columns, call.in_features)) {
     return "a column lies beyond x";
@@ -212,7 +301,7 @@ const char* CondensedMatMul(const PackedLayer& layer, const MatMul& call, Execut
   const int64_t inputs = call.columns == nullptr ? call.in_features : call.num_columns;
 
   const int64_t window_rows =
-      call.patches == nullptr && call.columns == nullptr
+      call.patches == nullptr && call.columns == nullptr && call.row_scales == nullptr
           ? WindowRows(layer, *plan.kernels, call.batch)
           : 0;
   const bool use_windows = window_rows > 0;
@@ -257,6 +346,59 @@ const char* CondensedMatMul(const PackedLayer& layer, const MatMul& call, Execut
   const int64_t tasks = plan.tile_tasks + plan.window_tasks;
   if (tasks > 0) executor->Run(tasks, threads, RunTask, &plan);
   return nullptr;
+}
+
+}  // namespace
+
+const char* CondensedMatMul(const PackedLayer& layer, const MatMul& call, Executor* executor) {
+  if (call.batch < 0 || call.in_features < 0 || call.out_features < 0) {
+    return "a size is negative";
+  }
+  if ((layer.value_type == ValueType::kInt8) != (call.scales != nullptr)) {
+    return "weights of 8 bits have a scale for each output, and no others";
+  }
+  if (call.quantized && (call.patches != nullptr || call.columns != nullptr ||
+                         layer.value_type != ValueType::kInt8)) {
+    return "inputs can be rounded to 8 bits for weights of 8 bits in a product only";
+  }
+  const Kernels& kernels = CurrentKernels();
+  if (layer.dot_pattern.size > 0 && call.batch > 0) {
+    DotPlan plan = {};
+    plan.call = call;
+    plan.call.scales = nullptr;  // the pattern has them
+    if (const char* error = ParseDots(layer.dot_pattern, &plan.view)) return error;
+    const DotView& view = plan.view;
+    if (view.in_features != call.in_features || view.out_features != call.out_features) {
+      return "x, y and the dot pattern differ in their features";
+    }
+    if ((view.type == DotType::kInt8) != call.quantized) {
+      return "the dot pattern's numbers are of another type than the call's";
+    }
+    plan.dots = kernels.dots[static_cast<int>(view.type)];
+    const bool fits = DotRowBytes(view.type, view.in_features) <=
+                      static_cast<int64_t>(kScratchFloats * sizeof(float));
+    if (plan.dots != nullptr && fits && view.num_groups > 0 &&
+        !PrefersFloat32(layer, kernels, call.batch, view.type)) {
+      // A step of 16-bit numbers does as much as two of windows, one of bytes as much as four.
+      const double work = static_cast<double>(view.num_steps) * static_cast<double>(call.batch);
+      Dots(ThreadsFor(work * kGroupRows, *executor), executor, &plan);
+      return nullptr;
+    }
+  }
+  if (!call.quantized) return FloatMatMul(layer, call, executor);
+
+  const size_t size = static_cast<size_t>(call.batch) * static_cast<size_t>(call.in_features);
+  const std::unique_ptr<float[]> integers(new (std::nothrow) float[size + 1]);
+  const std::unique_ptr<float[]> row_scales(
+      new (std::nothrow) float[static_cast<size_t>(call.batch) + 1]);
+  if (integers == nullptr || row_scales == nullptr) return "there is no memory for its inputs";
+  QuantizePlan plan = {call, &kernels, integers.get(), row_scales.get(), 8};
+  executor->Run(CeilDiv(call.batch, plan.rows_per_task),
+                ThreadsFor(static_cast<double>(size), *executor), RunQuantizeTask, &plan);
+  MatMul rounded = call;
+  rounded.x = integers.get();
+  rounded.row_scales = row_scales.get();
+  return FloatMatMul(layer, rounded, executor);
 }
 
 }  // namespace srigl

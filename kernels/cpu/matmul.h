@@ -11,8 +11,15 @@
 namespace srigl {
 
 // CPU targets, from the one every machine has to the most special.
-enum class Isa : int32_t { kGeneric = 0, kAvx2 = 1, kAvx512 = 2 };
-inline constexpr int kNumIsas = 3;
+enum class Isa : int32_t {
+  kGeneric = 0,
+  kAvx2 = 1,
+  kAvx512 = 2,
+  kAvx512Vnni = 3,  // dot products of int8, and permutations of bytes
+  kAvx512Bf16 = 4,  // and dot products of bfloat16
+  kAvx512Fp16 = 5,  // and arithmetic in float16
+};
+inline constexpr int kNumIsas = 6;
 
 const char* IsaName(Isa isa);
 bool IsaSupported(Isa isa);
@@ -54,11 +61,12 @@ int64_t ThreadsFor(double work, const Executor& executor);
 // Whether all of `columns` lie within 0..width - 1.
 bool WithinWidth(const int32_t* columns, int64_t num_columns, int64_t width);
 
-// A packed layer as it comes in: the window pattern may be empty, and is not used then.
+// A packed layer as it comes in: the window and the dot pattern may be empty, and are not used then.
 struct PackedLayer {
   Bytes tile_pattern, tile_values;
   Bytes window_pattern, window_values;
   ValueType value_type;
+  Bytes dot_pattern = {nullptr, 0};
 };
 
 // y = activation(x times the layer + bias). Returns nullptr, or what is wrong; y is then untouched.

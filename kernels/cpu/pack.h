@@ -52,6 +52,10 @@ Pattern PackTiles(const Condensed& layer);
 // With `embed`, the columns go into the values, which must be finite float32.
 Pattern PackWindows(const Condensed& layer, bool embed);
 
+// The dot pattern, values and all: of `type`, whose raw numbers stand where `layer.values` points,
+// with a scale for each active neuron.
+std::vector<uint8_t> PackDots(const Condensed& layer, DotType type, const float* scales);
+
 // Rows of any length.
 Pattern PackTiles(const SparseRows& layer);
 

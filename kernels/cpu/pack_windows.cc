@@ -238,8 +238,7 @@ Pattern PackWindows(const Condensed& layer, bool embed) {
   for (int64_t g = 0; g <= num_groups; ++g) {
     WindowGroup& group = groups[g];
     group.packet_begin = static_cast<int64_t>(paths.size());
-    group.mask_begin = static_cast<int64_t>(masks.size());
-    group.output_begin = num_groups > 0 ? OutputBegin(layer, g * kGroupRows) : 0;
+    BeginGroup(layer, g, num_groups, &group, &masks);
     if (g == num_groups) break;
     for (const Packet& packet : packer.Pack(g)) {
       paths.push_back(Path(packet));
@@ -252,16 +251,6 @@ Pattern PackWindows(const Condensed& layer, bool embed) {
         pattern.embedded.insert(pattern.embedded.end(), step.columns.begin(), step.columns.end());
       }
     }
-    int64_t a = g * kGroupRows;
-    const int64_t end = OutputBegin(layer, (g + 1) * kGroupRows);
-    for (int64_t o = group.output_begin; o < end; o += kGroupRows) {
-      uint16_t mask = 0;
-      const int64_t stop = std::min(o + kGroupRows, end);
-      for (; a < layer.num_active && layer.active[a] < stop; ++a) {
-        mask |= static_cast<uint16_t>(1u << (layer.active[a] - o));
-      }
-      masks.push_back(mask);
-    }
   }
 
   PatternHeader header = Header(layer, kWindowMagic);
@@ -272,15 +261,10 @@ Pattern PackWindows(const Condensed& layer, bool embed) {
   if (!WindowLayout(header, &sections)) return {};
   pattern.bytes.resize(sections.total);
   memcpy(pattern.bytes.data(), &header, sizeof(header));
-  const auto copy = [&pattern](size_t begin, const auto& items) {
-    if (!items.empty()) {
-      memcpy(pattern.bytes.data() + begin, items.data(), items.size() * sizeof(items[0]));
-    }
-  };
-  copy(sections.groups, groups);
-  copy(sections.paths, paths);
-  copy(sections.masks, masks);
-  copy(sections.columns, columns);
+  CopySection(groups, sections.groups, &pattern.bytes);
+  CopySection(paths, sections.paths, &pattern.bytes);
+  CopySection(masks, sections.masks, &pattern.bytes);
+  CopySection(columns, sections.columns, &pattern.bytes);
   return pattern;
 }
 

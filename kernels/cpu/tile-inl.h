@@ -18,6 +18,7 @@ constexpr int kWidth = SRIGL_WIDTH;
 typedef float Vec __attribute__((vector_size(4 * SRIGL_WIDTH)));
 typedef float VecU __attribute__((vector_size(4 * SRIGL_WIDTH), aligned(4), may_alias));
 typedef int32_t IntVec __attribute__((vector_size(4 * SRIGL_WIDTH)));
+typedef uint32_t Word __attribute__((vector_size(4 * SRIGL_WIDTH)));
 
 inline Vec Load(const float* p) { return *reinterpret_cast<const VecU*>(p); }
 inline void Store(float* p, Vec v) { *reinterpret_cast<VecU*>(p) = v; }
@@ -32,11 +33,12 @@ inline float ToFloat(uint16_t bfloat16) {
 
 inline Vec Load(const uint16_t* bfloat16) {
   typedef uint16_t Half __attribute__((vector_size(2 * SRIGL_WIDTH)));
-  typedef uint32_t Word __attribute__((vector_size(4 * SRIGL_WIDTH)));
   Half half;
   memcpy(&half, bfloat16, sizeof(half));
   return reinterpret_cast<Vec>(__builtin_convertvector(half, Word) << 16);
 }
+
+inline float ToFloat(int8_t value) { return value; }
 
 // The first `left` numbers, at most a register of them; zeros after them.
 template <typename Element>
@@ -46,6 +48,16 @@ inline Vec LoadSome(const Element* p, int64_t left) {
   memcpy(buffer, p, left * sizeof(Element));
   return Load(buffer);
 }
+
+}  // namespace
+}  // namespace SRIGL_TARGET
+}  // namespace srigl
+
+#include "quantize-inl.h"
+
+namespace srigl {
+namespace SRIGL_TARGET {
+namespace {
 
 // ---- element-wise ----
 
@@ -64,7 +76,7 @@ inline Vec Exp(Vec x) {
   p = p * r + 1.66666655e-1f;
   p = p * r + 0.5f;
   p = p * (r * r) + r + 1.0f;
-  const IntVec bits = (reinterpret_cast<IntVec>(shifted) + 127) << 23;
+  const Word bits = (reinterpret_cast<Word>(shifted) + 127u) << 23;  // of NaN it overflows
   return p * reinterpret_cast<Vec>(bits);
 }
 
@@ -78,9 +90,14 @@ inline Vec Activate(Vec v, Activation activation) {
   return v;
 }
 
-// Writes `count` (at most kWidth) outputs of one batch row, adding the bias.
+// Writes `count` (at most kWidth) outputs of one batch row, scaling them and adding the bias.
 inline void Finish(Vec sums, const MatMul& call, int64_t row, int64_t output, int64_t count) {
   float* y = call.y + row * call.out_features + output;
+  if (call.scales != nullptr) {
+    const float row_scale = call.row_scales == nullptr ? 1.0f : call.row_scales[row];
+    sums *= LoadSome(call.scales + output, count) * row_scale;
+    SRIGL_ROUND(sums);
+  }
   if (count == kWidth) {
     if (call.bias != nullptr) sums += Load(call.bias + output);
     Store(y, Activate(sums, call.activation));
@@ -241,6 +258,11 @@ inline void BroadcastFour(const float* values, Vec* all) {
 inline void BroadcastFour(const uint16_t* values, Vec* all) {
   const __m128i bits = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(values));
   BroadcastFour(_mm_castsi128_ps(_mm_slli_epi32(_mm_cvtepu16_epi32(bits), 16)), all);
+}
+inline void BroadcastFour(const int8_t* values, Vec* all) {
+  int32_t four;
+  memcpy(&four, values, sizeof(four));
+  BroadcastFour(_mm_cvtepi32_ps(_mm_cvtepi8_epi32(_mm_cvtsi32_si128(four))), all);
 }
 #else
 template <typename Value>
@@ -461,13 +483,10 @@ void TileOfAny(const TileView& view, const MatMul& call, int64_t row_begin, int6
   if (staged) StageImages(call, stage, 0, call.patches->channels);
   for (int64_t row = row_begin; row < row_end; row += step) {
     const int64_t end = Min(row + step, row_end);
-    if (view.value_type == ValueType::kFloat32) {
-      TileOfValues<float>(view, call, staged ? &stage : nullptr, row, end, panel_begin, panel_end,
-                          scratch);
-    } else {
-      TileOfValues<uint16_t>(view, call, staged ? &stage : nullptr, row, end, panel_begin,
-                             panel_end, scratch);
-    }
+    const auto tile = view.value_type == ValueType::kFloat32    ? TileOfValues<float>
+                      : view.value_type == ValueType::kBFloat16 ? TileOfValues<uint16_t>
+                                                                : TileOfValues<int8_t>;
+    tile(view, call, staged ? &stage : nullptr, row, end, panel_begin, panel_end, scratch);
   }
 }
 

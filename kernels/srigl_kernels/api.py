@@ -3,6 +3,7 @@
 import functools
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +16,7 @@ from srigl_kernels.conv_geometry import check_groups, per_axis
 from srigl_kernels.epilogue import ACTIVATIONS
 from srigl_kernels.format import FLOATS, Condensed, check_structure
 from srigl_kernels.layer_cache import is_concrete, remember
+from srigl_kernels.precision import convert, dequantize, precision_of, round_inputs
 from srigl_kernels.prepared import Layout, Prepared
 
 
@@ -28,6 +30,8 @@ def prepare(
   feature_group_count: int = 1,
   input_dilation: int | Sequence[int] = 1,
   kernel_dilation: int | Sequence[int] = 1,
+  dtype: str | None = None,
+  input_range: Any = None,
 ) -> Prepared:
   """Makes the layouts of one or more backends.
 
@@ -58,14 +62,27 @@ def prepare(
       its sub-pixel form (`srigl_kernels.subpixel`), for calls with these dilations alone. It takes
       a pattern that is not traced and one group; others are prepared as without it.
     kernel_dilation: likewise; matters with `input_dilation` only.
+    dtype: what products are of, a name in `DTYPES`; None for what the layer is of already.
+      `"bfloat16"` rounds weights, and inputs in every call, to 16 bits; `"int8"` both to 8 bits;
+      `"int8_weights"` the weights alone. `cpu` then has faster kernels, where the CPU has such
+      products, and reads fewer bytes; other backends compute the same in float32.
+    input_range: for `"int8"`, the least and the largest input to expect, beyond which inputs are
+      clipped; by default each row of x has its own, at some cost.
 
   Raises:
     ValueError: if a name is unknown, the backend cannot run here, its layout would be out of all
       proportion to what the layer holds (`layout_size`), it packs on the host and the
       layer (with `gradients`: its pattern) is traced, a batch size is no whole number of 1 or
       more, the neurons cannot be cut into so many groups, or values that may change are not to be
-      exact.
+      exact, or of 8 bits.
   """
+  if dtype is not None or input_range is not None:
+    condensed = convert(condensed, dtype or precision_of(condensed), input_range)
+  if gradients and condensed.is_reduced:
+    raise ValueError(
+      f"With `gradients=True` values may change, which cannot be of {precision_of(condensed)!r} "
+      "then: train in float32, and prepare for inference afterwards."
+    )
   if gradients and not exact:
     raise ValueError(
       "`exact=False` rounds the values when they are packed, and with `gradients=True` they may "
@@ -223,6 +240,9 @@ def choose_layout(
 @functools.partial(jax.jit, static_argnames=("backend", "activation"))
 def _apply(x, condensed: Condensed, layout: Layout, *, backend: str, activation: str | None):
   rows = x.reshape(-1, condensed.in_features)
+  if not BACKENDS[backend].converts:
+    rows = round_inputs(rows, condensed)
+  condensed = dequantize(condensed)
   y = _matmul(backend, activation, rows, condensed.values, condensed.bias, condensed, layout)
   return y.reshape(*x.shape[:-1], condensed.out_features)
 
@@ -238,6 +258,8 @@ def _matmul_jvp(backend, activation, primals, tangents):
   x, values, _, condensed, layout = primals
   z = _matmul(backend, None, *primals)
   dx, dvalues, dbias = (None if isinstance(t, SymbolicZero) else t for t in tangents[:3])
+  if not BACKENDS[backend].is_linear(layout):
+    backend, layout = "xla", BACKENDS["xla"].pack(condensed)
   dz = trilinear.tangent(backend, (x, values), (dx, dvalues), condensed, layout)
   if dbias is not None:
     rows = jnp.broadcast_to(dbias.astype(jnp.float32)[None], z.shape)

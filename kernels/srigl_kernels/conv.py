@@ -19,6 +19,7 @@ from srigl_kernels.conv_geometry import Geometry, Padding, dilate, read
 from srigl_kernels.epilogue import ACTIVATIONS, apply_epilogue, scatter_to_neurons
 from srigl_kernels.format import Condensed
 from srigl_kernels.layer_cache import is_concrete, remember
+from srigl_kernels.precision import dequantize, round_inputs
 from srigl_kernels.prepared import Layout, Prepared
 
 
@@ -156,6 +157,9 @@ def _apply(x, condensed: Condensed, layout: Layout, backend, activation, geometr
     rows = jnp.zeros((1, condensed.out_features))
     constant = apply_epilogue(rows, condensed.bias, activation, x.dtype)
     return jnp.broadcast_to(constant.reshape((1,) * (len(shape) - 1) + (-1,)), shape)
+  if not BACKENDS[backend].converts:
+    x = round_inputs(x, condensed, x.ndim - 1)
+  condensed = dequantize(condensed)
   return _conv(
     backend, activation, geometry, x, condensed.values, condensed.bias, condensed, layout
   )

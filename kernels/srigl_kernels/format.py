@@ -31,13 +31,16 @@ class Condensed:
   channel`.
 
   Attributes:
-    values: `[A, K]` float32 or bfloat16, the weights.
+    values: `[A, K]` float32 or bfloat16, the weights; or int8, the weights over their scales.
     indices: `[A, K]` of type `index_dtype(in_features)`, the input that each weight multiplies;
       ascending in each row, without repetition.
     active: `[A]` int32, the active neurons, ascending; the output of any other is its bias.
     bias: `[N]` float32 or bfloat16, or None.
     kernel_shape: shape of the dense kernel, `(in, out)` for a Dense layer.
     neuron_axes: which axes of the kernel index the neurons; the others are inputs.
+    scales: `[A]` float32, of int8 weights; else None. See `precision`.
+    input_range: `[2]` float32, within which inputs are rounded to 8 bits; None for each row's own.
+    rounds_inputs: whether inputs are rounded as the weights are, to 8 bits or to bfloat16.
   """
 
   values: Array
@@ -46,6 +49,14 @@ class Condensed:
   bias: Array | None
   kernel_shape: tuple[int, ...] = dataclasses.field(metadata={"static": True})
   neuron_axes: tuple[int, ...] = dataclasses.field(metadata={"static": True})
+  scales: Array | None = None
+  input_range: Array | None = None
+  rounds_inputs: bool = dataclasses.field(default=False, metadata={"static": True})
+
+  @property
+  def is_reduced(self) -> bool:
+    """Whether products are of fewer bits than the arrays that come and go: see `precision`."""
+    return self.rounds_inputs or self.scales is not None
 
   @property
   def in_features(self) -> int:
@@ -81,21 +92,28 @@ def make_condensed(
   *,
   kernel_shape: Sequence[int],
   neuron_axes: Sequence[int] = (-1,),
+  scales: Any = None,
+  input_range: Any = None,
+  rounds_inputs: bool = False,
 ) -> Condensed:
   """A validated `Condensed` of jax arrays.
 
   Args:
-    values: `[A, K]` float32 or bfloat16; `A` may be 0.
+    values: `[A, K]` float32 or bfloat16, or int8 with `scales`; `A` may be 0.
     indices: `[A, K]` of any integer type.
     active: `[A]` of any integer type.
     bias: `[N]` float32 or bfloat16, or None.
     kernel_shape: shape of the dense kernel, `(in, out)` for a Dense layer.
     neuron_axes: its neuron axes; negative counts from the end.
+    scales: `[A]` float32, positive, or None.
+    input_range: `[2]` float32, or None; only of a layer of int8 that rounds its inputs.
+    rounds_inputs: whether inputs are rounded as the weights are; not of float32.
 
   Raises:
     ValueError: if the arrays are not what `Condensed` says, or are traced.
   """
-  if any(isinstance(x, jax.core.Tracer) for x in (values, indices, active, bias)):
+  arrays = (values, indices, active, bias, scales, input_range)
+  if any(isinstance(x, jax.core.Tracer) for x in arrays):
     raise ValueError(
       "A Condensed is made of concrete arrays, outside of jit and other transformations, because "
       "every index is checked. Make it before, and pass it to the function as an argument."
@@ -104,8 +122,12 @@ def make_condensed(
   ndim = len(shape)
   axes = tuple(sorted(operator.index(a) + ndim * (a < 0) for a in neuron_axes))
   values, indices, active = (np.asarray(x) for x in (values, indices, active))
-  bias = None if bias is None else np.asarray(bias)
-  host = Condensed(values, indices, active, bias, shape, axes)
+  bias, scales, input_range = (
+    None if x is None else np.asarray(x) for x in (bias, scales, input_range)
+  )
+  host = Condensed(
+    values, indices, active, bias, shape, axes, scales, input_range, bool(rounds_inputs)
+  )
   _check_axes(host)
   for name in ("indices", "active"):
     if not np.issubdtype(getattr(host, name).dtype, np.integer):
@@ -144,17 +166,24 @@ def check_structure(condensed: Condensed) -> None:
     )
   _check_axes(condensed)
   _check_shapes(condensed)
+  is_int8 = condensed.scales is not None
   expected = {
-    "values": FLOATS,
+    "values": (np.dtype(np.int8),) if is_int8 else FLOATS,
     "indices": (index_dtype(condensed.in_features),),
     "active": (np.dtype(np.int32),),
     "bias": FLOATS,
+    "scales": FLOATS[:1],
+    "input_range": FLOATS[:1],
   }
   for name, dtypes in expected.items():
     array = getattr(condensed, name)
     if array is not None and array.dtype not in dtypes:
       names = " or ".join(dtype.name for dtype in dtypes)
       raise ValueError(f"`{name}` must be {names}, not {np.dtype(array.dtype).name}.")
+  if condensed.rounds_inputs and np.dtype(condensed.values.dtype) == FLOATS[0]:
+    raise ValueError("`rounds_inputs` is for values of bfloat16 or int8, not float32.")
+  if condensed.input_range is not None and not (is_int8 and condensed.rounds_inputs):
+    raise ValueError("`input_range` is for values of int8 in a layer that rounds its inputs.")
 
 
 def _check_axes(condensed: Condensed) -> None:
@@ -190,11 +219,20 @@ def _check_shapes(condensed: Condensed) -> None:
     )
   if condensed.bias is not None and shapes["bias"] != (num_neurons,):
     raise ValueError(f"`bias` must have shape ({num_neurons},), not {shapes['bias']}.")
+  for name, shape in (("scales", (num_active,)), ("input_range", (2,))):
+    array = getattr(condensed, name)
+    if array is not None and np.shape(array) != shape:
+      raise ValueError(f"`{name}` must have shape {shape}, not {np.shape(array)}.")
 
 
 def _check_entries(condensed: Condensed) -> None:
   _check_ascending("active", condensed.active, condensed.out_features)
   _check_ascending("indices", condensed.indices, condensed.in_features)
+  scales, bounds = condensed.scales, condensed.input_range
+  if scales is not None and not (np.isfinite(scales) & (np.asarray(scales) > 0)).all():
+    raise ValueError("`scales` must be finite and positive.")
+  if bounds is not None and not (np.isfinite(bounds).all() and bounds[0] <= bounds[1]):
+    raise ValueError("`input_range` must be two finite numbers in order.")
 
 
 def _check_ascending(name: str, array: Any, end: int) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Hashable
 from typing import Any, NamedTuple, TypeVar
 
 import jax
+import numpy as np
 
 from srigl_kernels.format import Condensed
 
@@ -27,7 +28,7 @@ def is_concrete(condensed: Condensed) -> bool:
   """Whether the layer consists of arrays that this process can read: neither traced nor remote."""
   return all(
     isinstance(x, jax.Array) and not isinstance(x, jax.core.Tracer) and x.is_fully_addressable
-    for x in (condensed.values, condensed.indices, condensed.active)
+    for x in (condensed.values, condensed.indices, condensed.active, *_rounding(condensed))
   )
 
 
@@ -49,7 +50,8 @@ def remember(condensed: Condensed, key: Hashable, make: Callable[[Condensed], _T
     released = weakref.ref(condensed.values, lambda ref: _release(number, ref))
     entry = _Entry((released, *map(weakref.ref, arrays[1:])), {})
     _ENTRIES[number] = entry
-  key = key, condensed.kernel_shape, condensed.neuron_axes
+  key = key, condensed.kernel_shape, condensed.neuron_axes, condensed.rounds_inputs
+  key = *key, *(np.asarray(x).tobytes() for x in _rounding(condensed))
   if key in entry.made:
     return entry.made[key]
   with jax.ensure_compile_time_eval():  # arrays, not tracers of the function that calls
@@ -57,6 +59,11 @@ def remember(condensed: Condensed, key: Hashable, make: Callable[[Condensed], _T
   if all(leaf is not condensed.values for leaf in jax.tree.leaves(made)):
     entry.made[key] = made
   return made
+
+
+def _rounding(condensed: Condensed) -> list[jax.Array]:
+  """The small arrays of a layer of int8, in which two layers of the same integers may differ."""
+  return [x for x in (condensed.scales, condensed.input_range) if x is not None]
 
 
 def _release(number: int, ref: weakref.ref) -> None:

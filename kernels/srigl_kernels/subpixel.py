@@ -52,8 +52,19 @@ class Subpixel:
   def phases(self, layer: Condensed) -> Condensed:
     """The phases of a layer of this pattern, differentiable in its values and bias."""
     values = jnp.append(layer.values.reshape(-1), jnp.zeros(1, layer.values.dtype))[self.source]
-    bias, axes = each_phase(layer.bias, self.strides), (len(self.kernel_shape) - 1,)
-    return Condensed(values, self.indices, self.active, bias, self.kernel_shape, axes)
+    scales = layer.scales
+    if scales is not None:  # of the neuron that all values of a row come from
+      scales = scales[self.source.min(axis=1) // layer.fan_in]
+    return dataclasses.replace(
+      layer,
+      values=values,
+      indices=self.indices,
+      active=self.active,
+      bias=each_phase(layer.bias, self.strides),
+      kernel_shape=self.kernel_shape,
+      neuron_axes=(len(self.kernel_shape) - 1,),
+      scales=scales,
+    )
 
 
 def each_phase(bias: Array | None, strides: Sequence[int]) -> Array | None:

@@ -13,6 +13,7 @@ from jax import Array
 from srigl_jax.layers import Axes, Layer, make_layer
 from srigl_jax.stacks import host_stack, one_layer
 from srigl_kernels.format import FLOATS, Condensed, make_condensed
+from srigl_kernels.precision import dequantize
 
 
 def condense(kernel: Any, mask: Any, bias: Any = None, *, axes: Axes | None = None) -> Any:
@@ -146,6 +147,7 @@ def expand(condensed: Condensed) -> tuple[Array, Array, Array | None]:
     `(kernel, mask, bias)`; the bias has the shape of the kernel's neuron axes, or is None.
     Weights off the mask are +0.
   """
+  condensed = dequantize(condensed)
   shape, axes = condensed.kernel_shape, condensed.neuron_axes
   layer = make_layer("kernel", shape, lambda *_: Axes(axes))
   weights = np.zeros((layer.num_neurons, layer.dense_fan_in), condensed.values.dtype)

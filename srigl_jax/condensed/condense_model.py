@@ -25,6 +25,7 @@ def condense_model(
   backend: str | Sequence[str] = "auto",
   call: Callable[..., Any] | None = None,
   gradients: bool = False,
+  dtype: str | None = None,
 ) -> Model:
   """A model in which every sparse layer is condensed, for inference or to be fine-tuned.
 
@@ -61,6 +62,8 @@ def condense_model(
       `bias` `[N]`, for any optimizer: the model is fine-tuned on its fixed pattern, layers that
       shared a kernel each by itself. It is slower in inference: once trained,
       `merge_condensed(dense_model, *split_condensed(model))` is not.
+    dtype: what the products of condensed layers are of: `"float32"`, `"bfloat16"`, `"int8"` or
+      `"int8_weights"`, as for `srigl_jax.prepare`; None for what the layers compute in.
 
   Returns:
     A new model, as after `model.eval()`; `model.train()` brings back dropout. Condensed modules
@@ -92,7 +95,9 @@ def condense_model(
         owners.append(other)
         masks = {**masks, kernel_path(other): masks[kernel_path(path)]}
   condensed = {p: _condense(flax, modules[p], masks[kernel_path(p)], p) for p in owners}
-  make = functools.partial(flax.make_condensed_module, backend=backend, gradients=gradients)
+  make = functools.partial(
+    flax.make_condensed_module, backend=backend, gradients=gradients, dtype=dtype
+  )
   if inputs is None:
     return _rebuild(flax, model, condensed, Folded({}, {}, set()), make)
   arguments = inputs if isinstance(inputs, tuple) else (inputs,)

@@ -235,7 +235,11 @@ def condense_weights(module: Layer, weights: Weights) -> Condensed:
 
 
 def make_condensed_module(
-  module: Layer, condensed: Condensed | list[Condensed], backend: Any, gradients: bool = False
+  module: Layer,
+  condensed: Condensed | list[Condensed],
+  backend: Any,
+  gradients: bool = False,
+  dtype: str | None = None,
 ) -> nnx.Module:
   """The module of a condensed layer, its weights in the type in which the layer computes.
 
@@ -243,10 +247,12 @@ def make_condensed_module(
   stack, too, and runs under what ran the dense one.
   """
   layers = condensed if isinstance(condensed, list) else [condensed]
-  if module.dtype is not None and not gradients:
+  keeps_dtype = gradients or dtype is not None or layers[0].is_reduced
+  if module.dtype is not None and not keeps_dtype:
     layers = [dataclasses.replace(x, values=x.values.astype(module.dtype)) for x in layers]
   groups = getattr(module, "feature_group_count", 1)
   options: dict[str, Any] = {"feature_group_count": groups, "gradients": gradients}
+  options |= {} if dtype is None else {"dtype": dtype}
   if isinstance(condensed, list):
     layer = prepare_stack(layers, backend, **options)
   else:

@@ -53,7 +53,7 @@ class CondensedLayer(nnx.Module):
     """Inputs and weights in the types in which the layer computes."""
     layer = self.prepared
     values, bias = layer.condensed.values, layer.condensed.bias
-    if self.dtype is not None and values.dtype != self.dtype:
+    if self.dtype is not None and values.dtype != self.dtype and not layer.condensed.is_reduced:
       layer = _with_weights(layer, values.astype(self.dtype), bias)
     return promote(inputs, self.dtype, values, bias), layer
 

@@ -8,7 +8,9 @@ versions have none), and one, `srigl_jax`, a JSON object:
     {"version": 1, "layers": {LAYER: {"kernel_shape": [..], "neuron_axes": [..]}}, "metadata": {}}
 
 A file of a whole model holds the arrays of its other layers as well, under their own names. Its
-version is 2, and a list of these names stands in the object as `arrays`.
+version is 2, and a list of these names stands in the object as `arrays`. A layer whose products are
+of 8 or 16 bits has `LAYER/scales` and `LAYER/input_range` where it has them, and an entry
+`rounds_inputs` in its description; the version of its file is 3, with or without `arrays`.
 
 Loading decodes JSON and numbers and runs no code. What a file may cost is bounded: the header by
 `MAX_HEADER_BYTES`, everything else by the size of the file, of which nothing is read before the
@@ -44,11 +46,11 @@ from srigl_jax.condensed.safetensors_format import (
 from srigl_jax.whole_file import write_whole
 from srigl_kernels.format import Condensed, check_condensed, make_condensed
 
-VERSIONS = (1, 2)
-"""Of the format, without and with further arrays; a file of any other is refused."""
+VERSIONS = (1, 2, 3)
+"""Of the format: of layers, with further arrays, with layers of fewer bits. Others are refused."""
 
 _KEY = "srigl_jax"
-_FIELDS = ("values", "indices", "active", "bias")
+_FIELDS = ("values", "indices", "active", "bias", "scales", "input_range")
 
 
 class CondensedFile(NamedTuple):
@@ -109,12 +111,16 @@ def save_condensed(
       "kernel_shape": list(layer.kernel_shape),
       "neuron_axes": list(layer.neuron_axes),
     }
+    if layer.is_reduced:
+      described[name]["rounds_inputs"] = layer.rounds_inputs
     fields = {field: getattr(layer, field) for field in _FIELDS}
     tensors |= {f"{name}/{k}": np.ascontiguousarray(v) for k, v in fields.items() if v is not None}
   about = {"version": 1, "layers": described, "metadata": dict(metadata or {})}
   if arrays:
     _add_arrays(tensors, arrays)
     about |= {"version": 2, "arrays": list(arrays)}
+  if any("rounds_inputs" in description for description in described.values()):
+    about["version"] = 3
   try:
     text = json.dumps(about, allow_nan=False)
     same = json.loads(text) == about
@@ -228,14 +234,20 @@ def _about(metadata: Any) -> dict[str, Any]:
       f"its format version is {version!r}; this version of srigl_jax reads "
       f"{' and '.join(map(str, VERSIONS))}."
     )
-  as_object(about, _KEY, {"version", "layers", "metadata"} | ({"arrays"} if version > 1 else set()))
+  with_arrays = version == 2 or (version == 3 and "arrays" in about)
+  as_object(about, _KEY, {"version", "layers", "metadata"} | ({"arrays"} if with_arrays else set()))
   names = about.get("arrays", [])
   if not isinstance(names, list) or not all(isinstance(name, str) and name for name in names):
     raise ValueError("arrays must be a list of names.")
   if len(set(names)) != len(names):
     raise ValueError("arrays names an array twice.")
   for name, description in as_object(about["layers"], "layers").items():
-    as_object(description, f"the description of layer {name!r}", {"kernel_shape", "neuron_axes"})
+    keys = {"kernel_shape", "neuron_axes"}
+    if version == 3 and isinstance(description, dict):
+      keys |= {"rounds_inputs"} & {*description}
+    as_object(description, f"the description of layer {name!r}", keys)
+    if type(description.get("rounds_inputs", False)) is not bool:
+      raise ValueError(f"rounds_inputs of layer {name!r} must be true or false.")
     if not name:
       raise ValueError("a layer has an empty name.")
   as_object(about["metadata"], "metadata")
@@ -248,8 +260,12 @@ def _layer(arrays: dict[str, Any], description: dict[str, Any]) -> Condensed:
     raise ValueError(f"its {missing[0]} are missing.")
   shape = as_sizes(description["kernel_shape"], "kernel_shape")
   axes = as_sizes(description["neuron_axes"], "neuron_axes")
-  check_condensed(Condensed(**arrays, kernel_shape=shape, neuron_axes=axes))  # types, too
-  layer = make_condensed(**arrays, kernel_shape=shape, neuron_axes=axes)
+  rounds = description.get("rounds_inputs", False)
+  if "rounds_inputs" not in description and arrays["scales"] is not None:
+    raise ValueError("it has scales, but its description no rounds_inputs.")
+  about = {"kernel_shape": shape, "neuron_axes": axes, "rounds_inputs": rounds}
+  check_condensed(Condensed(**arrays, **about))  # types, too
+  layer = make_condensed(**arrays, **about)
   _check_weights(layer)
   return layer
 

@@ -7,6 +7,7 @@ import numpy as np
 
 from srigl_jax.export.network import Layer, Window, as_image
 from srigl_kernels import Condensed
+from srigl_kernels.precision import dequantize
 
 
 def condensed_layer(item: Any, name: str, source: int, before: tuple[int, ...] | None) -> Layer:
@@ -59,6 +60,7 @@ def from_condensed(
     num_inputs: of a neuron when dense, those of all groups.
     groups: of a grouped convolution, whose indices count within the group's channels.
   """
+  condensed = dequantize(condensed)
   values = np.asarray(condensed.values, np.float32)
   indices, active = (np.asarray(x, np.int64) for x in (condensed.indices, condensed.active))
   num_neurons = condensed.out_features

@@ -191,7 +191,7 @@ def baselines(names: tuple[str, ...] = ()) -> dict[str, Baseline]:
   """
   no_cpu = "" if BACKENDS["cpu"].is_available() else "the native library is not installed"
   best = "" if no_cpu else _best_isa()
-  no_avx512 = no_cpu or ("" if best == "avx512" else f"the CPU's own target is {best}")
+  no_avx512 = no_cpu or ("" if best.startswith("avx512") else f"the CPU's own target is {best}")
   optional = {name: _absence(name) for name in ("torch", "brainevent") if _wanted(name, names)}
   known = {
     "dense": Baseline(_dense),

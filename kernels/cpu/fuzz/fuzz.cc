@@ -40,6 +40,51 @@ double Error(const Case& c, const float* x, const float* bias, const float* y) {
   return worst;
 }
 
+// Dot patterns, whole and corrupted: whatever they hold, nothing beyond the buffers is touched. What
+// they compute is tested from Python.
+void FuzzDots(const Case& c, Random* random, const Exact<float>& x, int64_t* refused,
+              int64_t* accepted) {
+  const Condensed& layer = c.layer;
+  const int64_t count = layer.num_active * layer.fan_in;
+  std::vector<uint8_t> raw(2 * count);
+  for (uint8_t& byte : raw) byte = static_cast<uint8_t>(Uniform(random, 0, 255));
+  const Exact<float> scales(layer.out_features), range(2), y(c.batch * layer.out_features);
+  std::fill_n(scales.data(), scales.size(), 0.5f);
+  range.data()[0] = -1;
+  range.data()[1] = 2;
+  Condensed ints = layer;
+  ints.values = raw.data();
+  ints.value_type = ValueType::kInt8;
+  const Pattern tiles = PackTiles(ints);
+  const std::vector<uint8_t> tile_values = GatherValues(ints, tiles);
+  SplitExecutor executor(Uniform(random, 1, 9));
+  for (int isa = 0; isa < kNumIsas; ++isa) {
+    if (!SetIsa(static_cast<Isa>(isa))) continue;
+    for (int type = 0; type < kNumDotTypes; ++type) {
+      const std::vector<uint8_t> dots =
+          PackDots(ints, static_cast<DotType>(type), scales.data());
+      for (int i = 0; i < 3; ++i) {
+        const bool quantized = type == 0;
+        const Buffers buffers = {Copy(tiles.bytes), Copy(tile_values), Copy({}), Copy({})};
+        const auto pattern = Copy(i == 0 ? dots : Corrupt(random, dots));
+        PackedLayer packed = buffers.Layer(ValueType::kInt8);
+        packed.dot_pattern = {pattern.data(), pattern.size()};
+        MatMul call = {};
+        call.x = x.data();
+        call.y = y.data();
+        call.batch = c.batch;
+        call.in_features = layer.in_features;
+        call.out_features = layer.out_features;
+        call.activation = c.activation;
+        call.scales = scales.data();
+        call.quantized = quantized;
+        call.range = i == 2 ? range.data() : nullptr;
+        ++*(CondensedMatMul(packed, call, &executor) == nullptr ? accepted : refused);
+      }
+    }
+  }
+}
+
 bool RunCase(uint64_t seed, int64_t* refused, int64_t* accepted) {
   Random random(seed);
   const int64_t in_features = Size(&random, 0, 1500), out_features = Size(&random, 0, 1300);
@@ -113,6 +158,7 @@ bool RunCase(uint64_t seed, int64_t* refused, int64_t* accepted) {
       ++*(multiply(buffers, y) == nullptr ? accepted : refused);
     }
   }
+  FuzzDots(c, &random, x, refused, accepted);
   return FuzzGradients(c, &random, seed, refused, accepted) &&
          FuzzTraining(c, &random, seed, refused, accepted);
 }

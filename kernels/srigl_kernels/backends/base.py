@@ -33,6 +33,9 @@ class Backend(NamedTuple):
     conv: `(x [B, *S, C], layout, bias or None, activation, geometry) -> y [B, *S_out, N]`; None if
       it runs a convolution as `conv_patches.conv` with its `matmul`.
     conv_groups: whether `conv` takes groups; for other backends the layer's are expanded.
+    converts: whether `pack` and what reads its layouts take layers of int8, and round inputs where
+      the layer says so; others get float32, and inputs that are rounded already.
+    is_linear: `(layout) -> bool`, whether `matmul` is linear in x, so that it has derivatives.
   """
 
   pack: Callable[[Condensed], Layout]
@@ -47,3 +50,5 @@ class Backend(NamedTuple):
   values_gradient: Callable[[Array, Array, Condensed, Layout], Array] | None = None
   conv: Callable[[Array, Layout, Array | None, str | None, Geometry], Array] | None = None
   conv_groups: bool = False
+  converts: bool = False
+  is_linear: Callable[[Layout], bool] = lambda layout: True

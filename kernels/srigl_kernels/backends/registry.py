@@ -9,6 +9,7 @@ from srigl_kernels.backends.base import Backend
 from srigl_kernels.backends.layout_size import check_layout_bytes
 from srigl_kernels.conv_geometry import expand_groups
 from srigl_kernels.format import Condensed
+from srigl_kernels.precision import dequantize
 from srigl_kernels.prepared import Layout
 
 BACKENDS: dict[str, Backend] = {
@@ -53,6 +54,8 @@ def pack(
       f"prepare(condensed, backend={name!r}) before, outside of jit, and pass what it returns; "
       "with gradients=True its values may change."
     )
+  if not backend.converts:
+    condensed = dequantize(condensed)
   if not backend.conv_groups:
     condensed = expand_groups(condensed, feature_group_count)
   check_layout_bytes(name, condensed)

@@ -108,3 +108,19 @@ def test_what_does_not_fit_the_model(name, parts):
   change, message = CHANGES[name]
   with pytest.raises(ValueError, match=message):
     sx.merge_condensed(skeleton("convnet"), *change(*parts))
+
+
+@pytest.mark.parametrize("dtype", ("bfloat16", "int8", "int8_weights"))
+def test_products_of_fewer_bits_survive_a_file(dtype, tmp_path):
+  model = nnx.Linear(64, 16, dtype=jnp.float32, rngs=nnx.Rngs(0))
+  mask = jnp.arange(64)[:, None] % 16 // 4 == jnp.arange(16)[None] % 4
+  model.kernel.set_value(model.kernel.get_value() * mask)
+  x = jax.random.normal(jax.random.key(0), (5, 64))
+  condensed = sx.condense_model(model, {"kernel": mask}, dtype=dtype)
+  y = condensed(x)
+  np.testing.assert_allclose(y, model(x), atol=0.03)
+  layers, arrays = sx.split_condensed(condensed)
+  sx.save_condensed(tmp_path / "model", layers, arrays=arrays)
+  file = sx.load_condensed_file(tmp_path / "model")
+  merged = sx.merge_condensed(nnx.Linear(64, 16, rngs=nnx.Rngs(1)), file.layers, file.arrays)
+  np.testing.assert_array_equal(merged(x), y)

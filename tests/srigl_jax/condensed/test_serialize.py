@@ -1,4 +1,5 @@
 import contextlib
+import dataclasses
 import hashlib
 import json
 import os
@@ -18,6 +19,7 @@ import safetensors.numpy
 from srigl_jax.condensed import serialize
 from srigl_jax.condensed.serialize import load_condensed, save_condensed
 from srigl_kernels import BACKENDS, make_condensed, prepare
+from srigl_kernels.precision import convert
 from srigl_kernels.problems import PROBLEMS, make_problem
 
 METADATA = {"config": {"sparsity": 0.9, "name": "digits"}, "accuracy": [0.98, None], "é": "ü"}
@@ -287,7 +289,7 @@ HOSTILE = {
   "no metadata": (without("__metadata__"), "__metadata__ must be an object"),
   "metadata of another tool": (lambda h, a, b: a.clear(), "format version is None"),
   "older version": (about(version=0), "format version is 0"),
-  "newer version": (about(version=3), "format version is 3"),
+  "newer version": (about(version=4), "format version is 4"),
   "version of a file with arrays": (about(version=2), "with the keys arrays, layers"),
   "version True": (about(version=True), "format version is True"),
   "version in words": (about(version="1"), "format version is '1'"),
@@ -514,3 +516,34 @@ def test_a_small_file_does_not_cost_much_memory(shape, backend, tmp_path):
   if shape[0] == 2**31 - 1:
     with pytest.raises(ValueError, match=r"needs .* GB laid out .* but the layer holds 1\d bytes"):
       prepare(loaded, backend=backend)
+
+
+@pytest.mark.parametrize("dtype", ("bfloat16", "int8", "int8_weights"))
+def test_layers_of_other_precisions(tmp_path, dtype):
+  layer = convert(small_layer(), dtype, (-1, 2) if dtype == "int8" else None)
+  file = tmp_path / "model.safetensors"
+  save_condensed(file, {"a": layer, "b": small_layer()}, arrays={"c": np.zeros(3, np.float32)})
+  loaded = serialize.load_condensed_file(file)
+  assert_same(loaded.layers, {"a": layer, "b": small_layer()})
+  assert list(loaded.arrays) == ["c"]
+
+
+@pytest.mark.parametrize(
+  ("field", "value", "message"),
+  (
+    ("scales", [1.0, np.nan], "finite and positive"),
+    ("scales", [1.0, 0.0], "finite and positive"),
+    ("scales", [1.0], "must have shape"),
+    ("input_range", [2.0, 1.0], "in order"),
+    ("input_range", [0.0, np.inf], "finite"),
+    ("values", np.ones((2, 2), np.float32), "must be int8"),
+  ),
+)
+def test_changed_layers_of_int8_are_refused(tmp_path, monkeypatch, field, value, message):
+  layer = convert(small_layer(), "int8", (-1, 2))
+  bad = dataclasses.replace(layer, **{field: np.asarray(value, np.float32)})
+  with monkeypatch.context() as patched:
+    patched.setattr(serialize, "check_condensed", lambda layer: None)
+    save_condensed(tmp_path / "bad", {"a": bad})
+  with pytest.raises(ValueError, match=message):
+    load_condensed(tmp_path / "bad")

@@ -18,6 +18,9 @@ def _pack(condensed: Condensed, exact: bool = True) -> Layout:
     condensed.in_features,
     condensed.out_features,
     exact=exact,
+    scales=condensed.scales,
+    input_range=condensed.input_range,
+    rounds_inputs=condensed.rounds_inputs,
   )
 
 
@@ -33,5 +36,7 @@ BACKEND = Backend(
   input_gradient=gradients.input_gradient,
   values_gradient=gradients.values_gradient,
   conv=conv.conv,
+  converts=True,
+  is_linear=lambda layout: not getattr(layout, "is_quantized", False),
 )
 """CPUs, where the library is installed."""

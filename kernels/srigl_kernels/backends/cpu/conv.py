@@ -13,6 +13,7 @@ from srigl_kernels.backends.cpu.library import CONV
 from srigl_kernels.backends.cpu.matmul import ACTIVATIONS, Packed, matmul
 from srigl_kernels.batching import in_one_call
 from srigl_kernels.conv_geometry import Geometry
+from srigl_kernels.precision import round_to_steps
 
 
 def conv(
@@ -41,6 +42,8 @@ def conv(
       geometry.groups,
     )
     return conv(x[:, None], packed, bias, activation, flat)[:, 0]
+  if packed.is_quantized:
+    x = round_to_steps(x, packed.input_range if packed.input_range.size else None, 3)
   bias = jnp.zeros(0) if bias is None else bias
   y = _batched_call(ACTIVATIONS[activation], packed.out_features, geometry)(
     x.astype(jnp.float32), packed, bias.astype(jnp.float32)
@@ -58,6 +61,7 @@ def _batched_call(activation: int, out_features: int, geometry: Geometry) -> Any
       packed.tile_pattern,
       packed.tile_values,
       bias,
+      packed.scales,
       activation=np.int64(activation),
       kernel=np.array(geometry.kernel_size, np.int64),
       strides=np.array(geometry.strides, np.int64),

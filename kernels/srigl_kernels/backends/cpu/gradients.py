@@ -81,11 +81,15 @@ def with_values(layout: Pattern | Packed, values: Array) -> Packed:
     return layout
   library.require()
   none = jnp.zeros(0, jnp.uint8)  # no windows: they serve the smallest batches only
+  no_scales = jnp.zeros(0)
   return Packed(
     tile_pattern=layout.tile_pattern,
     tile_values=_pack_values(values, layout.tile_order),
     window_pattern=none,
     window_values=none.astype(values.dtype),
+    dot_pattern=none,
+    scales=no_scales,
+    input_range=no_scales,
     in_features=layout.in_features,
     out_features=layout.out_features,
   )

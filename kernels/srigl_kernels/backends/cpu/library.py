@@ -1,8 +1,9 @@
 """The native CPU kernels: finds, loads and registers the library.
 
-The library holds kernels for several CPU targets and chooses one when it is first used: "avx512"
-(with F, BW, VL, DQ), "avx2" (with FMA) or "generic"; the environment variable `SRIGL_ISA` forces
-one. `SRIGL_KERNELS_LIB` names another library file, or the folder that holds one.
+The library holds kernels for several CPU targets and chooses one when it is first used: "generic",
+"avx2" (with FMA), "avx512" (with F, BW, VL, DQ), and what adds to that products of 8 and 16 bits:
+"avx512_vnni" (with VBMI), "avx512_bf16" and "avx512_fp16". The environment variable `SRIGL_ISA`
+forces one. `SRIGL_KERNELS_LIB` names another library file, or the folder that holds one.
 """
 
 import ctypes
@@ -48,6 +49,11 @@ _FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {
     _POINTER,
     [*[_POINTER] * 3, _INT32, *[_INT64] * 4, _INT32, ctypes.c_char_p, _INT64],
   ),
+  "srigl_half_dot_type": (_INT32, []),
+  "srigl_pack_dots": (
+    _POINTER,
+    [*[_POINTER] * 4, _INT32, *[_INT64] * 4, ctypes.c_char_p, _INT64],
+  ),
   "srigl_pack_training": (
     _POINTER,
     [*[_POINTER] * 2, *[_INT64] * 4, ctypes.c_char_p, _INT64],
@@ -69,7 +75,7 @@ def why_unavailable() -> str:
 
 
 def isa() -> str:
-  """Name of the CPU target in use: "generic", "avx2" or "avx512".
+  """Name of the CPU target in use, such as "avx512"; the module lists them.
 
   Raises:
     RuntimeError: if the library is not there.

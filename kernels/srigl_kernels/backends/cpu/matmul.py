@@ -1,7 +1,11 @@
 """The condensed product by the native CPU kernels: packs layers, and calls the library.
 
 Numbers: weights and indices are exact unless `pack` is told otherwise, sums are float32. The order
-of summation depends on target, batch size and pattern, not on the number of threads. Inf or NaN in
+of summation depends on target, batch size and pattern, not on the number of threads. Sums of 8-bit
+products are exact, the same on every target, up to 2**24 (519 of the largest); beyond, targets
+without VNNI round them as float32. Products of 16 bits, where inputs are rounded to bfloat16, are
+of bfloat16 or, where that is faster, of float16 at a power of two as scale, with 11 bits in place
+of 8 and sums of 16 products in float16; other targets do not round the inputs. Inf or NaN in
 an input reaches every neuron that uses this input; on AVX-512, at small batch sizes, it may also
 turn neurons that do not use it into NaN (as a dense product would), because packets are padded with
 zero weights.
@@ -23,6 +27,11 @@ from srigl_kernels.batching import in_one_call
 ACTIVATIONS = {None: 0, "relu": 1, "gelu": 2}
 """Activations the kernel applies, and how it calls them; gelu is the tanh form, as in Flax."""
 
+_VALUE_TYPES = (np.dtype(np.float32), np.dtype(jnp.bfloat16), np.dtype(np.int8))
+_FLOAT16 = 2  # of the dot types
+# Beyond, so many places in the steps are empty that tiles, which have none, are faster.
+_MOST_DOT_BYTES_OF_WEIGHT = 16
+
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -34,19 +43,27 @@ class Packed:
 
   Attributes:
     tile_pattern: `[bytes]` uint8, the weights' places for batches of any size.
-    tile_values: `[weights]` float32 or bfloat16, the weights in that order.
+    tile_values: `[weights]` float32, bfloat16 or int8, the weights in that order.
     window_pattern: `[bytes]` uint8, the same for small batches; empty where no kernel reads it.
     window_values: `[weights and padding]`, of the type of `tile_values`.
+    dot_pattern: `[bytes]` uint8, weights and places for products of 8 or 16 bits; or empty.
+    scales: `[N]` float32, of int8 weights; else empty.
+    input_range: `[2]` float32, or empty: see `Condensed`.
     in_features: inputs of the layer.
     out_features: neurons of the layer, ablated ones included.
+    is_quantized: whether inputs are rounded to 8 bits.
   """
 
   tile_pattern: Array
   tile_values: Array
   window_pattern: Array
   window_values: Array
+  dot_pattern: Array
+  scales: Array
+  input_range: Array
   in_features: int = dataclasses.field(metadata={"static": True})
   out_features: int = dataclasses.field(metadata={"static": True})
+  is_quantized: bool = dataclasses.field(default=False, metadata={"static": True})
 
 
 def pack(
@@ -57,11 +74,14 @@ def pack(
   out_features: int,
   *,
   exact: bool = True,
+  scales: Any = None,
+  input_range: Any = None,
+  rounds_inputs: bool = False,
 ) -> Packed:
   """Packs a condensed layer for the kernels: once, where it is made or loaded, outside of jit.
 
   Args:
-    values: `[A, K]` float32 or bfloat16, the weights of the active neurons.
+    values: `[A, K]` float32, bfloat16 or int8, the weights of the active neurons.
     indices: `[A, K]` integers, the input of each weight; ascending in each row.
     active: `[A]` integers, the active neurons, ascending.
     in_features: inputs of the layer.
@@ -69,7 +89,10 @@ def pack(
     exact: False lets the kernel for small batches on AVX-512 put the place of a float32 weight into
       its lowest five bits, so that it reads a fifth less. It then computes with weights that differ
       from these by up to 2**-19 of their size, next to the smallest and largest float32 by more.
-      Nothing changes for zeros, other kernels, bfloat16, or a layer that holds Inf or NaN.
+      Nothing changes for zeros, other kernels, other types, or a layer that holds Inf or NaN.
+    scales: `[A]` float32, of int8 weights.
+    input_range: `[2]` float32 or None, as of `Condensed`.
+    rounds_inputs: whether products may be of inputs rounded as the weights are.
 
   Raises:
     ValueError: if the arrays are not such a layer; every index is checked.
@@ -82,27 +105,69 @@ def pack(
       "`values`, `indices` and `active` must have the shapes (A, K), (A, K) and (A,), not "
       f"{values.shape}, {np.shape(indices)} and {np.shape(active)}."
     )
-  is_bfloat16 = values.dtype == jnp.bfloat16
-  if not is_bfloat16 and values.dtype != np.float32:
-    raise ValueError(f"`values` must be float32 or bfloat16, not {values.dtype}.")
+  if values.dtype not in _VALUE_TYPES or (values.dtype == np.int8) != (scales is not None):
+    raise ValueError(
+      f"`values` must be float32 or bfloat16, or int8 with scales, not {values.dtype}."
+    )
   columns, neurons = library.as_int32("indices", indices), library.as_int32("active", active)
+  scales = None if scales is None else np.asarray(scales, np.float32)
+  has_windows = library.isa().startswith("avx512")
+  is_quantized = rounds_inputs and values.dtype == np.int8
+  windows = 0 if not has_windows or is_quantized else 1 if exact else 2
+  sizes = (*values.shape, in_features, out_features)
+  arguments = columns.ctypes.data, neurons.ctypes.data
   message = ctypes.create_string_buffer(256)
-  windows = 0 if library.isa() != "avx512" else 1 if exact else 2
   result = native.srigl_pack(
-    values.ctypes.data, columns.ctypes.data, neurons.ctypes.data, is_bfloat16, *values.shape,
-    in_features, out_features, windows, message, len(message),
+    values.ctypes.data, *arguments, _VALUE_TYPES.index(values.dtype), *sizes, windows,
+    message, len(message),
   )  # fmt: skip
   dtypes = (np.dtype(np.uint8), values.dtype, np.dtype(np.uint8), values.dtype)
   arrays = library.take_packed(native, result, message.value.decode(), dtypes)
   tile_pattern, tile_values, window_pattern, window_values = map(jnp.asarray, arrays)
+  dots = np.zeros(0, np.uint8)
+  if rounds_inputs and values.size:
+    dots = _pack_dots(native, values, scales, arguments, sizes)
+  out_scales = np.ones(out_features if scales is not None else 0, np.float32)
+  if scales is not None:
+    out_scales[neurons] = scales
   return Packed(
     tile_pattern=tile_pattern,
     tile_values=tile_values,
     window_pattern=window_pattern,
     window_values=window_values,
+    dot_pattern=jnp.asarray(dots),
+    scales=jnp.asarray(out_scales),
+    input_range=jnp.zeros(0) if input_range is None else jnp.asarray(input_range, jnp.float32),
     in_features=int(in_features),
     out_features=int(out_features),
+    is_quantized=is_quantized,
   )
+
+
+def _pack_dots(native, values, scales, arguments, sizes) -> np.ndarray:
+  """The dot pattern for the target in use; empty where it has none, or tiles are faster."""
+  nothing = np.zeros(0, np.uint8)
+  if values.dtype == np.int8:
+    dot_type, raw = 0, values
+  else:
+    dot_type, raw = native.srigl_half_dot_type(), values
+    if dot_type < 0:
+      return nothing
+    if dot_type == _FLOAT16:  # each neuron's largest weight between 1/2 and 1
+      exact = values.astype(np.float32)
+      exponents = np.frexp(np.abs(exact).max(axis=1))[1]
+      raw = np.ldexp(exact, -exponents[:, None]).astype(np.float16)
+      scales = np.ldexp(np.float32(1), exponents)
+    else:
+      scales = np.ones(len(values), np.float32)
+  raw, scales = np.ascontiguousarray(raw), np.ascontiguousarray(scales, np.float32)
+  message = ctypes.create_string_buffer(256)
+  result = native.srigl_pack_dots(
+    raw.ctypes.data, *arguments, scales.ctypes.data, dot_type, *sizes, message, len(message)
+  )
+  dtypes = (np.dtype(np.uint8),) * 4
+  dots = library.take_packed(native, result, message.value.decode(), dtypes)[0]
+  return dots if dots.size <= _MOST_DOT_BYTES_OF_WEIGHT * values.size else nothing
 
 
 def matmul(
@@ -149,8 +214,9 @@ def _batched_call(activation: int, out_features: int) -> Any:
     return jax.ffi.ffi_call(
       library.MATMUL, jax.ShapeDtypeStruct((*x.shape[:-1], out_features), jnp.float32)
     )(
-      x, packed.tile_pattern, packed.tile_values, packed.window_pattern, packed.window_values, bias,
-      activation=np.int64(activation),
+      x, packed.tile_pattern, packed.tile_values, packed.window_pattern, packed.window_values,
+      packed.dot_pattern, bias, packed.scales, packed.input_range,
+      activation=np.int64(activation), quantized=packed.is_quantized,
     )  # fmt: skip
 
   return in_one_call(call)

@@ -1,0 +1,100 @@
+// How inputs become integers of 8 bits, on any target the same bit for bit. Included by tile-inl.h,
+// whose rules apply.
+//
+// Inputs that are nowhere negative are rounded to 0..255 steps of their scale, others to -127..127.
+
+// Keeps the compiler from contracting a product with the sum that reads it.
+#if defined(__AVX512F__)
+#define SRIGL_ROUND(v) asm("" : "+v"(v))
+#elif defined(__x86_64__)
+#define SRIGL_ROUND(v) asm("" : "+x"(v))
+#elif defined(__aarch64__)
+#define SRIGL_ROUND(v) asm("" : "+w"(v))
+#else
+#define SRIGL_ROUND(v) asm("" : "+m"(v))
+#endif
+
+namespace srigl {
+namespace SRIGL_TARGET {
+namespace {
+
+// integer = round(x * inverse) within [low, high]; x is about integer * scale.
+struct Steps {
+  float scale, inverse, low, high;
+};
+
+// The steps of inputs of a range that contains 0. A scale that is not finite makes NaN of whatever
+// is multiplied by it.
+inline Steps StepsOf(float low, float high, bool has_nan) {
+  const bool is_signed = low < 0;
+  const float largest = !is_signed || high > -low ? high : -low;
+  Steps steps = {largest / (is_signed ? 127.0f : 255.0f), 0.0f, is_signed ? -127.0f : 0.0f,
+                 is_signed ? 127.0f : 255.0f};
+  if (has_nan || !(steps.scale <= 3.0e38f)) {
+    steps.scale = __builtin_nanf("");
+  } else if (steps.scale < 1.2e-38f) {  // its inverse would be infinite
+    steps.scale = 0;
+  } else {
+    steps.inverse = 1.0f / steps.scale;
+  }
+  return steps;
+}
+
+inline Steps StepsOfRow(const float* x, int64_t size, const float* range) {
+  Vec low = {}, high = {}, sum = {};
+  for (int64_t i = 0; i < size; i += kWidth) {
+    const Vec v = LoadSome(x + i, size - i);
+    low = v < low ? v : low;
+    high = v > high ? v : high;
+    sum += v - v;  // NaN of NaN, and of infinity, which the range below excludes
+  }
+  float least = 0, largest = 0;
+  bool has_nan = false, is_infinite = false;
+  for (int i = 0; i < kWidth; ++i) {
+    least = low[i] < least ? low[i] : least;
+    largest = high[i] > largest ? high[i] : largest;
+    has_nan |= sum[i] != sum[i];
+  }
+  is_infinite = least < -3.4e38f || largest > 3.4e38f;
+  if (range == nullptr) return StepsOf(least, largest, has_nan);
+  if (has_nan && is_infinite) {  // infinity is clipped, NaN is not
+    has_nan = false;
+    for (int64_t i = 0; i < size; ++i) has_nan |= x[i] != x[i];
+  }
+  return StepsOf(range[0] < 0 ? range[0] : 0, range[1] > 0 ? range[1] : 0,
+                 has_nan || range[0] != range[0] || range[1] != range[1]);
+}
+
+inline Vec Integers(Vec x, const Steps& steps) {
+  const Vec kRound = Vec{} + 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
+  Vec product = x * steps.inverse;
+  product = product < steps.low ? Vec{} + steps.low : product;
+  product = product > steps.high ? Vec{} + steps.high : product;
+  SRIGL_ROUND(product);
+  Vec shifted = product + kRound;
+  SRIGL_ROUND(shifted);
+  return shifted - kRound;
+}
+
+void Quantize(const MatMul& call, int64_t row_begin, int64_t row_end, float* integers,
+              float* row_scales) {
+  const int64_t size = call.in_features;
+  for (int64_t row = row_begin; row < row_end; ++row) {
+    const float* x = call.x + row * size;
+    const Steps steps = StepsOfRow(x, size, call.range);
+    row_scales[row] = steps.scale;
+    for (int64_t i = 0; i < size; i += kWidth) {
+      const Vec v = Integers(LoadSome(x + i, size - i), steps);
+      const int64_t count = size - i < kWidth ? size - i : kWidth;
+      if (count == kWidth) {
+        Store(integers + row * size + i, v);
+      } else {
+        memcpy(integers + row * size + i, &v, count * sizeof(float));
+      }
+    }
+  }
+}
+
+}  // namespace
+}  // namespace SRIGL_TARGET
+}  // namespace srigl

@@ -1,0 +1,147 @@
+"""Products of 8 and 16 bits against the rounded numbers, on every target and backend."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from srigl_kernels import condensed_conv, condensed_matmul, make_condensed, prepare
+from srigl_kernels.backends.cpu import library
+from srigl_kernels.precision import DTYPES, convert, dequantize, precision_of, round_inputs
+
+ISAS = ("generic", "avx2", "avx512", "avx512_vnni", "avx512_bf16", "avx512_fp16")
+
+# (inputs, neurons, active neurons, fan-in)
+SHAPES = ((300, 200, 150, 40), (33, 17, 17, 5), (7, 3, 2, 3), (1, 1, 1, 1), (40, 50, 0, 0))
+PRECISIONS = (
+  ("bfloat16", None),
+  ("int8", None),
+  ("int8", (-2.0, 1.5)),
+  ("int8", (0.0, 2.0)),
+  ("int8_weights", None),
+)
+
+
+def layer(num_inputs, num_neurons, num_active, fan_in, kernel_shape=None):
+  rng = np.random.default_rng(0)
+  columns = [rng.choice(num_inputs, fan_in, replace=False) for _ in range(num_active)]
+  sizes = 10.0 ** rng.integers(-3, 3, (num_active, 1))
+  return make_condensed(
+    jnp.asarray(rng.normal(size=(num_active, fan_in)) * sizes, jnp.float32),
+    np.sort(np.array(columns, int).reshape(num_active, fan_in), axis=1),
+    np.sort(rng.choice(num_neurons, num_active, replace=False)),
+    jnp.asarray(rng.normal(size=num_neurons), jnp.float32),
+    kernel_shape=kernel_shape or (num_inputs, num_neurons),
+  )
+
+
+def rows(batch, num_inputs):
+  rng = np.random.default_rng(batch)
+  return jnp.asarray(rng.normal(size=(batch, num_inputs)), jnp.float32)
+
+
+def matrix(condensed):
+  plain = dequantize(condensed)
+  dense = np.zeros((condensed.in_features, condensed.out_features))
+  if condensed.num_active:
+    dense[np.asarray(plain.indices), np.asarray(plain.active)[:, None]] = np.asarray(plain.values)
+  return dense
+
+
+def assert_product(y, x, condensed):
+  """Sums of float32, of inputs that were rounded as the layer says, or (16 bits) were not."""
+  w, bias = matrix(condensed), np.asarray(condensed.bias, np.float64)
+  rounded = np.asarray(round_inputs(x, condensed), np.float64)
+  size = np.abs(np.asarray(x)) @ np.abs(w) + np.abs(rounded) @ np.abs(w) + np.abs(bias)
+  allowed = 2**-8 if precision_of(condensed) == "bfloat16" else 2e-6
+  assert np.all(np.abs(np.asarray(y) - (rounded @ w + bias)) <= allowed * size + 1e-12)
+
+
+@pytest.mark.skipif(not library.is_available(), reason="the native library is not built")
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_native_products_on_every_target(shape):
+  before = library.isa()
+  condensed = layer(*shape)
+  try:
+    for dtype, input_range in PRECISIONS:
+      want = convert(condensed, dtype, input_range)
+      results = {}
+      for isa in ISAS:
+        try:
+          library.set_isa(isa)
+        except ValueError:
+          continue
+        prepared = prepare(condensed, backend="cpu", dtype=dtype, input_range=input_range)
+        for batch in (1, 3, 17):
+          x = rows(batch, shape[0])
+          y = condensed_matmul(x, prepared)
+          assert_product(y, x, want)
+          if dtype == "int8":  # integers are summed exactly, whatever multiplies them
+            np.testing.assert_array_equal(results.setdefault(batch, y), y, err_msg=isa)
+    # Packed for the best target, run on the simplest one.
+    library.set_isa("generic")
+    x = rows(3, shape[0])
+    assert_product(condensed_matmul(x, prepared), x, want)
+  finally:
+    library.set_isa(before)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_other_backends_compute_the_same(dtype):
+  condensed, x = layer(60, 40, 30, 12), rows(5, 60)
+  prepared = prepare(condensed, backend=("xla", "reference"), dtype=dtype)
+  for backend in ("xla", "reference"):
+    assert_product(condensed_matmul(x, prepared, backend=backend), x, prepared.condensed)
+
+
+def test_not_a_number_is_not_hidden():
+  x = rows(3, 60).at[1, 4].set(jnp.nan).at[2, 4].set(jnp.inf)
+  for dtype in ("bfloat16", "int8"):
+    y = np.asarray(condensed_matmul(x, prepare(layer(60, 40, 40, 60), dtype=dtype)))
+    assert np.isfinite(y[0]).all() and not np.isfinite(y[1:]).any()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_derivatives_are_those_of_the_weights(dtype):
+  prepared, x = prepare(layer(60, 40, 30, 12), dtype=dtype), rows(5, 60)
+  got = jax.grad(lambda x: condensed_matmul(x, prepared).sum())(x)
+  want = jnp.ones((5, 40)) @ matrix(prepared.condensed).T
+  np.testing.assert_allclose(got, want, rtol=0.01, atol=1e-3 * np.abs(want).max())
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_convolutions(dtype):
+  condensed = layer(27, 8, 8, 9, (3, 3, 3, 8))
+  x = jnp.asarray(np.random.default_rng(1).normal(size=(2, 6, 5, 3)), jnp.float32)
+  want = condensed_conv(x, prepare(convert(condensed, dtype), backend="reference"))
+  got = condensed_conv(x, prepare(condensed, dtype=dtype))
+  np.testing.assert_allclose(got, want, rtol=0, atol=2**-6 * np.abs(want).max())
+  # Transposed, in sub-pixel form.
+  spaced = {"input_dilation": 2, "padding": 2}
+  dilated = prepare(convert(condensed, dtype), backend="reference")
+  want = condensed_conv(x, dilated, backend="reference", **spaced)
+  got = condensed_conv(x, prepare(condensed, dtype=dtype, input_dilation=2), **spaced)
+  np.testing.assert_allclose(got, want, rtol=0, atol=2**-6 * np.abs(want).max())
+
+
+def test_weights_survive_a_second_conversion():
+  once = convert(layer(60, 40, 30, 12), "int8")
+  twice = convert(dequantize(once), "int8")
+  np.testing.assert_array_equal(once.values, twice.values)
+  assert [precision_of(convert(once, dtype)) for dtype in DTYPES] == list(DTYPES)
+
+
+def test_what_is_refused():
+  condensed = layer(60, 40, 30, 12)
+  with pytest.raises(ValueError, match="`dtype` must be one of"):
+    prepare(condensed, dtype="int4")
+  with pytest.raises(ValueError, match="`input_range` is for dtype='int8'"):
+    prepare(condensed, dtype="bfloat16", input_range=(0, 1))
+  with pytest.raises(ValueError, match="two finite numbers in order"):
+    prepare(condensed, dtype="int8", input_range=(1, 0))
+  with pytest.raises(ValueError, match="values may change"):
+    prepare(condensed, dtype="int8", gradients=True)
+  with pytest.raises(ValueError, match="not finite"):
+    prepare(dataclasses.replace(condensed, values=condensed.values * jnp.inf), dtype="int8")
