@@ -5,6 +5,7 @@ order rotating, and what is compared is their times within a round. Nothing is s
 """
 
 import functools
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -102,6 +103,42 @@ def call_seconds(
     call(x)
     times.append(time.perf_counter() - start)
   return quartiles(times)[1]
+
+
+def concurrent_calls(
+  calls: Sequence[Callable[[], Any]], *, spend: float
+) -> tuple[list[float], float]:
+  """Callers that each call as fast as they can, at the same time.
+
+  Args:
+    calls: of each caller; a call returns when its result is there.
+    spend: seconds in which calls begin.
+
+  Returns:
+    Seconds of every call, and calls per second: those that ended until the first caller stopped,
+    over that time, so that no caller is then alone.
+  """
+  start_together = threading.Barrier(len(calls) + 1)
+  spans: list[list[tuple[float, float]]] = [[] for _ in calls]
+
+  def caller(call: Callable[[], Any], mine: list[tuple[float, float]]) -> None:
+    call()
+    start_together.wait()
+    end = time.perf_counter() + spend
+    while (start := time.perf_counter()) < end or not mine:
+      call()
+      mine.append((start, time.perf_counter()))
+
+  threads = [threading.Thread(target=caller, args=each) for each in zip(calls, spans, strict=True)]
+  for thread in threads:
+    thread.start()
+  start_together.wait()
+  began = time.perf_counter()
+  for thread in threads:
+    thread.join()
+  until = min(mine[-1][1] for mine in spans)
+  ended = sum(end <= until for mine in spans for _, end in mine)
+  return [end - start for mine in spans for start, end in mine], ended / (until - began)
 
 
 def quartiles(values: Sequence[float]) -> tuple[float, float, float]:

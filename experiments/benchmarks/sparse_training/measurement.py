@@ -71,7 +71,7 @@ def measure(
     }
     for name, worker in workers.items():
       try:
-        about[name] = worker.started()
+        about[name] = worker.answer()
       except ChildProcessError as error:
         skipped[name] = str(error)
     check_losses(case, {name: each["losses"] for name, each in about.items()})

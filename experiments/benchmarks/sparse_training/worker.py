@@ -9,12 +9,11 @@ import importlib.util
 import json
 import os
 import resource
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from experiments.benchmarks.processes import Process, requests
 from experiments.benchmarks.sparse_training.cases import Case
 from experiments.benchmarks.sparse_training.engine import STEP, Engine
 from experiments.benchmarks.timing import call_seconds, elapsed
@@ -56,49 +55,24 @@ def why_missing(engine: str) -> str:
   return f"{missing[0]} is not installed" if missing else ""
 
 
-class Worker:
-  """An engine in a process of its own."""
+class Worker(Process):
+  """An engine in a process of its own.
+
+  The first answer has `losses` of the first steps, `state_bytes`, `peak_bytes` and `calls`.
+  """
 
   def __init__(self, engine: str, case: Case, cores: list[int]):
-    """Starts the process; `started` waits for it."""
+    """Starts the process."""
     threads = case.threads or len(cores)
-    names = ",".join(map(str, cores[-threads:]))
-    env = os.environ | {"OMP_NUM_THREADS": str(threads)}
+    env = {}
     if case.xla_flags:
-      env["XLA_FLAGS"] = f"{env.get('XLA_FLAGS', '')} {case.xla_flags}".strip()
-    command = [sys.executable, "-m", f"{_FOLDER}.worker", engine, json.dumps(case._asdict()), names]
-    self.engine = engine
-    self._process = subprocess.Popen(
-      command, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
-
-  def started(self) -> dict[str, Any]:
-    """Waits for the first steps: `losses` of these, `state_bytes`, `peak_bytes` and `calls`.
-
-    Raises:
-      ChildProcessError: if the process ended, for lack of memory most likely.
-    """
-    return self._answer()
+      env["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {case.xla_flags}".strip()
+    arguments = [engine, json.dumps(case._asdict())]
+    super().__init__(engine, f"{_FOLDER}.worker", arguments, cores=cores[-threads:], env=env)
 
   def seconds(self, call: str) -> float:
     """Lets it time a call."""
-    assert self._process.stdin is not None
-    print(call, file=self._process.stdin, flush=True)
-    return self._answer()["seconds"]
-
-  def close(self) -> None:
-    """Ends the process."""
-    self._process.kill()
-    self._process.communicate()
-
-  def _answer(self) -> dict[str, Any]:
-    assert self._process.stdout is not None
-    line = self._process.stdout.readline()
-    if not line:
-      raise ChildProcessError(
-        f"the process of {self.engine} ended with status {self._process.wait()}"
-      )
-    return json.loads(line)
+    return self.ask(call)["seconds"]
 
 
 def peak_bytes() -> int:
@@ -142,19 +116,15 @@ def _make(name: str, case: Case) -> Engine:
 
 def main() -> None:
   """What the process does."""
-  answers = os.fdopen(os.dup(1), "w")
-  os.dup2(2, 1)  # whatever libraries print
-  name, case_json, cores = sys.argv[1:]
-  if hasattr(os, "sched_setaffinity"):
-    os.sched_setaffinity(0, map(int, cores.split(",")))  # before libraries size their pools
+  (name, case_json), _, calls, answer = requests()
   fields: dict[str, Any] = json.loads(case_json)
   case = Case(**fields | {"sizes": tuple(fields["sizes"])})
   engine = _make(name, case)
   losses = first_steps(engine)
   about = {"losses": losses, "state_bytes": engine.state_bytes, "peak_bytes": peak_bytes()}
-  print(json.dumps(about | {"calls": list(engine.calls)}), file=answers, flush=True)
-  for line in sys.stdin:
-    print(json.dumps({"seconds": time_call(engine, line.strip())}), file=answers, flush=True)
+  answer(about | {"calls": list(engine.calls)})
+  for call in calls:
+    answer({"seconds": time_call(engine, call)})
 
 
 if __name__ == "__main__":

@@ -1,0 +1,48 @@
+"""The dense network in JAX, and the condensed one."""
+
+import inspect
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+import srigl_jax as sx
+from experiments.benchmarks.serving import models
+from experiments.benchmarks.serving.cases import ENGINES, NETWORKS, OURS
+from experiments.benchmarks.serving.engine import Arrays, Call, Engine, Task
+
+
+def why_not(precision: str) -> str:
+  """Why the library cannot condense to a precision, empty if it can."""
+  known = precision == "float32" or "dtype" in inspect.signature(sx.condense_model).parameters
+  return "" if known else f"condense_model has no dtype={precision!r}"
+
+
+def make(task: Task) -> Engine:
+  """The engine."""
+  network = NETWORKS[task.network]
+  model, masks = models.build(network.make, task.sparsity, network.distribution)
+  if task.engine not in OURS:
+    return dense(model)
+  shapes = tuple(jax.ShapeDtypeStruct(x.shape, x.dtype) for x in network.inputs(1))
+  precision = ENGINES[task.engine].precision
+  kwargs: dict[str, Any] = {} if precision == "float32" else {"dtype": precision}
+  condensed = sx.condense_model(model, masks, shapes, **kwargs)
+  # Weights are constants of the compiled program, as a server has one network for long.
+  return _engine(jax.jit(lambda *x: condensed(*x)))
+
+
+def dense(model: nnx.Module) -> Engine:
+  """The dense network. Its weights are arguments: as constants they would be folded for minutes."""
+  graphdef, state = nnx.split(model)
+  apply = jax.jit(lambda state, *x: nnx.merge(graphdef, state)(*x))
+  return _engine(lambda *x: apply(state, *x))
+
+
+def _engine(apply: Any) -> Engine:
+  def prepare(inputs: Arrays) -> Call:
+    on_device = [jnp.asarray(x) for x in inputs]
+    return lambda: jax.block_until_ready(apply(*on_device))
+
+  return Engine(prepare)

@@ -1,0 +1,110 @@
+"""The process in which one engine serves one network."""
+
+import functools
+import importlib
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from experiments.benchmarks.processes import Process, requests
+from experiments.benchmarks.serving.cases import ENGINES, NETWORKS, OURS, XLA_FLAGS
+from experiments.benchmarks.serving.engine import Call, Engine, Task
+from experiments.benchmarks.serving.preparation import expected_path, for_rivals
+from experiments.benchmarks.timing import call_seconds, concurrent_calls, elapsed
+
+_FOLDER = "experiments.benchmarks.serving"
+_SPEND_SECONDS, _MOST_CALLS = 0.2, 200
+_TOLERANCE = 1e-4  # of engines that compute in float32
+
+
+class Server(Process):
+  """An engine in a process of its own; the first answer has its `error`."""
+
+  def __init__(self, task: Task, cores: list[int]):
+    """Starts the process."""
+    arguments = [task.network, task.engine, f"{task.sparsity:g}", str(task.folder)]
+    env = {"XLA_FLAGS": XLA_FLAGS}
+    super().__init__(task.engine, f"{_FOLDER}.worker", arguments, cores=cores, env=env)
+
+  def seconds(self, batch: int) -> float:
+    """Seconds of a call."""
+    return self.ask({"batch": batch})["seconds"]
+
+
+class Service:
+  """An engine, with the calls that were made of it."""
+
+  def __init__(self, task: Task):
+    self.task, self.network = task, NETWORKS[task.network]
+    self.is_rival = task.engine not in OURS and task.engine != "jax"
+    module = importlib.import_module(f"{_FOLDER}.{ENGINES[task.engine].module}")
+    self.engine: Engine = module.make(task)
+    self.calls: dict[int, Call] = {}
+    self.last: dict[int, float] = {}
+
+  def prepared(self, batch: int) -> Call:
+    """A call of a batch, compiled."""
+    network = self.network
+    inputs = for_rivals(network, batch) if self.is_rival else network.inputs(batch)
+    call = self.engine.prepare(inputs)
+    call()
+    return call
+
+  def error(self) -> float:
+    """Of the outputs of one example, over the largest.
+
+    Raises:
+      RuntimeError: if an engine that computes in float32 computes something else.
+    """
+    got = [np.asarray(y, np.float64) for y in jax.tree.leaves(self._call(1)())]
+    want = np.load(expected_path(self.task.folder, self.task.sparsity))
+    errors = [
+      np.abs(y - want[name]).max() / np.abs(want[name]).max()
+      for name, y in zip(want.files, got, strict=True)
+    ]
+    error = float(max(errors))
+    if ENGINES[self.task.engine].bits == 32 and not error <= _TOLERANCE:
+      raise RuntimeError(
+        f"{self.task.network}: {self.task.engine} is off by {error:.2g} of the largest output."
+      )
+    return error
+
+  def seconds(self, batch: int) -> float:
+    """The median call of a moment, or one that is longer."""
+    call = self._call(batch)
+    if self.last.get(batch, 0) > _SPEND_SECONDS:
+      self.last[batch] = elapsed(call)
+    else:
+      timed = functools.partial(call_seconds, warm_up=0.03, spend=_SPEND_SECONDS, most=_MOST_CALLS)
+      self.last[batch] = timed(lambda _: call(), [None])
+    return self.last[batch]
+
+  def serve(self, batch: int, callers: int, spend: float) -> dict[str, Any]:
+    """Seconds of the median call and of one in a hundred, and calls per second."""
+    calls = [self.prepared(batch) for _ in range(callers)]
+    latencies, rate = concurrent_calls(calls, spend=spend)
+    p50, p99 = np.percentile(latencies, [50, 99])
+    return {"p50": float(p50), "p99": float(p99), "rate": rate}
+
+  def _call(self, batch: int) -> Call:
+    if batch not in self.calls:
+      self.calls[batch] = self.prepared(batch)
+    return self.calls[batch]
+
+
+def main() -> None:
+  """What the process does."""
+  (network, engine, sparsity, folder), threads, asked, answer = requests()
+  service = Service(Task(network, engine, float(sparsity), Path(folder), threads))
+  answer({"error": service.error()})
+  for request in asked:
+    if "callers" in request:
+      answer(service.serve(**request))
+    else:
+      answer({"seconds": service.seconds(request["batch"])})
+
+
+if __name__ == "__main__":
+  main()
