@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 from jax.tree_util import tree_leaves_with_path
 
 import srigl_jax as sx
@@ -15,6 +16,12 @@ SGD = optax.sgd(0.1, momentum=0.9, nesterov=True)
 SCHEDULE = {"update_every": 3, "update_until": 8}  # topology updates after steps 3 and 6
 srigl = functools.partial(sx.srigl, sparsity=0.6, gamma_sal=0.95, **SCHEDULE)
 rigl = functools.partial(sx.rigl, sparsity=0.6, **SCHEDULE)
+
+
+def mostly_slow(cases, keep):
+  """Cases of a parametrized test, of which the default suite runs those that are in `keep`."""
+  assert set(keep) <= set(cases)
+  return [x if x in keep else pytest.param(x, marks=pytest.mark.slow) for x in cases]
 
 
 def params():

@@ -20,6 +20,7 @@ from experiments.training.method_plan import make_method, own_arguments
 from experiments.training.methods import PRESETS
 from experiments.training.optimizer import make_optimizer
 from tests.experiments.tiny import abstract_model, devices, quick_compiler
+from tests.helpers import mostly_slow
 
 CONFIGS = Path(base.__file__).parent
 RUNS = sorted(path.stem for path in CONFIGS.glob("*.py") if path.stem != "__init__")
@@ -125,9 +126,7 @@ def test_an_unknown_method_is_refused(name):
     run_config(name, "srgil")
 
 
-@pytest.mark.parametrize(
-  "name", [pytest.param(n, marks=pytest.mark.slow) if n in LONG else n for n in RUNS]
-)
+@pytest.mark.parametrize("name", mostly_slow(RUNS, set(RUNS) - set(LONG)))
 def test_a_config_trains_two_steps(name, tmp_path, monkeypatch):
   monkeypatch.setattr(loop, "write_run_report", lambda workdir: None)
   with devices(1), quick_compiler():

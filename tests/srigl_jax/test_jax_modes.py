@@ -54,7 +54,7 @@ def test_doubles(name):
 
 @pytest.mark.parametrize("name", ["srigl", "snfs"])
 def test_without_jit(name):
-  params, tx = parameters(), METHODS[name]()
+  params, tx = {"a": parameters()["a"]}, METHODS[name]()  # one layer: it takes seconds
   state = jax.jit(tx.init)(params)
   grads = jax.tree.map(jnp.cos, params)
   _, want = jax.jit(tx.update)(grads, state, params)

@@ -8,6 +8,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import srigl_jax as sx
+from tests.helpers import mostly_slow
 
 SHAPES = {"up/kernel": (16, 32), "down/kernel": (32, 16), "conv/kernel": (3, 3, 8, 16)}
 SPECS = {
@@ -52,7 +53,7 @@ def run(tx, place, num_steps=8):
   return history
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", mostly_slow(METHODS, {"srigl"}))
 def test_sharded_equals_unsharded(method):
   tx = METHODS[method](optax.adam(1e-2))
   mesh = jax.make_mesh((2, 4), ("data", "model"), axis_types=(AxisType.Auto,) * 2)

@@ -10,7 +10,7 @@ import pytest
 
 import srigl_jax as sx
 from tests import helpers
-from tests.helpers import SCHEDULE, changed, srigl
+from tests.helpers import SCHEDULE, changed, mostly_slow, srigl
 
 SGD = optax.sgd(0.1, momentum=0.9)
 # name -> one transformation for each of two runs; the first one's update serves both
@@ -36,7 +36,7 @@ PAIRS = {
 }
 
 
-@pytest.mark.parametrize("name", PAIRS)
+@pytest.mark.parametrize("name", mostly_slow(PAIRS, {"srigl", "lottery_ticket"}))
 def test_stacked_runs_are_the_runs(name):
   txs = [make(SGD) for make in PAIRS[name]]
   rng = np.random.default_rng(0)

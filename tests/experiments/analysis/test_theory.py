@@ -15,7 +15,7 @@ from experiments.theory import (
   write_results,
 )
 from srigl_jax.analysis.norm_variance import MASKS, output_norm_variance
-from tests.helpers import table_cells
+from tests.helpers import mostly_slow, table_cells
 
 TINY = Study(
   width=(3,),
@@ -31,10 +31,12 @@ TINY = Study(
 
 
 CASES = [(mask, "bernoulli") for mask in MASKS] + [("constant_fan_in", "relu")]
+CASES = mostly_slow(CASES, {("constant_fan_in", "relu")})
 
 
-@pytest.mark.parametrize(("mask", "gates"), CASES)
-def test_simulation_agrees_with_the_closed_form(mask, gates):
+@pytest.mark.parametrize("case", CASES, ids="-".join)
+def test_simulation_agrees_with_the_closed_form(case):
+  mask, gates = case
   points = simulate(Case(mask, 8, 2, 2, gates), 2**15, seed=3)
   assert [p.depth for p in points] == [1, 2]
   for p in points:

@@ -69,6 +69,7 @@ def test_stages_do_the_work(data_dir, monkeypatch):
   assert rows[1]["median_pixels"] == int(np.median(sizes))
 
 
+@pytest.mark.slow
 def test_pipelines_are_compared_and_waiting_is_a_share(data_dir):
   stream = data.load("imagenet2012", data_dir=data_dir, image_size=14)
   with devices(1):

@@ -223,6 +223,7 @@ def test_what_slows_all_backends_of_a_call_is_taken_out():
     assert max(factors) < 1.5 * min(factors)
 
 
+@pytest.mark.slow
 def test_small_networks_are_compared(monkeypatch):
   monkeypatch.setattr(small_models, "NETWORKS", {"MLP": small_models.NETWORKS["digits MLP"]})
   monkeypatch.setattr(small_models, "_SPARSITIES", (0.9,))

@@ -24,6 +24,7 @@ from experiments.data.prefetch import Prefetch
 from experiments.data.stream import ImageStream, ProcessShard
 from experiments.processes.sharding import put_on_devices
 from tests.experiments.tiny import devices
+from tests.helpers import mostly_slow
 
 
 @dataclasses.dataclass(frozen=True)
@@ -191,7 +192,7 @@ def test_test_batches_rejects():
 # ---- worker processes --------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("num_workers", [1, 2])
+@pytest.mark.parametrize("num_workers", mostly_slow((1, 2), {2}))
 def test_workers_change_nothing(num_workers):
   """Batches of three pieces, the last one smaller, so that workers take turns within them."""
   steps, kwargs = (7, 13), {"batch_size": 80, "seed": 5}

@@ -73,7 +73,8 @@ def test_one_to_eight_devices(tmp_path):
     assert_same_training(tmp_path / count, tmp_path / "1", range(2, 13, 2))
 
 
-@pytest.mark.parametrize("accumulation", [1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.slow  # test_loop.py has one of eight devices
+@pytest.mark.parametrize("accumulation", [1, 2])
 def test_batch_statistics_of_all_devices(tmp_path, accumulation):
   """Synchronised, they are those of the whole batch, so that even they agree."""
   changes = {"optimizer.accumulation_steps": accumulation, "optimizer.learning_rate": 0.02}
@@ -88,6 +89,7 @@ def test_batch_statistics_of_all_devices(tmp_path, accumulation):
     np.testing.assert_allclose(four[path], expected, rtol=1e-2, atol=1e-4, err_msg=path)
 
 
+@pytest.mark.slow
 def test_local_batch_statistics_are_another_network(tmp_path):
   """Each device normalises by its own share: that is what `sync_batch_norm` is there for."""
   config = convnet_config({"train.total_epochs": 0.5})

@@ -31,6 +31,7 @@ from tests.experiments.tiny import (
   read_checkpoint,
   tiny_config,
 )
+from tests.helpers import mostly_slow
 
 pytestmark = pytest.mark.usefixtures("one_device")
 
@@ -77,7 +78,7 @@ METHODS = {
 }
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", mostly_slow(METHODS, {"dense", "rigl", "srigl"}))
 def test_method(tmp_path, name):
   results = train(tiny_config(METHODS[name] | EVERY_TWO), tmp_path)
   history = [read_checkpoint(tmp_path, step) for step in range(2, TOTAL_STEPS + 1, 2)]
@@ -293,7 +294,7 @@ RESUMED = {
 }
 
 
-@pytest.mark.parametrize("case", RESUMED)
+@pytest.mark.parametrize("case", mostly_slow(RESUMED, {name for name in RESUMED if "amid" in name}))
 def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path, case):
   changes, poll = RESUMED[case]
   config = tiny_config(changes)

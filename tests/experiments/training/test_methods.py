@@ -14,6 +14,7 @@ from experiments.training import methods
 from experiments.training.method_plan import make_method, plan_method, preset, preset_names
 from experiments.training.optimizer import make_optimizer
 from tests.experiments.tiny import quick_compiler
+from tests.helpers import mostly_slow
 
 RNG = np.random.default_rng(0)
 
@@ -72,7 +73,7 @@ def changes(history):
   return [i for i in range(1, len(hidden)) if (hidden[i] != hidden[i - 1]).any()]
 
 
-@pytest.mark.parametrize("name", ["set", "rigl", "srigl"])
+@pytest.mark.parametrize("name", mostly_slow(("set", "rigl", "srigl"), {"srigl"}))
 def test_topology_changes_on_schedule(name):
   assert changes(mask_history(name=name)) == [2, 4, 6]  # 8 is not before 0.75 × 10
   assert changes(mask_history(name=name, update_until_fraction=0.5)) == [2, 4]
@@ -292,7 +293,7 @@ def num_weights(name, **kwargs):
     ("wide_resnet22_2", {"depth": 10}, "widen"),
   ],
 )
-@pytest.mark.parametrize("density", [0.1, 0.5])
+@pytest.mark.parametrize("density", mostly_slow((0.1, 0.5), {0.1}))
 def test_a_narrow_network_has_as_many_weights(name, kwargs, argument, density):
   got = small_dense_kwargs(name, density, num_classes=10, image_shape=(8, 8, 3), **kwargs)
   assert got.keys() == {*kwargs, argument} and {**got, **kwargs}.items() >= kwargs.items()

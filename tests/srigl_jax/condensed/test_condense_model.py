@@ -113,7 +113,14 @@ def build(name, **kwargs):
 
 
 @pytest.mark.parametrize(
-  ("name", "dtype"), [*((name, "float32") for name in MODELS), ("convnet", "bfloat16")]
+  ("name", "dtype"),
+  [
+    ("mlp", "float32"),
+    ("convnet", "float32"),
+    ("convnet", "bfloat16"),
+    ("resnet18", "float32"),
+    pytest.param("wide_resnet22_2", "float32", marks=pytest.mark.slow),
+  ],
 )
 def test_models_of_the_experiments(name, dtype):
   model = build(name, dtype=dtype)

@@ -27,7 +27,11 @@ def skeleton(name, **kwargs):
 
 @pytest.mark.parametrize(
   ("name", "folds", "dtype"),
-  [("mlp", False, "float32"), ("mlp", True, "bfloat16"), ("wide_resnet22_2", True, "float32")],
+  [
+    ("mlp", False, "float32"),
+    ("mlp", True, "bfloat16"),
+    pytest.param("wide_resnet22_2", True, "float32", marks=pytest.mark.slow),
+  ],
 )
 def test_a_model_through_a_file(name, folds, dtype, tmp_path):
   model = build(name, dtype=dtype)
