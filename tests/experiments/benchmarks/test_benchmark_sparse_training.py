@@ -23,6 +23,7 @@ def measured(case, seconds, update=2.0):
   return Measurement(case, times, state, dict.fromkeys(seconds, 5_000_000), {})
 
 
+@pytest.mark.slow
 def test_masked_and_condensed_training_are_the_same():
   jax_engines = importlib.import_module("experiments.benchmarks.sparse_training.jax_engines")
   worker = importlib.import_module("experiments.benchmarks.sparse_training.worker")

@@ -433,6 +433,7 @@ def test_every_pass_over_the_test_images_is_whole():
     assert_same_batches(pipeline.test_batches(), whole)
 
 
+@pytest.mark.slow
 def test_processes_stay_between_the_passes_over_the_test_images():
   alive = lambda: {p.pid for p in multiprocessing.active_children() if "grain" in p.name}
   pipeline = data.make_input_pipeline(

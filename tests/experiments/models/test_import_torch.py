@@ -13,6 +13,7 @@ from experiments.models.export_torch import to_state_dict, write_state_dict
 from experiments.models.import_torch import import_torch, read_state_dict
 from tests.experiments.models import torch_reference
 from tests.experiments.tiny import abstract_model, quick_compiler
+from tests.helpers import mostly_slow
 
 IMAGE_SHAPE = (16, 16, 3)
 NUM_CLASSES = 5
@@ -68,7 +69,7 @@ ENTRIES = {
 }
 
 
-@pytest.mark.parametrize("name", ENTRIES)
+@pytest.mark.parametrize("name", mostly_slow(ENTRIES, {"mobilenet_v3_small"}))
 def test_the_true_networks_want_as_many_entries_as_torchvision_writes(name):
   """The message names every key that an empty checkpoint lacks."""
   model = abstract_model(name, num_classes=1000, image_shape=(224, 224, 3))

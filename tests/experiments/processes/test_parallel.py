@@ -101,6 +101,7 @@ def test_local_batch_statistics_are_another_network(tmp_path):
   assert abs(one - four) > 1e-4
 
 
+@pytest.mark.slow
 def test_resumed_on_another_number_of_devices(tmp_path):
   with devices(1):
     train(tiny_config(EVERY_TWO), tmp_path / "whole")

@@ -106,6 +106,7 @@ def test_memory_of_each_part(tmp_path, capsys):
   assert "memory of a device: parameters 0.0 MB" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_resumed_run_holds_one_network(tmp_path, monkeypatch):
   """On the first device, too, where it made another one to see what a checkpoint should have."""
   config = tiny_config()

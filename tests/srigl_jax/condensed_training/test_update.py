@@ -40,12 +40,12 @@ def updates(gamma_sal, salient_base, block_bytes):
   ("gamma_sal", "salient_base", "block_bytes"),
   [
     (0, "constant_fan_in", 4 * NUM_INPUTS * 5),
-    (0.9, "constant_fan_in", 4 * NUM_INPUTS * 5),
+    pytest.param(0.9, "constant_fan_in", 4 * NUM_INPUTS * 5, marks=pytest.mark.slow),
     (0.3, "dense_fan_in", 4 * NUM_INPUTS * NUM_NEURONS),
     (3, "constant_fan_in", 4 * NUM_INPUTS * 7),
-    (0, "constant_fan_in", None),
+    pytest.param(0, "constant_fan_in", None, marks=pytest.mark.slow),
     (0.9, "constant_fan_in", None),
-    (3, "constant_fan_in", None),
+    pytest.param(3, "constant_fan_in", None, marks=pytest.mark.slow),
   ],
 )
 def test_equals_the_update_of_masks(gamma_sal, salient_base, block_bytes):
