@@ -1,6 +1,6 @@
 // Dot kernels: lanes are neurons, and one instruction multiplies several small inputs of each.
-// Included by kernels_avx512.cc. Each kernel needs more of the CPU than that file is compiled for,
-// which its functions say by themselves.
+// Included by kernels_avx512_dots.cc. Each kernel needs more of the CPU than that file is compiled
+// for, which its functions say by themselves.
 //
 // A task first turns its batch rows into the numbers that are multiplied, each row with a scale.
 // Then a step takes a load of its window, a permutation and a product for every batch row; its
@@ -31,6 +31,8 @@ namespace {
 constexpr int kDotRows = 8;        // batch rows whose sums are kept in registers
 constexpr int kDotTaskRows = 32;   // batch rows that a task converts at once, at most
 constexpr int kSumSteps = 16;
+constexpr int64_t kDotInputBytes = 1 << 15;  // of batch rows that stay in the first-level cache
+constexpr int64_t kDotChunkSteps = 1 << 12;  // 512 KB of weights and their places
 
 // Batch rows as the kernels read them, some of those of the call.
 struct DotInputs {
@@ -174,13 +176,12 @@ SRIGL_FP16 __attribute__((noinline)) void SumFloat16(const DotView& view, const 
   for (int r = 0; r < kRows; ++r) _mm512_storeu_ps(out + r * kGroupRows, sums[r]);
 }
 
-// The row times a power of two such that its largest number lies in 256..512.
-SRIGL_FP16 inline void ConvertFloat16(const MatMul& call, int64_t row, uint8_t* to, float* scale,
-                                      int32_t* zero) {
-  const float* x = call.x + row * call.in_features;
+// A power of two by which the row's largest number comes to lie in 256..512, and what undoes it: NaN
+// if the row has NaN or infinity.
+inline void PowerOfRow(const float* x, int64_t size, float* scale, float* inverse) {
   __m512i largest = _mm512_setzero_si512();
-  for (int64_t i = 0; i < call.in_features; i += kWidth) {
-    const __m512 v = _mm512_abs_ps((__m512)LoadSome(x + i, call.in_features - i));
+  for (int64_t i = 0; i < size; i += kWidth) {
+    const __m512 v = _mm512_abs_ps((__m512)LoadSome(x + i, size - i));
     largest = _mm512_max_epu32(largest, _mm512_castps_si512(v));  // NaN above all numbers
   }
   const uint32_t bits = static_cast<uint32_t>(_mm512_reduce_max_epu32(largest));
@@ -192,11 +193,17 @@ SRIGL_FP16 inline void ConvertFloat16(const MatMul& call, int64_t row, uint8_t* 
     return value;
   };
   *scale = bits >= 0x7f800000 ? __builtin_nanf("") : power(exponent - 8);
+  *inverse = power(254 + 8 - exponent);
+}
+
+SRIGL_FP16 inline void ConvertFloat16(const MatMul& call, int64_t row, uint8_t* to, float* scale,
+                                      int32_t* zero) {
+  const float* x = call.x + row * call.in_features;
+  float inverse;
+  PowerOfRow(x, call.in_features, scale, &inverse);
   *zero = 0;
-  const __m512 inverse = _mm512_set1_ps(power(254 + 8 - exponent));
   for (int64_t i = 0; i < call.in_features; i += kWidth) {
-    const __m512 v =
-        _mm512_mul_ps((__m512)LoadSome(x + i, call.in_features - i), inverse);
+    const __m512 v = (__m512)(LoadSome(x + i, call.in_features - i) * inverse);
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(to + 2 * i), (__m256i)_mm512_cvtxps_ph(v));
   }
 }
@@ -211,6 +218,31 @@ struct DotKernel {
   DotSum eight, four, two, one;
 };
 
+// Sums and outputs of some groups for batch rows [first, last) of those in `inputs`, of which the
+// first is row `begin` of the call.
+inline void RunGroups(const DotKernel& kernel, const DotView& view, const MatMul& call,
+                      const DotInputs& inputs, const float* scales, int64_t begin, int64_t first,
+                      int64_t last, int64_t group_begin, int64_t group_end) {
+  for (int64_t g = group_begin; g < group_end; ++g) {
+    const __m512 weight_scales = _mm512_loadu_ps(view.scales + g * kGroupRows);
+    for (int64_t i = first; i < last;) {
+      const int64_t left = last - i;
+      const int64_t rows = left >= 8 ? 8 : left >= 4 ? 4 : left >= 2 ? 2 : 1;
+      const DotSum sum = rows == 8   ? kernel.eight
+                         : rows == 4 ? kernel.four
+                         : rows == 2 ? kernel.two
+                                     : kernel.one;
+      float sums[kDotRows * kGroupRows];
+      sum(view, inputs, i, g, sums);
+      for (int64_t r = 0; r < rows; ++r, ++i) {
+        const __m512 scale = _mm512_mul_ps(weight_scales, _mm512_set1_ps(scales[i]));
+        WriteGroup(view, call, g, begin + i,
+                   _mm512_mul_ps(_mm512_loadu_ps(sums + r * kGroupRows), scale));
+      }
+    }
+  }
+}
+
 inline void RunDots(const DotKernel& kernel, const DotView& view, const MatMul& call,
                     int64_t row_begin, int64_t row_end, int64_t group_begin, int64_t group_end,
                     float* scratch) {
@@ -224,7 +256,8 @@ inline void RunDots(const DotKernel& kernel, const DotView& view, const MatMul& 
   int32_t zeros[kDotTaskRows];
   inputs.zeros = zeros;
   const int64_t fit = static_cast<int64_t>(kScratchFloats * sizeof(float)) / inputs.stride;
-  const int64_t most = std::min<int64_t>(kDotTaskRows, fit > kDotRows ? fit / kDotRows * kDotRows : fit);
+  const int64_t most =
+      std::min<int64_t>(kDotTaskRows, fit > kDotRows ? fit / kDotRows * kDotRows : fit);
   for (int64_t begin = row_begin; begin < row_end; begin += most) {
     const int64_t count = std::min(row_end - begin, most);
     for (int64_t i = 0; i < count; ++i) {
@@ -233,24 +266,22 @@ inline void RunDots(const DotKernel& kernel, const DotView& view, const MatMul& 
       memset(to + call.in_features * element, 0, inputs.stride - call.in_features * element);
       kernel.convert(call, begin + i, to, scales + i, zeros + i);
     }
-    // Group by group, as weights outgrow the nearest caches sooner than so many rows do.
-    for (int64_t g = group_begin; g < group_end; ++g) {
-      const __m512 weight_scales = _mm512_loadu_ps(view.scales + g * kGroupRows);
-      for (int64_t i = 0; i < count;) {
-        const int64_t left = count - i;
-        const int64_t rows = left >= 8 ? 8 : left >= 4 ? 4 : left >= 2 ? 2 : 1;
-        const DotSum sum = rows == 8   ? kernel.eight
-                           : rows == 4 ? kernel.four
-                           : rows == 2 ? kernel.two
-                                       : kernel.one;
-        float sums[kDotRows * kGroupRows];
-        sum(view, inputs, i, g, sums);
-        for (int64_t r = 0; r < rows; ++r, ++i) {
-          const __m512 scale = _mm512_mul_ps(weight_scales, _mm512_set1_ps(scales[i]));
-          WriteGroup(view, call, g, begin + i,
-                     _mm512_mul_ps(_mm512_loadu_ps(sums + r * kGroupRows), scale));
-        }
+    // Where all rows stay in the first-level cache, each group is read once for all of them; else
+    // as many groups as stay in the second-level cache are read for each eight rows.
+    const bool small = count * inputs.stride <= kDotInputBytes;
+    const int64_t rows_at_once = small ? count : kDotRows;
+    for (int64_t g = group_begin; g < group_end;) {
+      const int64_t first_step = view.groups[g].packet_begin;
+      int64_t end = g + 1;
+      while (end < group_end &&
+             (small || view.groups[end].packet_begin - first_step < kDotChunkSteps)) {
+        ++end;
       }
+      for (int64_t i = 0; i < count; i += rows_at_once) {
+        RunGroups(kernel, view, call, inputs, scales, begin, i, std::min(i + rows_at_once, count),
+                  g, end);
+      }
+      g = end;
     }
   }
 }
@@ -276,9 +307,6 @@ void DotsFloat16(const DotView& view, const MatMul& call, int64_t row_begin, int
                                  SumFloat16<1>};
   RunDots(kKernel, view, call, row_begin, row_end, group_begin, group_end, scratch);
 }
-constexpr DotFunction kDotsFloat16 = DotsFloat16;
-#else
-constexpr DotFunction kDotsFloat16 = nullptr;
 #endif
 
 }  // namespace

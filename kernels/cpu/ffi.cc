@@ -118,12 +118,13 @@ SRIGL_EXPORT int32_t srigl_set_isa(const char* name) {
 }
 
 // Packs a layer: the tile pattern always, the window pattern when `windows` is not 0; when it is 2,
-// with the columns in the values, if these can hold them. Returns
-// nullptr and a message when the layer is not valid or memory runs out.
-SRIGL_EXPORT void* srigl_pack(const void* values, const int32_t* indices, const int32_t* active,
-                              int32_t value_type, int64_t num_active, int64_t fan_in,
-                              int64_t in_features, int64_t out_features, int32_t windows,
-                              char* message, int64_t message_size) {
+// with the columns in the values, if these can hold them; with `half` for tiles of float16, too.
+// Returns nullptr and a message when the layer is not valid or memory runs out.
+SRIGL_EXPORT void* srigl_pack_layer(const void* values, const int32_t* indices,
+                                    const int32_t* active, int32_t value_type, int64_t num_active,
+                                    int64_t fan_in, int64_t in_features, int64_t out_features,
+                                    int32_t windows, int32_t half, char* message,
+                                    int64_t message_size) {
   try {
     const srigl::Condensed layer = {values, indices, active,
                                     static_cast<srigl::ValueType>(value_type), num_active, fan_in,
@@ -134,7 +135,7 @@ SRIGL_EXPORT void* srigl_pack(const void* values, const int32_t* indices, const 
       return nullptr;
     }
     auto result = std::make_unique<srigl::PackResult>();
-    result->patterns[0] = srigl::PackTiles(layer);
+    result->patterns[0] = srigl::PackTiles(layer, half != 0);
     if (windows) result->patterns[1] = srigl::PackWindows(layer, windows == 2 && CanEmbed(layer));
     for (int i = 0; i < 2; ++i) result->values[i] = GatherValues(layer, result->patterns[i]);
     return result.release();
@@ -146,15 +147,16 @@ SRIGL_EXPORT void* srigl_pack(const void* values, const int32_t* indices, const 
 
 // The dot type of 16 bits that the CPU target in use multiplies fastest, or -1.
 SRIGL_EXPORT int32_t srigl_half_dot_type() {
-  const srigl::Kernels& kernels = srigl::CurrentKernels();
   for (const auto type : {srigl::DotType::kFloat16, srigl::DotType::kBFloat16}) {
-    if (kernels.dots[static_cast<int>(type)] != nullptr) return static_cast<int32_t>(type);
+    if (srigl::CurrentDots().dots[static_cast<int>(type)] != nullptr) {
+      return static_cast<int32_t>(type);
+    }
   }
   return -1;
 }
 
 // Packs the dot pattern alone: `values` are raw numbers of the type, `scales` one for each active
-// neuron. Fails as `srigl_pack` does.
+// neuron. Fails as `srigl_pack_layer` does.
 SRIGL_EXPORT void* srigl_pack_dots(const void* values, const int32_t* indices,
                                    const int32_t* active, const float* scales, int32_t dot_type,
                                    int64_t num_active, int64_t fan_in, int64_t in_features,
@@ -178,7 +180,8 @@ SRIGL_EXPORT void* srigl_pack_dots(const void* values, const int32_t* indices,
 }
 
 // Packs a layer whose values will change: the tile pattern and that of the transpose, each with the
-// places of its values in the flat `values`, as int32. Fails as `srigl_pack` does.
+// places of its values in the flat `values`, as int32. Fails as `srigl_pack_layer`
+// does.
 SRIGL_EXPORT void* srigl_pack_training(const int32_t* indices, const int32_t* active,
                                        int64_t num_active, int64_t fan_in, int64_t in_features,
                                        int64_t out_features, char* message,

@@ -41,9 +41,10 @@ struct MatMul {
   // Each lies within 0..in_features - 1.
   const int32_t* columns = nullptr;  // [num_columns]
   int64_t num_columns = 0;
-  // What the sum of output o and batch row b is multiplied by, if given: scales[o] * row_scales[b].
+  // What the sum of output o and batch row b is multiplied by, if given: scales[o] * row_scales[b],
+  // either of them 1 where it is not given.
   const float* scales = nullptr;      // [out]
-  const float* row_scales = nullptr;  // [batch]; only with `scales`
+  const float* row_scales = nullptr;  // [batch]; without `scales`, powers of two
   // Whether inputs are rounded to integers of 8 bits, within this range, or each batch row within
   // its own: see quantize-inl.h.
   bool quantized = false;
@@ -248,18 +249,26 @@ struct Kernels {
   // Batch rows [row_begin, row_end) of x as integers, in float32, and the scale of each.
   void (*quantize)(const MatMul& call, int64_t row_begin, int64_t row_end, float* integers,
                    float* row_scales);
+};
 
-  // By type of the dot pattern; nullptr where the target cannot.
-  DotFunction dots[kNumDotTypes];
+// What later processors add to AVX-512.
+struct DotKernels {
+  DotFunction dots[kNumDotTypes];  // by type of the dot pattern; nullptr where the target cannot
+
+  // As `Kernels::tile`, for bfloat16 values whose neurons have these scales in a dot pattern of
+  // float16; or nullptr.
+  void (*half_tile)(const TileView& view, const float* neuron_scales, const MatMul& call,
+                    int64_t row_begin, int64_t row_end, int64_t panel_begin, int64_t panel_end,
+                    float* scratch);
 };
 
 extern const Kernels kGenericKernels;
 #if defined(__x86_64__)
 extern const Kernels kAvx2Kernels;
 extern const Kernels kAvx512Kernels;
-extern const Kernels kAvx512VnniKernels;
-extern const Kernels kAvx512Bf16Kernels;
-extern const Kernels kAvx512Fp16Kernels;
+extern const DotKernels kVnniDots;
+extern const DotKernels kBf16Dots;
+extern const DotKernels kFp16Dots;
 #endif
 
 }  // namespace srigl

@@ -21,7 +21,6 @@ const Kernels kAvx2Kernels = {"avx2",
                               avx2::GradientKeys,
                               avx2::FindReaching,
                               8,
-                              avx2::Quantize,
-                              {}};
+                              avx2::Quantize};
 
 }  // namespace srigl

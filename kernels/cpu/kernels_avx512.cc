@@ -1,5 +1,4 @@
-// Kernels for x86-64 with AVX-512 (F, BW, VL, DQ): the tile kernel and the window kernel; and with
-// what later processors have, the dot kernels.
+// Kernels for x86-64 with AVX-512 (F, BW, VL, DQ): the tile kernel, and the window kernel.
 
 #define SRIGL_TARGET avx512
 #define SRIGL_WIDTH 16
@@ -9,6 +8,8 @@
 
 #include "training_conv-inl.h"
 #include "topology-inl.h"
+
+#include "groups-inl.h"
 
 namespace srigl {
 namespace avx512 {
@@ -23,41 +24,6 @@ inline __m512 LoadValues(const uint16_t* values) {
 inline __m512 LoadValues(const int8_t* values) {
   const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(values));
   return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(bytes));
-}
-
-// Spreads the sums of one group over the outputs it owns, ablated neurons between them.
-template <typename View>
-inline void WriteGroup(const View& view, const MatMul& call, int64_t g, int64_t row, __m512 sums) {
-  const int64_t begin = view.groups[g].output_begin;
-  if (view.groups[g + 1].output_begin - begin == kGroupRows &&
-      view.masks[view.groups[g].mask_begin] == 0xffff) {  // none ablated
-    if (call.scales != nullptr) sums = _mm512_mul_ps(sums, _mm512_loadu_ps(call.scales + begin));
-    if (call.bias != nullptr) sums = _mm512_add_ps(sums, _mm512_loadu_ps(call.bias + begin));
-    _mm512_storeu_ps(call.y + row * call.out_features + begin, Activate(sums, call.activation));
-    return;
-  }
-  float buffer[2 * kGroupRows];
-  _mm512_storeu_ps(buffer, sums);
-  _mm512_storeu_ps(buffer + kGroupRows, _mm512_setzero_ps());
-  const uint16_t* masks = view.masks + view.groups[g].mask_begin;
-  const int64_t end = view.groups[g + 1].output_begin;
-  int used = 0;
-  for (int64_t o = begin; o < end; o += kGroupRows) {
-    const __mmask16 active = *masks++;
-    const int64_t left = end - o;
-    const __mmask16 inside = left >= kGroupRows ? 0xffff : (1 << left) - 1;
-    __m512 out = _mm512_maskz_expand_ps(active, _mm512_loadu_ps(buffer + used));
-    used += __builtin_popcount(active);
-    if (used > kGroupRows) used = kGroupRows;
-    if (call.scales != nullptr) {
-      out = _mm512_mul_ps(out, _mm512_maskz_loadu_ps(inside, call.scales + o));
-    }
-    if (call.bias != nullptr) {
-      out = _mm512_add_ps(out, _mm512_maskz_loadu_ps(inside, call.bias + o));
-    }
-    if (call.activation != Activation::kNone) out = Activate(out, call.activation);
-    _mm512_mask_storeu_ps(call.y + row * call.out_features + o, inside, out);
-  }
 }
 
 // Where the columns of a packet come from: bytes, or the values themselves.
@@ -167,40 +133,21 @@ void Window(const WindowView& view, const MatMul& call, int64_t row_begin, int64
 
 }  // namespace
 }  // namespace avx512
-}  // namespace srigl
 
-#include "dots-inl.h"
-
-namespace srigl {
-namespace {
-
-constexpr Kernels With(const char* name, DotFunction int8, DotFunction bfloat16,
-                       DotFunction float16) {
-  return {name,
-          avx512::TileOfAny,
-          avx512::Window,
-          avx512::Constant,
-          avx512::ValuesGradientOfRange,
-          avx512::Gather,
-          avx512::TrainForward,
-          avx512::TrainInputGradient,
-          avx512::TrainValuesGradient,
-          avx512::ConvProductsOf,
-          avx512::ConvDotsOf,
-          avx512::GradientKeys,
-          avx512::FindReaching,
-          16,
-          avx512::Quantize,
-          {int8, bfloat16, float16}};
-}
-
-}  // namespace
-
-const Kernels kAvx512Kernels = With("avx512", nullptr, nullptr, nullptr);
-const Kernels kAvx512VnniKernels = With("avx512_vnni", avx512::DotsInt8, nullptr, nullptr);
-const Kernels kAvx512Bf16Kernels =
-    With("avx512_bf16", avx512::DotsInt8, avx512::DotsBFloat16, nullptr);
-const Kernels kAvx512Fp16Kernels =
-    With("avx512_fp16", avx512::DotsInt8, avx512::DotsBFloat16, avx512::kDotsFloat16);
+const Kernels kAvx512Kernels = {"avx512",
+                                avx512::TileOfAny,
+                                avx512::Window,
+                                avx512::Constant,
+                                avx512::ValuesGradientOfRange,
+                                avx512::Gather,
+                                avx512::TrainForward,
+                                avx512::TrainInputGradient,
+                                avx512::TrainValuesGradient,
+                                avx512::ConvProductsOf,
+                                avx512::ConvDotsOf,
+                                avx512::GradientKeys,
+                                avx512::FindReaching,
+                                16,
+                                avx512::Quantize};
 
 }  // namespace srigl

@@ -21,7 +21,6 @@ const Kernels kGenericKernels = {"generic",
                                  generic::GradientKeys,
                                  generic::FindReaching,
                                  4,
-                                 generic::Quantize,
-                                 {}};
+                                 generic::Quantize};
 
 }  // namespace srigl

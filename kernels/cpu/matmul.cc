@@ -23,10 +23,7 @@ int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 const Kernels& KernelsOf(Isa isa) {
 #if defined(__x86_64__)
-  if (isa == Isa::kAvx512Fp16) return kAvx512Fp16Kernels;
-  if (isa == Isa::kAvx512Bf16) return kAvx512Bf16Kernels;
-  if (isa == Isa::kAvx512Vnni) return kAvx512VnniKernels;
-  if (isa == Isa::kAvx512) return kAvx512Kernels;
+  if (isa >= Isa::kAvx512) return kAvx512Kernels;
   if (isa == Isa::kAvx2) return kAvx2Kernels;
 #endif
   (void)isa;
@@ -66,6 +63,7 @@ constexpr int64_t kMaxTaskPixels = 512, kFewPixels = 3 * kMaxLanes;
 struct Plan {
   MatMul call;
   const Kernels* kernels;
+  const float* half_scales;  // of neurons, for tiles of float16; else nullptr
   TileView tiles;
   int64_t tile_rows;
   int64_t lanes;  // batch rows of a task, those of one tile or of a few
@@ -81,9 +79,14 @@ void RunTask(const void* context, int64_t task) {
   if (task < plan.tile_tasks) {
     const int64_t row = task / plan.panel_ranges * plan.lanes;
     const int64_t panel = task % plan.panel_ranges * plan.panels_per_task;
-    plan.kernels->tile(plan.tiles, plan.call, row, std::min(row + plan.lanes, plan.tile_rows),
-                       panel, std::min(panel + plan.panels_per_task, plan.tiles.num_panels),
-                       Scratch());
+    const int64_t row_end = std::min(row + plan.lanes, plan.tile_rows);
+    const int64_t panel_end = std::min(panel + plan.panels_per_task, plan.tiles.num_panels);
+    if (plan.half_scales != nullptr) {
+      CurrentDots().half_tile(plan.tiles, plan.half_scales, plan.call, row, row_end, panel,
+                              panel_end, Scratch());
+    } else {
+      plan.kernels->tile(plan.tiles, plan.call, row, row_end, panel, panel_end, Scratch());
+    }
     return;
   }
   const int64_t group = (task - plan.tile_tasks) * plan.groups_per_task;
@@ -167,16 +170,9 @@ void Dots(int64_t threads, Executor* executor, DotPlan* plan) {
 
 // Of 16-bit numbers the dots' places take as much as the values: with one batch row, where reading
 // them is all there is to it, windows are faster. From some 40 rows on tiles are: on an Intel Xeon
-// with float16 a layer of 236,000 weights took one core 151 us by dots at batch 16 and 230 us by
-// tiles, 578 and 506 us at batch 64.
-constexpr int64_t kMostHalfRows = 32;
-
-bool PrefersFloat32(const PackedLayer& layer, const Kernels& kernels, int64_t batch,
-                    DotType type) {
-  if (type == DotType::kInt8) return false;
-  return batch > kMostHalfRows ||
-         (batch == 1 && kernels.window != nullptr && layer.window_pattern.size > 0);
-}
+// with float16 a layer of 236,000 weights took one core 150 us by dots at batch 16 and 201 us by
+// tiles of float32, at batch 64 476 us by dots and 379 us by tiles of float16.
+constexpr int64_t kMostHalfRows = 40;
 
 // Inputs as integers, for targets without dots.
 struct QuantizePlan {
@@ -249,6 +245,17 @@ bool IsaSupported(Isa isa) {
 
 const Kernels& CurrentKernels() { return KernelsOf(CurrentIsa()); }
 
+const DotKernels& CurrentDots() {
+#if defined(__x86_64__)
+  const Isa isa = CurrentIsa();
+  if (isa == Isa::kAvx512Fp16) return kFp16Dots;
+  if (isa == Isa::kAvx512Bf16) return kBf16Dots;
+  if (isa == Isa::kAvx512Vnni) return kVnniDots;
+#endif
+  static constexpr DotKernels kNone = {};
+  return kNone;
+}
+
 float* Scratch() {
   struct Free {
     void operator()(float* p) const { ::operator delete(p, std::align_val_t{64}); }
@@ -289,10 +296,13 @@ void SerialExecutor::Run(int64_t num_tasks, int64_t, void (*task)(const void*, i
 
 namespace {
 
-// The product by tiles and windows, of inputs as they are.
-const char* FloatMatMul(const PackedLayer& layer, const MatMul& call, Executor* executor) {
+// The product by tiles and windows, of inputs as they are; with `half`, a dot pattern of float16,
+// by tiles of float16.
+const char* TileMatMul(const PackedLayer& layer, const MatMul& call, const DotView* half,
+                       Executor* executor) {
   Plan plan = {};
   plan.call = call;
+  plan.half_scales = half == nullptr ? nullptr : half->scales;
   plan.kernels = &CurrentKernels();
   if (call.columns != nullptr &&
       !WithinWidth(call.columns, call.num_columns, call.in_features)) {
@@ -301,7 +311,8 @@ const char* FloatMatMul(const PackedLayer& layer, const MatMul& call, Executor* 
   const int64_t inputs = call.columns == nullptr ? call.in_features : call.num_columns;
 
   const int64_t window_rows =
-      call.patches == nullptr && call.columns == nullptr && call.row_scales == nullptr
+      call.patches == nullptr && call.columns == nullptr && call.row_scales == nullptr &&
+              half == nullptr
           ? WindowRows(layer, *plan.kernels, call.batch)
           : 0;
   const bool use_windows = window_rows > 0;
@@ -316,6 +327,9 @@ const char* FloatMatMul(const PackedLayer& layer, const MatMul& call, Executor* 
         ParseTile(layer.tile_pattern, layer.tile_values, layer.value_type, &plan.tiles);
     if (error != nullptr) return error;
     if (!fits(plan.tiles)) return "x, y and the tile pattern differ in their features";
+    if (half != nullptr && half->num_active != plan.tiles.num_active) {
+      return "the tile and the dot pattern differ in their active neurons";
+    }
   }
   if (use_windows) {
     const char* error =
@@ -329,7 +343,7 @@ const char* FloatMatMul(const PackedLayer& layer, const MatMul& call, Executor* 
   const double work = static_cast<double>(weights) * static_cast<double>(call.batch);
   const int64_t threads = ThreadsFor(work, *executor);
   if (plan.tile_rows > 0) {
-    plan.lanes = TileLanes(plan.tiles.block_columns);
+    plan.lanes = half != nullptr ? kMaxLanes : TileLanes(plan.tiles.block_columns);
     if (plan.tiles.num_active == 0) {
       plan.kernels->constant(call, 0, plan.tile_rows);
     } else {
@@ -374,18 +388,26 @@ const char* CondensedMatMul(const PackedLayer& layer, const MatMul& call, Execut
     if ((view.type == DotType::kInt8) != call.quantized) {
       return "the dot pattern's numbers are of another type than the call's";
     }
-    plan.dots = kernels.dots[static_cast<int>(view.type)];
+    const bool is_half = view.type != DotType::kInt8;
+    const DotKernels& dots = CurrentDots();
+    if (is_half && call.batch > kMostHalfRows) {
+      const bool by_halves = view.type == DotType::kFloat16 && dots.half_tile != nullptr &&
+                             layer.value_type == ValueType::kBFloat16;
+      return TileMatMul(layer, call, by_halves ? &view : nullptr, executor);
+    }
+    plan.dots = dots.dots[static_cast<int>(view.type)];
+    const bool by_windows = is_half && call.batch == 1 && kernels.window != nullptr &&
+                            layer.window_pattern.size > 0;
     const bool fits = DotRowBytes(view.type, view.in_features) <=
                       static_cast<int64_t>(kScratchFloats * sizeof(float));
-    if (plan.dots != nullptr && fits && view.num_groups > 0 &&
-        !PrefersFloat32(layer, kernels, call.batch, view.type)) {
+    if (plan.dots != nullptr && fits && view.num_groups > 0 && !by_windows) {
       // A step of 16-bit numbers does as much as two of windows, one of bytes as much as four.
       const double work = static_cast<double>(view.num_steps) * static_cast<double>(call.batch);
       Dots(ThreadsFor(work * kGroupRows, *executor), executor, &plan);
       return nullptr;
     }
   }
-  if (!call.quantized) return FloatMatMul(layer, call, executor);
+  if (!call.quantized) return TileMatMul(layer, call, nullptr, executor);
 
   const size_t size = static_cast<size_t>(call.batch) * static_cast<size_t>(call.in_features);
   const std::unique_ptr<float[]> integers(new (std::nothrow) float[size + 1]);
@@ -398,7 +420,7 @@ const char* CondensedMatMul(const PackedLayer& layer, const MatMul& call, Execut
   MatMul rounded = call;
   rounded.x = integers.get();
   rounded.row_scales = row_scales.get();
-  return FloatMatMul(layer, rounded, executor);
+  return TileMatMul(layer, rounded, nullptr, executor);
 }
 
 }  // namespace srigl

@@ -50,6 +50,7 @@ class SerialExecutor : public Executor {
 
 // Kernels of the target in use.
 const Kernels& CurrentKernels();
+const DotKernels& CurrentDots();
 
 // Scratch memory of the calling thread, kept for the thread's life: 344 KB, and 1 MB that only
 // convolutions touch.

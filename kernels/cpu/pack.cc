@@ -20,11 +20,12 @@ bool Ascends(const int32_t* begin, int64_t size, int64_t end) {
 }
 
 // Inputs of a block. Its tile (64 batch rows) should stay in the first-level cache; a sparser layer
-// gets larger blocks, as every (row, block) costs a load and a store of the row's sums.
-int32_t BlockColumns(const SparseRows& layer) {
+// gets larger blocks, as every (row, block) costs a load and a store of the row's sums, and so does a
+// layer whose tiles are of float16 and half as large.
+int32_t BlockColumns(const SparseRows& layer, bool half) {
   const double places = static_cast<double>(layer.num_active) * layer.in_features;
   const double density = layer.begin[layer.num_active] / std::max(places, 1.0);
-  return density >= 0.05 ? 96 : 224;
+  return half || density < 0.05 ? 224 : 96;
 }
 
 }  // namespace
@@ -53,16 +54,17 @@ std::string CheckCondensed(const Condensed& layer) {
   return "";
 }
 
-Pattern PackTiles(const Condensed& layer) {
+Pattern PackTiles(const Condensed& layer, bool half) {
   std::vector<int64_t> begin(layer.num_active + 1);
   for (int64_t a = 0; a <= layer.num_active; ++a) begin[a] = a * layer.fan_in;
   return PackTiles(SparseRows{begin.data(), layer.indices, layer.active, layer.num_active,
-                              layer.in_features, layer.out_features});
+                              layer.in_features, layer.out_features},
+                   half);
 }
 
-Pattern PackTiles(const SparseRows& layer) {
+Pattern PackTiles(const SparseRows& layer, bool half) {
   PatternHeader header = Header(layer, kTileMagic);
-  header.block_columns = BlockColumns(layer);
+  header.block_columns = BlockColumns(layer, half);
   header.num_values = layer.begin[layer.num_active];
   const int64_t num_blocks = CeilDiv(layer.in_features, header.block_columns);
   const int64_t num_panels = CeilDiv(layer.num_active, kPanelRows);

@@ -47,7 +47,8 @@ struct Pattern {
 std::string CheckCondensed(const Condensed& layer);
 
 // All expect a layer that `CheckCondensed` accepts.
-Pattern PackTiles(const Condensed& layer);
+// With `half`, for tiles of float16.
+Pattern PackTiles(const Condensed& layer, bool half = false);
 
 // With `embed`, the columns go into the values, which must be finite float32.
 Pattern PackWindows(const Condensed& layer, bool embed);
@@ -57,7 +58,7 @@ Pattern PackWindows(const Condensed& layer, bool embed);
 std::vector<uint8_t> PackDots(const Condensed& layer, DotType type, const float* scales);
 
 // Rows of any length.
-Pattern PackTiles(const SparseRows& layer);
+Pattern PackTiles(const SparseRows& layer, bool half = false);
 
 // The tiles of the transpose, from neurons to inputs: its inputs are the active neurons as `active`
 // numbers them, its outputs all inputs of the layer. Sizes depend on those of the layer only.

@@ -33,8 +33,6 @@ inline int64_t PaddedSize(const Axis& axis) { return (axis.out - 1) * axis.strid
 
 inline bool Inside(int64_t position, int64_t size) { return position >= 0 && position < size; }
 
-inline int64_t Min(int64_t a, int64_t b) { return a < b ? a : b; }
-
 inline Vec LoadUpTo(const float* from, int64_t count) {
   if (count >= kWidth) return Load(from);
   float buffer[kWidth] = {};

@@ -1,18 +1,7 @@
-// How inputs become integers of 8 bits, on any target the same bit for bit. Included by tile-inl.h,
-// whose rules apply.
+// How inputs become integers of 8 bits, on any target the same bit for bit. Included after
+// vectors-inl.h, whose rules apply.
 //
 // Inputs that are nowhere negative are rounded to 0..255 steps of their scale, others to -127..127.
-
-// Keeps the compiler from contracting a product with the sum that reads it.
-#if defined(__AVX512F__)
-#define SRIGL_ROUND(v) asm("" : "+v"(v))
-#elif defined(__x86_64__)
-#define SRIGL_ROUND(v) asm("" : "+x"(v))
-#elif defined(__aarch64__)
-#define SRIGL_ROUND(v) asm("" : "+w"(v))
-#else
-#define SRIGL_ROUND(v) asm("" : "+m"(v))
-#endif
 
 namespace srigl {
 namespace SRIGL_TARGET {
@@ -76,7 +65,7 @@ inline Vec Integers(Vec x, const Steps& steps) {
   return shifted - kRound;
 }
 
-void Quantize(const MatMul& call, int64_t row_begin, int64_t row_end, float* integers,
+inline void Quantize(const MatMul& call, int64_t row_begin, int64_t row_end, float* integers,
               float* row_scales) {
   const int64_t size = call.in_features;
   for (int64_t row = row_begin; row < row_end; ++row) {

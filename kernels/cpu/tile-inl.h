@@ -1,113 +1,14 @@
-// Tile kernel, for any target: lanes are batch rows. Included by each target's translation unit,
-// compiled with that target's flags into that target's namespace. No std:: header may be included
-// here: a template instantiated with wide instructions could be linked into code for all targets.
-//
-// The includer defines SRIGL_TARGET (a namespace name) and SRIGL_WIDTH (floats of a register).
+// Tile kernel, for any target: lanes are batch rows. The rules of vectors-inl.h apply.
 
-#include <stdint.h>
-#include <string.h>
+#include "vectors-inl.h"
 
-#include "kernels.h"
-
-namespace srigl {
-namespace SRIGL_TARGET {
-namespace {
-
-constexpr int kWidth = SRIGL_WIDTH;
-
-typedef float Vec __attribute__((vector_size(4 * SRIGL_WIDTH)));
-typedef float VecU __attribute__((vector_size(4 * SRIGL_WIDTH), aligned(4), may_alias));
-typedef int32_t IntVec __attribute__((vector_size(4 * SRIGL_WIDTH)));
-typedef uint32_t Word __attribute__((vector_size(4 * SRIGL_WIDTH)));
-
-inline Vec Load(const float* p) { return *reinterpret_cast<const VecU*>(p); }
-inline void Store(float* p, Vec v) { *reinterpret_cast<VecU*>(p) = v; }
-
-inline float ToFloat(float value) { return value; }
-inline float ToFloat(uint16_t bfloat16) {
-  const uint32_t bits = uint32_t{bfloat16} << 16;
-  float value;
-  memcpy(&value, &bits, sizeof(value));
-  return value;
-}
-
-inline Vec Load(const uint16_t* bfloat16) {
-  typedef uint16_t Half __attribute__((vector_size(2 * SRIGL_WIDTH)));
-  Half half;
-  memcpy(&half, bfloat16, sizeof(half));
-  return reinterpret_cast<Vec>(__builtin_convertvector(half, Word) << 16);
-}
-
-inline float ToFloat(int8_t value) { return value; }
-
-// The first `left` numbers, at most a register of them; zeros after them.
-template <typename Element>
-inline Vec LoadSome(const Element* p, int64_t left) {
-  if (left >= kWidth) return Load(p);
-  Element buffer[kWidth] = {};
-  memcpy(buffer, p, left * sizeof(Element));
-  return Load(buffer);
-}
-
-}  // namespace
-}  // namespace SRIGL_TARGET
-}  // namespace srigl
-
+#include "outputs-inl.h"
+#include "patch-inl.h"
 #include "quantize-inl.h"
 
 namespace srigl {
 namespace SRIGL_TARGET {
 namespace {
-
-// ---- element-wise ----
-
-// exp(x), relative error below 2e-7; 0 below -87, infinity above 88.7; NaN stays NaN.
-inline Vec Exp(Vec x) {
-  x = x < -87.0f ? Vec{} - 87.0f : x;
-  x = x > 88.8f ? Vec{} + 88.8f : x;
-  const float kRound = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
-  const Vec shifted = x * 1.44269504f + kRound;
-  const Vec n = shifted - kRound;
-  Vec r = x - n * 0.693359375f;
-  r = r + n * 2.12194440e-4f;
-  Vec p = 1.98756915e-4f * r + 1.39819995e-3f;
-  p = p * r + 8.33345219e-3f;
-  p = p * r + 4.16657962e-2f;
-  p = p * r + 1.66666655e-1f;
-  p = p * r + 0.5f;
-  p = p * (r * r) + r + 1.0f;
-  const Word bits = (reinterpret_cast<Word>(shifted) + 127u) << 23;  // of NaN it overflows
-  return p * reinterpret_cast<Vec>(bits);
-}
-
-inline Vec Activate(Vec v, Activation activation) {
-  if (activation == Activation::kRelu) return v < 0.0f ? Vec{} : v;
-  if (activation == Activation::kGelu) {
-    // 0.5 v (1 + tanh(u)) = v / (1 + exp(-2u)), u = sqrt(2 / pi) (v + 0.044715 v^3)
-    const Vec u = v * (0.797884561f + 0.0356774081f * (v * v));
-    return v / (1.0f + Exp(-2.0f * u));
-  }
-  return v;
-}
-
-// Writes `count` (at most kWidth) outputs of one batch row, scaling them and adding the bias.
-inline void Finish(Vec sums, const MatMul& call, int64_t row, int64_t output, int64_t count) {
-  float* y = call.y + row * call.out_features + output;
-  if (call.scales != nullptr) {
-    const float row_scale = call.row_scales == nullptr ? 1.0f : call.row_scales[row];
-    sums *= LoadSome(call.scales + output, count) * row_scale;
-    SRIGL_ROUND(sums);
-  }
-  if (count == kWidth) {
-    if (call.bias != nullptr) sums += Load(call.bias + output);
-    Store(y, Activate(sums, call.activation));
-    return;
-  }
-  float buffer[kWidth] = {};
-  if (call.bias != nullptr) memcpy(buffer, call.bias + output, count * sizeof(float));
-  Store(buffer, Activate(sums + Load(buffer), call.activation));
-  memcpy(y, buffer, count * sizeof(float));
-}
 
 void Constant(const MatMul& call, int64_t row_begin, int64_t row_end) {
   for (int64_t row = row_begin; row < row_end; ++row) {
@@ -117,58 +18,6 @@ void Constant(const MatMul& call, int64_t row_begin, int64_t row_end) {
     }
   }
 }
-
-// ---- transposition ----
-
-#if defined(__clang__) || __GNUC__ >= 12
-#define SRIGL_SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
-#else
-#define SRIGL_SHUFFLE(a, b, ...) __builtin_shuffle(a, b, IntVec{__VA_ARGS__})
-#endif
-
-#if SRIGL_WIDTH == 16
-inline Vec InterleaveLow(Vec a, Vec b) {
-  return SRIGL_SHUFFLE(a, b, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
-}
-inline Vec InterleaveHigh(Vec a, Vec b) {
-  return SRIGL_SHUFFLE(a, b, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
-}
-#elif SRIGL_WIDTH == 8
-inline Vec InterleaveLow(Vec a, Vec b) {
-  return SRIGL_SHUFFLE(a, b, 0, 8, 1, 9, 2, 10, 3, 11);
-}
-inline Vec InterleaveHigh(Vec a, Vec b) {
-  return SRIGL_SHUFFLE(a, b, 4, 12, 5, 13, 6, 14, 7, 15);
-}
-#else
-inline Vec InterleaveLow(Vec a, Vec b) { return SRIGL_SHUFFLE(a, b, 0, 4, 1, 5); }
-inline Vec InterleaveHigh(Vec a, Vec b) { return SRIGL_SHUFFLE(a, b, 2, 6, 3, 7); }
-#endif
-
-// Transposes kWidth registers in place: log2(kWidth) perfect shuffles of the rows.
-inline void Transpose(Vec* rows) {
-#pragma GCC unroll 4
-  for (int step = 1; step < kWidth; step *= 2) {
-    Vec mixed[kWidth];
-#pragma GCC unroll 16
-    for (int i = 0; i < kWidth / 2; ++i) {
-      mixed[2 * i] = InterleaveLow(rows[i], rows[i + kWidth / 2]);
-      mixed[2 * i + 1] = InterleaveHigh(rows[i], rows[i + kWidth / 2]);
-    }
-#pragma GCC unroll 16
-    for (int i = 0; i < kWidth; ++i) rows[i] = mixed[i];
-  }
-}
-
-}  // namespace
-}  // namespace SRIGL_TARGET
-}  // namespace srigl
-
-#include "patch-inl.h"
-
-namespace srigl {
-namespace SRIGL_TARGET {
-namespace {
 
 // tile[c, lane] = x[row_begin + lane, column_begin + c], x being `width` wide; lanes beyond the batch
 // are 0.
@@ -321,41 +170,6 @@ __attribute__((noinline)) void MultiplyPanel(const TileView& view, int64_t block
     values += count;
     columns += count;
     left -= count;
-  }
-}
-
-// Turns sums [row, lane] around and writes outputs [output_begin, output_end). The outputs of a
-// layer may be many: then its lanes are done together, as looking up their rows takes time. Those
-// of a convolution are few, and are written as they lie in memory, a register's lanes at a time.
-template <int kVecs>
-void WriteOutputs(const TileView& view, const MatMul& call, int64_t row_begin, int64_t num_rows,
-                  int64_t first_row, int64_t last_row, int64_t output_begin, int64_t output_end,
-                  const float* sums, const float* zeros) {
-  constexpr int kLanes = kVecs * kWidth;
-  const int64_t step = call.patches == nullptr ? kLanes : kWidth;
-  for (int64_t lane_begin = 0; lane_begin < num_rows; lane_begin += step) {
-    const int64_t lane_end = Min(lane_begin + step, num_rows);
-    int64_t count;
-    for (int64_t o = output_begin; o < output_end; o += count) {
-      count = kWidth - o % kWidth;  // the next chunks are aligned as the outputs are
-      if (count > output_end - o) count = output_end - o;
-      const float* source[kWidth];
-      for (int i = 0; i < kWidth; ++i) {
-        const int64_t row = i < count ? view.output_rows[o + i] : -1;
-        source[i] =
-            row >= first_row && row < last_row ? sums + (row - first_row) * kLanes : zeros;
-      }
-      for (int64_t lane = lane_begin; lane < lane_end; lane += kWidth) {
-        Vec rows[kWidth];
-#pragma GCC unroll 16
-        for (int i = 0; i < kWidth; ++i) rows[i] = Load(source[i] + lane);
-        Transpose(rows);
-#pragma GCC unroll 16
-        for (int i = 0; i < kWidth; ++i) {
-          if (lane + i < num_rows) Finish(rows[i], call, row_begin + lane + i, o, count);
-        }
-      }
-    }
   }
 }
 

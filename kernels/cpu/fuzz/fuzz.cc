@@ -52,22 +52,23 @@ void FuzzDots(const Case& c, Random* random, const Exact<float>& x, int64_t* ref
   std::fill_n(scales.data(), scales.size(), 0.5f);
   range.data()[0] = -1;
   range.data()[1] = 2;
-  Condensed ints = layer;
-  ints.values = raw.data();
-  ints.value_type = ValueType::kInt8;
-  const Pattern tiles = PackTiles(ints);
-  const std::vector<uint8_t> tile_values = GatherValues(ints, tiles);
   SplitExecutor executor(Uniform(random, 1, 9));
-  for (int isa = 0; isa < kNumIsas; ++isa) {
-    if (!SetIsa(static_cast<Isa>(isa))) continue;
-    for (int type = 0; type < kNumDotTypes; ++type) {
-      const std::vector<uint8_t> dots =
-          PackDots(ints, static_cast<DotType>(type), scales.data());
-      for (int i = 0; i < 3; ++i) {
-        const bool quantized = type == 0;
-        const Buffers buffers = {Copy(tiles.bytes), Copy(tile_values), Copy({}), Copy({})};
-        const auto pattern = Copy(i == 0 ? dots : Corrupt(random, dots));
-        PackedLayer packed = buffers.Layer(ValueType::kInt8);
+  for (int type = 0; type < kNumDotTypes; ++type) {
+    const bool quantized = type == 0;
+    Condensed numbers = layer;
+    numbers.values = raw.data();
+    numbers.value_type = quantized ? ValueType::kInt8 : ValueType::kBFloat16;
+    const Pattern tiles = PackTiles(numbers, !quantized);
+    const std::vector<uint8_t> tile_values = GatherValues(numbers, tiles);
+    const std::vector<uint8_t> dots =
+        PackDots(numbers, static_cast<DotType>(type), scales.data());
+    for (int isa = 0; isa < kNumIsas; ++isa) {
+      if (!SetIsa(static_cast<Isa>(isa))) continue;
+      for (int i = 0; i < 4; ++i) {
+        const Buffers buffers = {Copy(i == 3 ? Corrupt(random, tiles.bytes) : tiles.bytes),
+                                 Copy(tile_values), Copy({}), Copy({})};
+        const auto pattern = Copy(i % 3 == 0 ? dots : Corrupt(random, dots));
+        PackedLayer packed = buffers.Layer(numbers.value_type);
         packed.dot_pattern = {pattern.data(), pattern.size()};
         MatMul call = {};
         call.x = x.data();
@@ -76,7 +77,7 @@ void FuzzDots(const Case& c, Random* random, const Exact<float>& x, int64_t* ref
         call.in_features = layer.in_features;
         call.out_features = layer.out_features;
         call.activation = c.activation;
-        call.scales = scales.data();
+        call.scales = quantized ? scales.data() : nullptr;
         call.quantized = quantized;
         call.range = i == 2 ? range.data() : nullptr;
         ++*(CondensedMatMul(packed, call, &executor) == nullptr ? accepted : refused);

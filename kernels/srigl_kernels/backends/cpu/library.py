@@ -45,9 +45,9 @@ _POINTER, _INT32, _INT64 = ctypes.c_void_p, ctypes.c_int32, ctypes.c_int64
 _FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {
   "srigl_isa": (ctypes.c_char_p, []),
   "srigl_set_isa": (_INT32, [ctypes.c_char_p]),
-  "srigl_pack": (
+  "srigl_pack_layer": (
     _POINTER,
-    [*[_POINTER] * 3, _INT32, *[_INT64] * 4, _INT32, ctypes.c_char_p, _INT64],
+    [*[_POINTER] * 3, _INT32, *[_INT64] * 4, *[_INT32] * 2, ctypes.c_char_p, _INT64],
   ),
   "srigl_half_dot_type": (_INT32, []),
   "srigl_pack_dots": (

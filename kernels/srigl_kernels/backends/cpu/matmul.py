@@ -117,8 +117,9 @@ def pack(
   sizes = (*values.shape, in_features, out_features)
   arguments = columns.ctypes.data, neurons.ctypes.data
   message = ctypes.create_string_buffer(256)
-  result = native.srigl_pack(
-    values.ctypes.data, *arguments, _VALUE_TYPES.index(values.dtype), *sizes, windows,
+  half = rounds_inputs and not is_quantized and native.srigl_half_dot_type() == _FLOAT16
+  result = native.srigl_pack_layer(
+    values.ctypes.data, *arguments, _VALUE_TYPES.index(values.dtype), *sizes, windows, half,
     message, len(message),
   )  # fmt: skip
   dtypes = (np.dtype(np.uint8), values.dtype, np.dtype(np.uint8), values.dtype)
@@ -155,7 +156,8 @@ def _pack_dots(native, values, scales, arguments, sizes) -> np.ndarray:
       return nothing
     if dot_type == _FLOAT16:  # each neuron's largest weight between 1/2 and 1
       exact = values.astype(np.float32)
-      exponents = np.frexp(np.abs(exact).max(axis=1))[1]
+      # Scales and their inverses are normal numbers: XLA's threads take others for 0.
+      exponents = np.frexp(np.abs(exact).max(axis=1))[1].clip(-126, 126)
       raw = np.ldexp(exact, -exponents[:, None]).astype(np.float16)
       scales = np.ldexp(np.float32(1), exponents)
     else:
