@@ -56,6 +56,8 @@ ffi::Error TopologyHandler(ffi::ThreadPool pool, ffi::BufferR2<ffi::F32> x,
   update.new_sizes = new_sizes->typed_data();
   update.source = source->typed_data();
   PoolExecutor executor(pool);
+  AdviseHugePages(*new_indices);
+  AdviseHugePages(*source);
   const char* error = UpdateTopology(update, &executor);
   return error == nullptr ? ffi::Error::Success() : invalid(error);
 }

@@ -91,6 +91,7 @@ ffi::Error ForwardHandler(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::BufferR1<
   call.in_features = in.features;
   call.out_features = out.features;
   PoolExecutor executor(pool);
+  AdviseHugePages(*y);
   return AsError(TrainingForward(call, &executor));
 }
 
@@ -115,6 +116,7 @@ ffi::Error InputGradientHandler(ffi::ThreadPool pool, ffi::AnyBuffer g,
   call.in_features = in.features;
   call.out_features = out.features;
   PoolExecutor executor(pool);
+  AdviseHugePages(*dx);
   return AsError(TrainingInputGradient(call, &executor));
 }
 
@@ -139,6 +141,7 @@ ffi::Error ValuesGradientHandler(ffi::ThreadPool pool, ffi::AnyBuffer g, ffi::An
   call.batch = in.batch;
   call.in_features = in.features;
   call.out_features = out.features;
+  AdviseHugePages(*dvalues);
   const int64_t used = call.num_active * call.fan_in;
   std::fill(call.dvalues + used, call.dvalues + capacity, 0.0f);
   PoolExecutor executor(pool);

@@ -94,6 +94,7 @@ ffi::Error ForwardHandler(ffi::ThreadPool pool, Images x, ffi::BufferR1<ffi::F32
   call.x = x.typed_data();
   call.y = y->typed_data();
   PoolExecutor executor(pool);
+  AdviseHugePages(*y);
   return AsError(SparseConvForward(call, &executor));
 }
 
@@ -111,6 +112,7 @@ ffi::Error InputGradientHandler(ffi::ThreadPool pool, Images g, ffi::BufferR1<ff
   call.g = g.typed_data();
   call.dx = dx->typed_data();
   PoolExecutor executor(pool);
+  AdviseHugePages(*dx);
   return AsError(SparseConvInputGradient(call, &executor));
 }
 
@@ -129,6 +131,7 @@ ffi::Error ValuesGradientHandler(ffi::ThreadPool pool, Images g, Images x, ffi::
   call.x = x.typed_data();
   call.dvalues = dvalues->typed_data();
   PoolExecutor executor(pool);
+  AdviseHugePages(*dvalues);
   error = SparseConvValuesGradient(call, &executor);
   std::fill(call.dvalues + call.num_active * call.fan_in, call.dvalues + capacity, 0.0f);
   return AsError(error);
