@@ -30,6 +30,7 @@ from absl import flags
 from experiments.benchmarks.comparison import Comparison, comparison_table, results
 from experiments.benchmarks.kernels import (
   fit_cost_model,
+  fit_small_layers,
   layers,
   report,
   small_models,
@@ -149,10 +150,11 @@ def _work(what: str, threads: str, to: str) -> None:
   """What such a process does."""
   options = flags.FLAGS
   if what == "fit":
-    measured = fit_cost_model.measure()
+    fit = fit_small_layers if options.small else fit_cost_model
+    measured = fit.measure()
     if options.out:
       write_json(Path(options.out) / "fit.json", measured)
-    print(fit_cost_model.report(measured))
+    print(fit.report(measured))
   elif what == "layers":
     write_json(Path(to), [one._asdict() for one in _measure_layers(int(threads))])
   else:
@@ -244,7 +246,11 @@ if __name__ == "__main__":
   flags.DEFINE_bool("small", False, "Small networks instead: auto against dense.")
   flags.DEFINE_bool("convolutions", False, "The ResNet-18's convolutions instead.")
   flags.DEFINE_bool("gradients", False, "What training calls of the paper's layers instead.")
-  flags.DEFINE_bool("fit", False, "Measure and print the constants of srigl_kernels.cost_model.")
+  flags.DEFINE_bool(
+    "fit",
+    False,
+    "Measure and print the constants of srigl_kernels.cost_model, or of --small layers.",
+  )
   flags.DEFINE_string("out", None, "Folder for the results; a new one in runs/ by default.")
   flags.DEFINE_bool("publish", False, f"With the models, and {_PUBLISHED.name} for the README.")
   flags.DEFINE_string("worker", None, "(Used by the command itself.)")

@@ -2,7 +2,7 @@
 
 The time of a call is taken to be a sum over what it has to do, each at a constant rate:
 
-    call + weights * W + products * W * B' + features * B * (I + N) + scatter * B * N
+    call + weights * W + products * W * B' + features * B * (I + N) + scatter * B * N + rows * B'
 
 `W` is the number of weights that the backend reads: `A * I` (structured), `N * I` (dense) or, of
 all others, `A * K`. `B'` is the batch; the cpu backend's tiles round it up to a multiple of 16, but
@@ -46,6 +46,7 @@ class Rates(NamedTuple):
   products: float
   features: float
   scatter: float = 0.0
+  rows: float = 0.0
 
 
 # 4 cores of an AMD EPYC (Zen 4) in a virtual machine, float32, whole jitted calls.
@@ -58,15 +59,14 @@ SECONDS: dict[str, Rates] = {
   "cpu generic": Rates(1.12e-05, 0, 2.28e-11, 9.48e-10, 0),
 }
 
-# Small layers, which stay in the caches of one core and run there: time of the CPU, on one core of
-# an Intel Xeon, for each of eight products with bias and relu in one jitted program. The constants
-# above are of whole calls, where what a product costs at least is lost in what JAX takes for each.
-# With these, of 144 such calls 5 are more than 10 % slower than dense; with those above, 17.
+# Small layers, within a program of products with what surrounds them in a network: there XLA fuses
+# what surrounds a dense product, and a call of native code costs a microsecond and a half. On two
+# cores of an Intel Xeon; `python -m kernels.benchmark --fit --small` measures them.
 SMALL: dict[str, Rates] = {
-  "dense": Rates(1.86e-06, 2.69e-11, 1.13e-11, 2.27e-10),
-  "structured": Rates(1.89e-06, 3.88e-11, 1.81e-11, 4.6e-10),
+  "dense": Rates(1.79e-06, 3.43e-11, 8.51e-12, 3.16e-10, 0, 1.45e-08),
+  "structured": Rates(1.94e-06, 2.09e-11, 9.03e-12, 4.55e-10, 5.89e-10, 0),
   "xla": Rates(1e-05, 2.76e-9, 2.39e-11, 2.36e-09, 3.61e-09),
-  "cpu avx512": Rates(1.56e-06, 9.11e-11, 1.93e-11, 3.8e-10),
+  "cpu avx512": Rates(1.55e-06, 8.62e-11, 1.78e-11, 2.72e-10, 0, 3.57e-08),
 }
 SMALL_WEIGHTS = 2**17
 """Up to so many weights when dense, a layer is small."""
@@ -77,10 +77,12 @@ def is_small(in_features: int, out_features: int) -> bool:
   return in_features * out_features <= SMALL_WEIGHTS
 
 
-# Where its products are many (`_WINDOW_ROWS`), a small layer is expected to gain so much before it
-# leaves XLA, which runs dense products in parallel and fuses what stands around them: in networks
-# of small layers that gained less by the estimates, such as an LSTM of 24 units, export was slower.
-_LEAST_GAIN = 1.25
+LEAST_GAIN = 1.1
+"""A small layer leaves the dense product for what is expected to gain more than a tenth.
+
+So far the estimates of small layers are off: of the 192 layers to which they are fitted, 8 would be
+slower than dense by more than a tenth without it, the worst by a third, and 4 are with it.
+"""
 
 # No accelerator was at hand: estimates from published figures, of device time within a program;
 # to be replaced by what `python -m kernels.benchmark --device=gpu --fit=RESULTS` prints.
@@ -152,6 +154,7 @@ def terms(name: str, sizes: Sizes, batch: int) -> Rates:
     products=(num_active * num_inputs if backend == "cuda" else num_weights) * rows,
     features=batch * (num_inputs + num_neurons),
     scatter=batch * num_neurons if scatters and num_active < num_neurons else 0,
+    rows=rows,
   )
 
 
@@ -163,22 +166,17 @@ def estimate(name: str, sizes: Sizes, batch: int) -> float:
     sizes: of the layer.
     batch: rows of the input.
   """
-  is_small = sizes.in_features * sizes.out_features <= SMALL_WEIGHTS and name in SMALL
-  rates = SMALL[name] if is_small else SECONDS[name]
+  small = name in SMALL and is_small(sizes.in_features, sizes.out_features)
+  rates = SMALL[name] if small else SECONDS[name]
   return sum(a * b for a, b in zip(rates, terms(name, sizes, batch), strict=True))
 
 
 def rank(sizes: Sizes, batch: int, names: Sequence[str]) -> list[tuple[str, float]]:
   """Names of `SECONDS` with their estimates in seconds, the one to take first.
 
-  That is the fastest; of small layers at large batches, dense unless another gains `_LEAST_GAIN`.
-  Ties are in the order of the names.
+  That is the fastest; of small layers dense, unless another gains `LEAST_GAIN`. Ties are in the
+  order of the names.
   """
-  small = is_small(sizes.in_features, sizes.out_features)
-
-  def handicapped(pair: tuple[str, float]) -> float:
-    name, seconds = pair
-    many = name in SMALL and name != "dense" and batch > _WINDOW_ROWS.get(name, 0)
-    return seconds * _LEAST_GAIN if small and many else seconds
-
-  return sorted(((name, estimate(name, sizes, batch)) for name in names), key=handicapped)
+  margin = LEAST_GAIN if is_small(sizes.in_features, sizes.out_features) else 1.0
+  estimates = [(name, estimate(name, sizes, batch)) for name in names]
+  return sorted(estimates, key=lambda pair: pair[1] * (1.0 if pair[0] == "dense" else margin))

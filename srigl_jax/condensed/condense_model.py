@@ -166,9 +166,11 @@ def _fold(flax, model, masks, condensed, may_change, inputs, call, make) -> Mode
     if path not in norms
   }
 
+  looped = traced.jaxpr.in_loops()
+
   def rebuild(layers):
     folded = fold(traced.jaxpr, traced.scalars, layers, norms)
-    return _rebuild(flax, flax.clone(model), condensed, folded, make)
+    return _rebuild(flax, flax.clone(model), condensed, folded, make, looped)
 
   result = rebuild(layers)
   try:
@@ -191,7 +193,7 @@ def _same(a: Any, b: Any) -> bool:
   return a.fingerprint() == b.fingerprint()
 
 
-def _rebuild(flax, model, condensed, folded, make) -> Model:
+def _rebuild(flax, model, condensed, folded, make, looped=frozenset()) -> Model:
   """The model with its layers replaced by what `fold` made of them; changes it."""
   modules = flax.find_modules(model)
   condensed = dict(condensed)
@@ -203,5 +205,5 @@ def _rebuild(flax, model, condensed, folded, make) -> Model:
   for path, keep in folded.norms.items():
     flax.shrink_norm(modules[path], keep)
   new = {path: flax.folded_norm(modules[path]) for path in folded.folded_norms}
-  new |= {path: make(modules[path], x) for path, x in condensed.items()}
+  new |= {path: make(modules[path], x, in_loop=path in looped) for path, x in condensed.items()}
   return flax.swap(model, new)

@@ -73,6 +73,11 @@ class FlatJaxpr(NamedTuple):
         counts[path] = counts.get(path, 0) + 1
     return counts
 
+  def in_loops(self) -> set[str]:
+    """The layers that a loop calls."""
+    loops = [op for op in self.ops if op.primitive.name in ("scan", "while")]
+    return {path for op in loops for path in _layers_within(op.params.values())}
+
 
 def is_number(x: Any) -> bool:
   """Whether an array is a scalar, and no random key."""

@@ -30,7 +30,7 @@ from srigl_jax.condensed.nnx_modules import (
   FoldedBatchNorm,
 )
 from srigl_jax.condensed.nnx_weight_norms import WRAPPERS, normalized
-from srigl_jax.condensed.stacked import condense_stack, prepare_stack
+from srigl_jax.condensed.stacked import backend_in_loop, condense_stack, prepare_stack
 from srigl_jax.condensed.transposed_padding import dilations
 from srigl_jax.layers import Axes
 from srigl_kernels import Condensed, prepare
@@ -240,6 +240,7 @@ def make_condensed_module(
   backend: Any,
   gradients: bool = False,
   dtype: str | None = None,
+  in_loop: bool = False,
 ) -> nnx.Module:
   """The module of a condensed layer, its weights in the type in which the layer computes.
 
@@ -256,6 +257,7 @@ def make_condensed_module(
   if isinstance(condensed, list):
     layer = prepare_stack(layers, backend, **options)
   else:
+    backend = backend_in_loop(layers[0], backend) if in_loop else backend
     layer = prepare(layers[0], backend=backend, **options, **dilations(module))
   kind = CondensedConv if isinstance(module, CONVOLUTIONS) else CondensedLinear
   return kind(layer, module)

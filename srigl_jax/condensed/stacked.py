@@ -57,6 +57,21 @@ def _padded(mask: np.ndarray, num_active: int, fan_in: int) -> np.ndarray:
   return mask | (~mask & (np.cumsum(~mask, axis=0) <= missing))
 
 
+def backend_in_loop(layer: Condensed, backend: str | Sequence[str]) -> str | Sequence[str]:
+  """What a layer that runs in a loop is prepared for: `"auto"` leaves small layers dense on CPU.
+
+  XLA runs the small products of a loop's body one after another in a quarter of a microsecond each,
+  where native code takes a call of more than half of one.
+
+  Args:
+    layer: the layer, or the first of a stack.
+    backend: what was asked for.
+  """
+  is_small = cost_model.is_small(layer.in_features, layer.out_features)
+  on_cpu = jax.default_backend() == "cpu"
+  return "dense" if backend == "auto" and is_small and on_cpu else backend
+
+
 def prepare_stack(
   layers: Sequence[Condensed], backend: str | Sequence[str], **kwargs: Any
 ) -> Prepared:
@@ -65,13 +80,11 @@ def prepare_stack(
   Args:
     layers: from `condense_stack`.
     backend: see `srigl_jax.prepare`; `"xla"` instead if its layouts differ in size from layer to
-      layer. Small layers that are left to `"auto"` are dense: a scan copies every array of a
-      layout out of its stack before native code is called, which takes longer than their product.
+      layer. Small layers that are left to `"auto"` are dense, as in every loop; a scan besides
+      copies each array of a layout out of its stack before native code is called.
     **kwargs: further arguments of `prepare`.
   """
-  is_small = cost_model.is_small(layers[0].in_features, layers[0].out_features)
-  if backend == "auto" and is_small and jax.default_backend() == "cpu":
-    backend = "dense"
+  backend = backend_in_loop(layers[0], backend)
   prepared = [prepare(layer, backend=backend, **kwargs) for layer in layers]
   if len({_form(x) for x in prepared}) > 1:
     prepared = [prepare(layer, backend="xla", **kwargs) for layer in layers]

@@ -24,13 +24,13 @@ SIZES = cost_model.Sizes(in_features=100, out_features=60, num_active=40, fan_in
 
 def test_terms_are_what_a_backend_does():
   for name, batch, expected in (
-    ("dense", 7, cost_model.Rates(1, 6000, 42000, 1120, 0)),
-    ("structured", 7, cost_model.Rates(1, 4000, 28000, 1120, 420)),
-    ("xla", 7, cost_model.Rates(1, 400, 2800, 1120, 420)),
-    ("cpu avx512", 12, cost_model.Rates(1, 400, 4800, 1920, 0)),
-    ("cpu avx512", 13, cost_model.Rates(1, 400, 6400, 2080, 0)),
-    ("cpu generic", 1, cost_model.Rates(1, 400, 6400, 160, 0)),
-    ("cpu avx2", 33, cost_model.Rates(1, 400, 19200, 5280, 0)),
+    ("dense", 7, cost_model.Rates(1, 6000, 42000, 1120, 0, 7)),
+    ("structured", 7, cost_model.Rates(1, 4000, 28000, 1120, 420, 7)),
+    ("xla", 7, cost_model.Rates(1, 400, 2800, 1120, 420, 7)),
+    ("cpu avx512", 12, cost_model.Rates(1, 400, 4800, 1920, 0, 12)),
+    ("cpu avx512", 13, cost_model.Rates(1, 400, 6400, 2080, 0, 16)),
+    ("cpu generic", 1, cost_model.Rates(1, 400, 6400, 160, 0, 16)),
+    ("cpu avx2", 33, cost_model.Rates(1, 400, 19200, 5280, 0, 48)),
   ):
     assert cost_model.terms(name, SIZES, batch) == expected
   assert cost_model.terms("xla", SIZES._replace(num_active=60), 7).scatter == 0
@@ -55,15 +55,14 @@ def test_ranking_follows_the_estimates(monkeypatch):
   assert [name for name, _ in cost_model.rank(SIZES, 1, ["c", "b", "a"])] == ["c", "a", "b"]
 
 
-def test_small_layers_leave_xla_at_large_batches_for_a_gain_alone(monkeypatch):
-  rates = {"dense": cost_model.Rates(1.2, 0, 0, 0), "cpu avx512": cost_model.Rates(1, 0, 0, 0)}
-  monkeypatch.setattr(cost_model, "SECONDS", rates)
-  monkeypatch.setattr(cost_model, "SMALL", rates)
+def test_small_layers_leave_the_dense_product_for_a_gain_alone(monkeypatch):
   large = SIZES._replace(in_features=4000)
-  first = lambda sizes, batch: cost_model.rank(sizes, batch, list(rates))[0][0]
-  assert [first(SIZES, 1), first(SIZES, 16), first(large, 16)] == [
-    "cpu avx512", "dense", "cpu avx512",
-  ]  # fmt: skip
+  for native, expected in ((0.95, ["dense", "cpu avx512"]), (0.9, ["cpu avx512"] * 2)):
+    rates = {"dense": cost_model.Rates(1, 0, 0, 0), "cpu avx512": cost_model.Rates(native, 0, 0, 0)}
+    monkeypatch.setattr(cost_model, "SECONDS", rates)
+    monkeypatch.setattr(cost_model, "SMALL", rates)
+    first = lambda sizes: cost_model.rank(sizes, 1, list(rates))[0][0]  # noqa: B023
+    assert [first(SIZES), first(large)] == expected
 
 
 def with_rates(monkeypatch, **rates):

@@ -15,6 +15,7 @@ from experiments import tables
 from experiments.benchmarks.comparison import results
 from experiments.benchmarks.kernels import (
   fit_cost_model,
+  fit_small_layers,
   layers,
   measurement,
   report,
@@ -206,6 +207,16 @@ def test_constants_are_found_again():
       terms = cost_model.terms("xla", sizes, batch)
       measured.append((sizes, batch, sum(a * b for a, b in zip(rates, terms, strict=True))))
   np.testing.assert_allclose(fit_cost_model.fit("xla", measured), rates, rtol=1e-3)
+
+
+def test_small_layers_are_measured(monkeypatch):
+  for name, value in {"_SHAPES": ((8, 12),), "_SPARSITIES": (0.5,), "_ROWS": (1, 2)}.items():
+    monkeypatch.setattr(fit_small_layers, name, value)
+  monkeypatch.setattr(fit_small_layers, "_BLOCKS", 1)
+  measured = fit_small_layers.measure()
+  assert all(len(calls) == 2 for calls in measured.values())
+  report = fit_small_layers.report(measured)
+  assert '"dense": Rates(' in report and "of 2 layers; worst" in report
 
 
 def test_what_slows_all_backends_of_a_call_is_taken_out():

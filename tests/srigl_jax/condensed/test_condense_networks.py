@@ -74,6 +74,7 @@ class Loops(nnx.Module):
 def test_layers_in_loops_and_branches():
   layers = check_pair(Loops)
   assert all(layers[f"beside/{name}/kernel"].backend is not None for name in "abcde")
+  assert {layers[f"beside/{name}/kernel"].backend for name in "acd"} == {"dense"}  # in loops
 
 
 class Several(nnx.Module):
