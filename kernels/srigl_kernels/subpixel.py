@@ -31,6 +31,7 @@ class Subpixel:
 
   Attributes:
     source: `[A', K']` int32, which of the layer's values is there, `A * K` where there is a 0.
+    rows: `[A']` int32, the row of the layer's values that it comes from.
     indices: `[A', K']`, as of `Condensed`.
     active: `[A']` int32, likewise.
     kernel_shape: of the phases, `(*window, C, phases * N)`.
@@ -39,6 +40,7 @@ class Subpixel:
   """
 
   source: Array
+  rows: Array
   indices: Array
   active: Array
   kernel_shape: tuple[int, ...] = dataclasses.field(metadata={"static": True})
@@ -52,18 +54,15 @@ class Subpixel:
   def phases(self, layer: Condensed) -> Condensed:
     """The phases of a layer of this pattern, differentiable in its values and bias."""
     values = jnp.append(layer.values.reshape(-1), jnp.zeros(1, layer.values.dtype))[self.source]
-    scales = layer.scales
-    if scales is not None:  # of the neuron that all values of a row come from
-      scales = scales[self.source.min(axis=1) // layer.fan_in]
     return dataclasses.replace(
       layer,
       values=values,
       indices=self.indices,
       active=self.active,
       bias=each_phase(layer.bias, self.strides),
+      scales=None if layer.scales is None else layer.scales[self.rows],
       kernel_shape=self.kernel_shape,
       neuron_axes=(len(self.kernel_shape) - 1,),
-      scales=scales,
     )
 
 
@@ -93,22 +92,21 @@ def find(condensed: Condensed, strides: Sequence[int], dilation: Sequence[int]) 
   neurons = np.ravel_multi_index(tuple(phases), tuple(strides)) * num_neurons + neurons
   num_inputs = math.prod(window) * channels
   active, row = np.unique(neurons, return_inverse=True)
-  row, column = row.reshape(-1), inputs.reshape(-1)
-  rows = np.full((len(active), num_inputs), -1, np.int64)
-  rows[row, column] = np.arange(row.size)
-  is_there = rows >= 0
+  found = np.full((len(active), num_inputs), indices.size)
+  found[row.reshape(-1), inputs.reshape(-1)] = np.arange(indices.size)
+  is_there = found < indices.size
   fan_ins = is_there.sum(1)
   missing = (fan_ins.max() - fan_ins)[:, None]
-  chosen = is_there | (~is_there & (np.cumsum(~is_there, axis=1) <= missing))
-  places_chosen = np.nonzero(chosen)[1].reshape(len(active), -1)
-  source = np.take_along_axis(rows, places_chosen, axis=1)
+  is_chosen = is_there | (~is_there & (np.cumsum(~is_there, axis=1) <= missing))
+  chosen = np.nonzero(is_chosen)[1].reshape(len(active), -1)
   return Subpixel(
-    jnp.asarray(np.where(source < 0, row.size, source), jnp.int32),
-    jnp.asarray(places_chosen, index_dtype(num_inputs)),
-    jnp.asarray(active, jnp.int32),
-    (*window, channels, math.prod(strides) * num_neurons),
-    tuple(strides),
-    tuple(dilation),
+    source=jnp.asarray(np.take_along_axis(found, chosen, axis=1), jnp.int32),
+    rows=jnp.asarray(np.searchsorted(condensed.active, active % num_neurons), jnp.int32),
+    indices=jnp.asarray(chosen, index_dtype(num_inputs)),
+    active=jnp.asarray(active, jnp.int32),
+    kernel_shape=(*window, channels, math.prod(strides) * num_neurons),
+    strides=tuple(strides),
+    dilation=tuple(dilation),
   )
 
 
