@@ -22,11 +22,15 @@ from experiments.common import cli
 from experiments.common.environment import environment
 from experiments.deploy import formats
 from experiments.deploy.exported import Exported, load_data, load_exported
+from experiments.deploy.formats import calibration
 from experiments.deploy.inference import accuracy, num_bytes, predict
 from experiments.training.load_run import LoadedRun, load_run
+from srigl_kernels import DTYPES
 
 # Flags that only some formats take, which others would pass over in silence.
 _BELONGS_TO = {
+  "dtype": ("condensed",),
+  "max_error": ("condensed",),
   "arithmetic": ("c",),
   "style": ("c",),
   "form": ("onnx",),
@@ -34,19 +38,33 @@ _BELONGS_TO = {
 }
 
 
-def export(trained: LoadedRun, path: Path, *, overwrite: bool = False) -> Exported:
+def export(
+  trained: LoadedRun,
+  path: Path,
+  *,
+  overwrite: bool = False,
+  dtype: str = "float32",
+  max_error: float = 0.05,
+) -> Exported:
   """Condenses a trained network, writes it to a file and reads it back.
 
   Args:
     trained: the network, of constant fan-in.
     path: of the file; folders are made.
     overwrite: whether an existing file may be replaced.
+    dtype: what products are of: `"float32"` for what the network computes in, or as for
+      `srigl_jax.quantize_model`, with training images as inputs; its report is printed.
+    max_error: of a layer, likewise.
 
   Raises:
     ValueError: if the network is dense, or its masks have no constant fan-in.
     FileExistsError: if the file exists, unless `overwrite`.
   """
   model = condensed(trained)
+  if dtype != "float32":
+    images = jnp.asarray(calibration(trained.run.data))
+    model, report = sx.quantize_model(model, images, dtype, max_error=max_error)
+    print(report)
   layers, arrays = sx.split_condensed(model)
   path.parent.mkdir(parents=True, exist_ok=True)
   sx.save_condensed(path, layers, _provenance(trained), arrays=arrays, overwrite=overwrite)
@@ -114,7 +132,13 @@ def main() -> int:
   if path.exists() and not options.overwrite:
     raise ValueError(f"{path} exists: give another --out, or --overwrite to replace it.")
   trained = load_run(Path(options.workdir), which=options.checkpoint, data_dir=options.data_dir)
-  exported = export(trained, path, overwrite=options.overwrite)
+  exported = export(
+    trained,
+    path,
+    overwrite=options.overwrite,
+    dtype=options.dtype,
+    max_error=options.max_error,
+  )
   data = trained.run.data
   logits, labels = predict({"before": trained.model, "after": exported.model}, data)
   before, after = accuracy(logits["before"], labels), accuracy(logits["after"], labels)
@@ -165,6 +189,8 @@ if __name__ == "__main__":
   flags.DEFINE_string("out", None, "File to write, conventionally NAME.safetensors.", required=True)
   names = ["condensed", "c", "onnx", "torch"]
   flags.DEFINE_enum("format", "condensed", names, "What to write.")
+  flags.DEFINE_enum("dtype", "float32", DTYPES, "Of condensed: what its products are of.")
+  flags.DEFINE_float("max_error", 0.05, "With --dtype: of a layer; one beyond it keeps more bits.")
   flags.DEFINE_string("arithmetic", "float32", "Of c: float32, int8, or fixed point such as q3.12.")
   flags.DEFINE_enum("style", "auto", ["auto", "loops", "unrolled"], "Of c: how it is written.")
   flags.DEFINE_enum("form", "gather", ["gather", "dense"], "Of onnx: how sparse layers are stored.")

@@ -21,6 +21,7 @@ from srigl_jax.condensed.condense_linen import CondensedLinen, condense_linen
 from srigl_jax.condensed.condense_model import condense_model
 from srigl_jax.condensed.folding_report import FoldedLayer, FoldingReport, folding_report
 from srigl_jax.condensed.model_arrays import merge_condensed, split_condensed
+from srigl_jax.condensed.quantize import QuantizationReport, QuantizedLayer, quantize_model
 from srigl_jax.condensed.serialize import (
   CondensedFile,
   load_condensed,
@@ -105,6 +106,8 @@ __all__ = [
   "Pattern",
   "Plan",
   "Prepared",
+  "QuantizationReport",
+  "QuantizedLayer",
   "Rounds",
   "SparseState",
   "Summary",
@@ -157,6 +160,7 @@ __all__ = [
   "prepare",
   "prune_pretrained",
   "prune_to_fan_in",
+  "quantize_model",
   "ranking_key",
   "relative_flops",
   "rigl",

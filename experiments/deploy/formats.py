@@ -48,7 +48,7 @@ def write_c(
   if path.suffix != ".c":
     raise ValueError(f"--out is {path}; for C it must be DIR/NAME.c, beside which NAME.h is put.")
   exported = sx.export_c(
-    model, example(data), name=path.stem, calibration=_calibration(data), **options
+    model, example(data), name=path.stem, calibration=calibration(data), **options
   )
   paths = exported.write(path.parent, overwrite=overwrite)
   logits, labels = predict({"model": model}, data)
@@ -64,7 +64,7 @@ def write_c(
   )
 
 
-def _calibration(data: Dataset | ImageStream) -> np.ndarray:
+def calibration(data: Dataset | ImageStream) -> np.ndarray:
   """Inputs of the network, from training images where they are in memory, else from test images."""
   if isinstance(data, Dataset):
     images = data.train_images[:_NUM_CALIBRATION]

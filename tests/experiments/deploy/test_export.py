@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import srigl_jax as sx
+from configs import digits
 from experiments.common.files import read_json
 from experiments.deploy import formats
 from experiments.deploy.exported import load_data, load_exported
@@ -46,6 +47,21 @@ def test_a_trained_network_is_the_one_that_was_evaluated(finished_run):
   best = load_run(workdir, which="best")
   logits, labels = predict({"best": best.model}, data)
   assert accuracy(logits["best"], labels) == pytest.approx(results["best_test_accuracy"])
+
+
+@pytest.mark.slow
+def test_digits_in_fewer_bits(tmp_path):
+  """Of 450 images 0.1 points is none and 0.3 points is one."""
+  train(digits.get_config(), tmp_path / "run")
+  trained = load_run(tmp_path / "run")
+  models = {
+    dtype: export(trained, tmp_path / dtype, dtype=dtype).model
+    for dtype in ("float32", "bfloat16", "int8", "int8_weights")
+  }
+  logits, labels = predict(models, trained.run.data)
+  rates = {dtype: accuracy(x, labels) for dtype, x in logits.items()}
+  for dtype, points in (("bfloat16", 0.1), ("int8", 0.3), ("int8_weights", 0.3)):
+    assert abs(rates[dtype] - rates["float32"]) <= points / 100, rates
 
 
 def test_reading_changes_nothing(finished_run, tmp_path):
