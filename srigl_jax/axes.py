@@ -49,7 +49,8 @@ def keras(path: str, shape: tuple[int, ...]) -> Axes:
   Dense `(in, out)`, Conv `(*window, in, out)`, Conv1DTranspose and the like `(*window, out, in)`,
   depthwise `(*window, in, multiplier)` with a neuron for each pair, attention's query, key and
   value `(in, heads, head size)` and `attention_output` `(heads, head size, out)`. Any other kernel
-  of three axes or more whose layer is called `einsum_dense` is `(in, *out)`.
+  of three axes or more whose layer is called `einsum_dense` is what the bias beside it says, and
+  without one `(in, *out)`.
 
   Args:
     path: the variable's `path`.
@@ -58,11 +59,23 @@ def keras(path: str, shape: tuple[int, ...]) -> Axes:
   ndim = len(shape)
   if ndim > 2 and re.search(r"depthwise_kernel|depthwise_conv\dd", path):
     return conventions.depthwise(ndim)
-  if ndim > 2 and re.search(r"einsum_dense\w*/", path):
+  if ndim > 2 and _is_general(path):
     return conventions.heads(ndim)
   if ndim == 3 and re.search(r"attention_output/", path):
     return Axes((2,))
   return flax_axes(path, shape) if re.search(r"query|key|value", path) else haiku(path, shape)
+
+
+def _is_general(path: str) -> bool:
+  return bool(re.search(r"einsum_dense\w*/", path))
+
+
+keras.yields_to_bias = _is_general  # type: ignore[attr-defined]
+
+
+def _yields(axes: AxesFn | None, path: str) -> bool:
+  yields = getattr(axes, "yields_to_bias", None)
+  return bool(yields and yields(path))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,6 +93,10 @@ class _Stacked:
   def patterns(self) -> tuple[str, ...]:
     """Regular expressions that each have to fit a leaf."""
     return (self.pattern, *getattr(self.base, "patterns", ()))
+
+  def yields_to_bias(self, path: str) -> bool:
+    """Whether the bias beside a leaf is to be believed before this."""
+    return not self.stacks(path) and _yields(self.base, path)
 
   def stacks(self, path: str) -> bool:
     """Whether a leaf is a stack."""
@@ -110,6 +127,11 @@ class _At:
   def patterns(self) -> tuple[str, ...]:
     """Regular expressions that each have to fit a leaf."""
     return (*(pattern for pattern, _ in self.by_pattern), *getattr(self.base, "patterns", ()))
+
+  def yields_to_bias(self, path: str) -> bool:
+    """Whether the bias beside a leaf is to be believed before this."""
+    ours = any(re.search(pattern, path) for pattern, _ in self.by_pattern)
+    return not ours and _yields(self.base, path)
 
   def __call__(self, path: str, shape: tuple[int, ...]) -> Axes | None:
     for pattern, axes in self.by_pattern:

@@ -14,6 +14,7 @@ from srigl_jax.ends import Head, find_head
 from srigl_jax.layer_filters import LayerFilter, all_but, judge_leaves, select
 from srigl_jax.layers import AxesFn
 from srigl_jax.leaves.judge import Leaf
+from srigl_jax.leaves.specs import LeafSpec, leaf_specs
 from srigl_jax.structures import ConstantFanIn
 from srigl_jax.training_plan import training_plan
 
@@ -26,8 +27,8 @@ class LeafPlan(NamedTuple):
     shape: the leaf's shape.
     kind: what it is taken for: "dense", "convolution", "depthwise convolution", "attention in",
       "attention out", with "5 × " in front for a stack of five; or what is no layer: "bias",
-      "norm", "embedding", "position table", "token", "adapter", "scale", "vector",
-      "not floating".
+      "norm", "embedding", "position table", "token", "adapter", "scale", "state", "statistic",
+      "table", "vector", "not floating".
     rule: what it was judged by.
     num_neurons: N, of one layer of a stack; 0 if it is no layer.
     dense_fan_in: I; 0 if it is no layer.
@@ -153,14 +154,18 @@ def plan(
     leaves, allocation, layers = training_plan(tx, params)
     head = find_head(allocation.layers)
     ablatable = frozenset(path for path, layer in layers.items() if layer.may_ablate)
-  found = _make_plan(leaves, allocation, head, ablatable)
+  found = _make_plan(leaves, allocation, head, ablatable, _export_notes(params, allocation))
   if show:
     print(found)
   return found
 
 
 def _make_plan(
-  leaves: Mapping[str, Leaf], allocation: Allocation, head: Head, ablatable: frozenset[str]
+  leaves: Mapping[str, Leaf],
+  allocation: Allocation,
+  head: Head,
+  ablatable: frozenset[str],
+  notes: list[str],
 ) -> Plan:
   def plan_leaf(path: str, leaf: Leaf) -> LeafPlan:
     layer, budget = leaf.layer, allocation.budgets.get(path)
@@ -192,8 +197,38 @@ def _make_plan(
   return Plan(
     leaves=tuple(plan_leaf(path, leaf) for path, leaf in leaves.items()),
     head=head,
-    warnings=(*doubts, *([head.doubt] if head.doubt else []), *lost),
+    warnings=(*doubts, *([head.doubt] if head.doubt else []), *lost, *notes),
   )
+
+
+def _export_notes(params: Any, allocation: Allocation) -> list[str]:
+  """Which sparse layers the exporters will refuse, as far as their leaves tell."""
+  specs = leaf_specs(params)
+  refused: dict[str, list[str]] = {}
+  for path, layer in allocation.layers.items():
+    if path in allocation.budgets:
+      reason = _why_no_export(specs[path], layer.axes.stack)
+      refused.setdefault(reason, []).append(path)
+  return [
+    f"{', '.join(map(repr, paths))} cannot be exported in condensed form: {reason}. After training "
+    "leave them out of the masks that are exported, where they stay dense; or keep them dense by "
+    "`sparse`."
+    for reason, paths in refused.items()
+    if reason
+  ]
+
+
+def _why_no_export(spec: LeafSpec, stack: tuple[int, ...]) -> str:
+  holder = spec.holder.removeprefix("equinox ")
+  if np.dtype(spec.dtype).name not in ("float32", "bfloat16"):
+    return f"condensed layers are of float32 or bfloat16, not {np.dtype(spec.dtype).name}"
+  if holder and (holder not in ("Linear", "Conv", "Conv1d", "Conv2d", "Conv3d") or stack):
+    own = "a module of your own" if holder == "Module" else f"equinox.nn.{holder}"
+    what = "a stack" if stack else own
+    return f"condense_equinox takes single equinox.nn.Linear and Conv layers, not those of {what}"
+  if stack not in ((), (0,)):
+    return "whole models are exported with one axis of stacked layers, the first"
+  return ""
 
 
 def _table(plan: Plan, compact: bool) -> str:

@@ -15,6 +15,7 @@ from srigl_jax.leaves import conventions, names
 from srigl_jax.leaves.conventions import Convention
 from srigl_jax.leaves.evidence import find_biases, readings, stacked_modules
 from srigl_jax.leaves.specs import LeafSpec
+from srigl_jax.leaves.wording import argument, describe, doubt_of
 
 
 class Leaf(NamedTuple):
@@ -24,7 +25,8 @@ class Leaf(NamedTuple):
     path: the leaf's path.
     shape: the leaf's shape.
     kind: what it is: "dense", "convolution", "attention in", ..., or what is no layer: "bias",
-      "norm", "embedding", "position table", "token", "adapter", "scale", "not floating".
+      "norm", "embedding", "position table", "token", "adapter", "scale", "state", "statistic",
+      "table", "not floating".
     rule: what it was judged by.
     layer: its neurons and inputs; None if it is no layer.
     doubt: another reading that is as likely, and which argument decides; `""` if there is none.
@@ -69,6 +71,9 @@ def judge(
       leaves[path] = Leaf(path, spec.shape, *other)
       continue
     given = known.get(path) or (axes(path, spec.shape) if axes else None)
+    yields = getattr(axes, "yields_to_bias", None)
+    if path not in known and yields and yields(path) and tree.is_beside_bias(path):
+      given = None
     if given:
       found, doubt = Convention(given, _name_of(axes, path in known), is_sure=True), ""
     else:
@@ -108,6 +113,10 @@ class _Tree:
     if self._stack_of(path):
       ways = [way for way in ways if way.stack] or ways
     return ways
+
+  def is_beside_bias(self, path: str) -> bool:
+    """Whether the bias beside a kernel tells its neurons."""
+    return len(self._readings(path)) == 1
 
   def _stack_of(self, path: str) -> str:
     parts = path.split("/")
@@ -157,13 +166,13 @@ class _Tree:
         found = Convention(_with_window(ways[0], ndim), "the bias beside it", is_sure=True)
         return found, ""
       usual = usual._replace(axes=_with_window(ways[0], ndim), rule="the bias beside it")
-      return usual, _doubt(path, shape, usual.axes, _with_window(ways[1], ndim))
+      return usual, doubt_of(path, shape, usual.axes, _with_window(ways[1], ndim))
     is_sure = usual.is_sure
     if ndim - num_stacked == 2 and (named_first or votes):
       is_sure = len(votes) == 1
     if is_sure:
       return usual, ""
-    return usual, _doubt(path, shape, usual.axes, *_others(usual.axes, shape, num_stacked))
+    return usual, doubt_of(path, shape, usual.axes, *_others(usual.axes, shape, num_stacked))
 
   def inner_stack(self, path: str) -> str:
     """What to say if the second axis of all in a module is one of layers; else `""`."""
@@ -184,7 +193,7 @@ class _Tree:
     """What to say if given axes are not those of the bias beside the kernel; else `""`."""
     ways = self._readings(layer.path)
     if not ways and layer.axes.neurons == (0, 2) and conventions.stack_name(layer.path):
-      stack = f"{layer.shape[0]} layers (axes={_argument(layer.path, Axes((2,), stack=(0,)))})"
+      stack = f"{layer.shape[0]} layers (axes={argument(layer.path, Axes((2,), stack=(0,)))})"
       return f"{layer.path!r} is {describe(layer)}, as `axes` says, in one layer and not {stack}."
     if not ways or any(_same(way, layer.axes) for way in ways):
       return ""
@@ -194,7 +203,7 @@ class _Tree:
     return (
       f"{layer.path!r} of shape {layer.shape} is taken for {describe(layer)}, as `axes` says, but "
       f"{bias!r} beside it has the shape {self._shapes[bias]} of {describe(other)} "
-      f"(axes={_argument(layer.path, axes)})."
+      f"(axes={argument(layer.path, axes)})."
     )
 
   def alias(self, path: str) -> str:
@@ -262,34 +271,6 @@ def _kind(layer: Layer, path: str) -> str:
   else:
     kind = "dense"
   return f"{layer.num_stacked} × {kind}" if axes.stack else kind
-
-
-def describe(layer: Layer) -> str:
-  """A reading in words: `dense, 64 inputs → 10 neurons`."""
-  window = "×".join(str(layer.shape[a]) for a in layer.axes.spatial)
-  words = f"{layer.dense_fan_in} inputs → {layer.num_neurons} neurons"
-  kind = f"a convolution with a window of {window}" if window else "dense"
-  stack = f"a stack of {layer.num_stacked} layers, each " if layer.axes.stack else ""
-  return f"{stack}{kind}, {words}"
-
-
-def _doubt(path: str, shape: tuple[int, ...], taken: Axes, *others: Axes) -> str:
-  words = lambda axes: describe(make_layer(path, shape, lambda *_: axes))
-  may_be = " or ".join(f"{words(axes)} (axes={_argument(path, axes)})" for axes in others)
-  return (
-    f"{path!r} of shape {shape} is taken for {words(taken)}, but may as well be {may_be}. "
-    f"If the first is right, axes={_argument(path, taken)} says so."
-  )
-
-
-def _argument(path: str, axes: Axes) -> str:
-  if axes.stack:
-    return f"sx.axes.stacked({path!r})"
-  if axes.neurons == (0,):
-    return "sx.axes.equinox"
-  if len(axes.neurons) > 1:
-    return f"sx.axes.at({{{path!r}: sx.Axes(neurons={axes.neurons})}})"
-  return "sx.axes.flax"
 
 
 def _name_of(axes: AxesFn | None, settled: bool) -> str:

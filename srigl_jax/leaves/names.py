@@ -1,4 +1,4 @@
-"""Leaves that are no layers, by their names: tables, norms, tokens, adapters, biases.
+"""Leaves that are no layers, by their names: tables, norms, tokens, adapters, biases, state.
 
 Names are those of Flax, Haiku, Equinox, Keras and of the public transformers; a leaf called
 `kernel` is a layer whatever it stands in, but for adapters.
@@ -32,6 +32,37 @@ _EMBEDDING = re.compile(
 _NORM_LEAF = re.compile(r"(.*_)?(scale|gamma|beta|offset)|(running|moving)_\w+")
 # Of state space models: no matrices, though they have two axes.
 _STATE = re.compile(r"(.*_)?(a_log|log_(step|dt|lambda\w*|a)|lambda(_(re|im|log))?)")
+# Collections beside the parameters; whatever is in them, a kernel too, is no parameter.
+_COLLECTION = re.compile(
+  r"batch_stats|(.*_)?caches?|buffers?|replay_buffer|opt_state|intermediates"
+  r"|((params?|model|weights?)_)?ema(_(params?|model|state|weights?))?"
+)
+# What is kept from call to call.
+_KEPT = re.compile(
+  r"(.*_)?(caches?|cached_\w+|buffers?|queues?|states?|carry|memory|memories|memory_bank|history)"
+  r"|\w*caches?_(k|v|keys?|values?|index)|past_(keys?|values?|key_values?)"
+  r"|init(ial)?_(h|c|hidden|cells?|memory|probs)"
+)
+_STATISTIC = re.compile(
+  r"(.*_)?(ema|emas|means?|vars?|variances?|stds?|stddevs?|cov|covariances?|precisions?|averages?|avg"
+  r"|moments?|counts?|cluster_size|stats?|statistics?|quantiles?|histograms?|eigenvalues?)|ema_\w+"
+)
+# Constants that are looked up, compared with or multiplied element by element.
+_TABLE = re.compile(
+  r"(.*_)?((inv_)?freqs?|frequencies|freqs_\w+|sin_?cos|cos_?sin|sinusoids?|sin|cos|timescales?"
+  r"|twiddles?|slopes?|(mel_)?filter_?banks?|mel_(filters?|basis)|dct|dft|anchors?|grids?|knots"
+  r"|coords?|coordinates|masks?|centroids?|centers|codewords?|transitions?|adj|adjacency|laplacian)"
+  r"(_(matrix|params?|scores?|tables?|real|imag))?"
+)
+_FACTORS = re.compile(
+  r"(.*_)?(factors|vectors)"
+  r"|(users?|items?|entit(y|ies)|relations?|nodes?|movies?|products?)_(latents?|features?|matrix)"
+)
+_SCALAR = re.compile(
+  r"(.*_)?(log_?(sigma|std|stddev|var|variance|scale|alpha|temp\w*|precision|noise)s?|logvar|logstd"
+  r"|logit_scale|sigmas?|temperatures?|decays?|layer_?scale|multipliers?|thresholds?)"
+)
+_WEIGHT = re.compile(r"(.*_)?(w|weights?|kernels?)(_.*)?")
 _NORM = re.compile(
   r"(.*_)?(norm|norms|normalization|layernorm|batchnorm|groupnorm|rmsnorm|instancenorm|ln|bn|gn|grn"
   r"|rms)(_[a-z0-9]{1,5})?"
@@ -72,6 +103,8 @@ def no_layer(path: str, shape: tuple[int, ...], *, has_bias: bool) -> tuple[str,
   is_base = any(map(_BASE.fullmatch, parts)) or (is_kernel_name(path) and module.endswith("lora"))
   if _ADAPTER.fullmatch(leaf) or (any(map(_ADAPTERS.fullmatch, parts)) and not is_base):
     return "adapter", "named like an adapter"
+  if within := next((part for part in parts[:-1] if _COLLECTION.fullmatch(part)), None):
+    return "state", f"in {within!r}"
   if is_kernel_name(path):
     return None
   if _BIAS.fullmatch(leaf):
@@ -94,7 +127,19 @@ def no_layer(path: str, shape: tuple[int, ...], *, has_bias: bool) -> tuple[str,
       return "embedding", f"{where} {name!r}"
     if _NORM.fullmatch(name):
       return "norm", f"{where} {name!r}"
+  if found := _no_weight(leaf, module):
+    return found
   one_sided = max(shape[:-1], default=0) == 1 or (len(shape) > 2 and max(shape[1:]) == 1)
   if one_sided and not _GENERIC.fullmatch(leaf):
     return "scale", "a vector, all axes but one are 1"
   return None
+
+
+def _no_weight(leaf: str, module: str) -> tuple[str, str] | None:
+  """Kind and rule of state, statistics and constants, which no input is multiplied by."""
+  if _WEIGHT.fullmatch(leaf) or _WEIGHT.fullmatch(module):  # such as the mean of a random weight
+    return None
+  kinds = {"state": _KEPT, "statistic": _STATISTIC, "table": _TABLE, "embedding": _FACTORS}
+  kinds |= {"scale": _SCALAR}
+  fitting = (kind for kind, regex in kinds.items() if regex.fullmatch(leaf))
+  return next(((kind, f"named {leaf!r}") for kind in fitting), None)

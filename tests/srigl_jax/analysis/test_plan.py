@@ -154,3 +154,25 @@ def test_masks_without_a_path_are_reported():
   masks["hidden/1/w"][:] = False
   with pytest.warns(UserWarning, match=r"'hidden/1/w' has no weight left"):
     sx.summarize(params, masks)
+
+
+def test_what_no_exporter_takes_is_said_before_training():
+  eqx = pytest.importorskip("equinox")
+
+  class Net(eqx.Module):
+    own: jax.Array
+    cell: eqx.nn.GRUCell
+    layer: eqx.nn.Linear
+
+  key = jax.random.key(0)
+  net = Net(jnp.ones((8, 6)), eqx.nn.GRUCell(8, 8, key=key), eqx.nn.Linear(8, 8, key=key))
+  notes = lambda params: [
+    text
+    for text in sx.plan(params, sparsity=0.5, axes=sx.axes.equinox, show=False).warnings
+    if "cannot be exported" in text
+  ]
+  cell, own = notes(net)
+  assert "'cell/weight_hh', 'cell/weight_ih'" in cell and "equinox.nn.GRUCell" in cell
+  assert "'own'" in own and "a module of your own" in own
+  (half,) = notes({"a/kernel": jnp.ones((8, 8), jnp.float16), "head/kernel": jnp.ones((8, 8))})
+  assert "'a/kernel'" in half and "not float16" in half

@@ -185,6 +185,7 @@ def test_keras():
   x = layers.Reshape((-1, 6))(layers.BatchNormalization()(x))
   x = layers.MultiHeadAttention(2, 3)(x, x)
   x = layers.EinsumDense("abc,cde->abde", output_shape=(None, 7, 2), bias_axes="de")(x)
+  x = layers.EinsumDense("abde,def->abf", output_shape=(None, 5), bias_axes="f")(x)
   model = keras.Model(inputs, layers.Dense(10)(layers.LayerNormalization()(x)))
   params = {v.path: v.value for v in model.trainable_variables}
   expected = {
@@ -198,7 +199,8 @@ def test_keras():
     "multi_head_attention/value/kernel": (6, 6),
     "multi_head_attention/attention_output/kernel": (6, 6),
     "einsum_dense/kernel": (14, 6),
-    "dense/kernel": (10, 2),
+    "einsum_dense_1/kernel": (5, 14),
+    "dense/kernel": (10, 5),
   }
   for kwargs in ({}, {"axes": sx.axes.keras}):
     assert axes_of(plan_of(params, **kwargs)) == expected
