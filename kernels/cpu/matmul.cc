@@ -160,7 +160,8 @@ void Dots(int64_t threads, Executor* executor, DotPlan* plan) {
   if (batch >= 16 * threads) {
     plan->rows_per_task = std::min(kDotRowsPerTask, CeilDiv(CeilDiv(batch, 4 * threads), 8) * 8);
   } else if (threads > 1) {
-    ranges = 2 * threads;
+    // Each range converts its rows anew, which with several takes as long as some of the groups.
+    ranges = batch < 8 ? 2 * threads : threads;
   }
   plan->groups_per_task = CeilDiv(groups, ranges);
   plan->group_ranges = CeilDiv(groups, plan->groups_per_task);
