@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from srigl_jax.arguments import check_callable
 from srigl_jax.exact_counts import Fraction
 from srigl_jax.layers import Axes, Layer, make_layer
 from srigl_jax.masks import Masks
@@ -83,6 +84,7 @@ def per_layer(update: Callable[[LayerView], Array]) -> MaskUpdate:
 
   Over a stack of layers it is mapped, and compiled once.
   """
+  check_callable("update", update, "a function LayerView -> new mask")
   return PerLayer(update)
 
 

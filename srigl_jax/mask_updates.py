@@ -13,6 +13,7 @@ import numpy as np
 from jax import Array, lax
 
 from srigl_jax import noticed
+from srigl_jax.arguments import check_kind
 from srigl_jax.exact_counts import ExactFraction, Fraction, fraction_digits
 from srigl_jax.growth_scores import all_finite, mean_gradients
 from srigl_jax.layer_filters import LayerFilter
@@ -141,6 +142,7 @@ def check_mask_updater(updater: MaskUpdater | None) -> None:
   """Raises a ValueError that names the field if one is out of range."""
   if updater is None:
     return
+  check_kind("updater", updater, MaskUpdater, "a MaskUpdater, or None for masks that never change")
   counts = {
     name: getattr(updater, name)
     for name in ("update_every", "update_until", "grad_accumulation_steps")

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from srigl_jax.allocation import Allocation
+from srigl_jax.arguments import ARRAYS, check_by_path, check_kind
 from srigl_jax.blocks import topk_mask_per_block
 from srigl_jax.layers import Layer, check_paths, from_matrix, leaf_dict, map_leaves, to_matrix
 from srigl_jax.stacks import layer_keys, map_stack, one_layer
@@ -31,6 +32,7 @@ def init_masks(key: Array, allocation: Allocation) -> Masks:
       positions are drawn over the whole layer. The layers of a stack get the masks that they
       would get in the network unrolled.
   """
+  check_kind("allocation", allocation, Allocation, "what allocate(params, sparsity) returns")
   layers, structure = allocation.layers, allocation.structure
 
   def draw(path: str, key: Array) -> Array:
@@ -74,6 +76,7 @@ def apply_masks(params: Any, masks: Mapping[str, Array]) -> Any:
 def check_masks(masks: Mapping[str, Array], params: Any) -> None:
   """Raises a ValueError if a mask's path is no leaf's, or its shape is not the leaf's."""
   leaves = leaf_dict(params)
+  check_by_path("masks", masks, ARRAYS, "bool arrays, from get_masks(opt_state)")
   check_paths(masks, leaves, name="masks")
   for path, mask in masks.items():
     if leaves[path].shape != mask.shape:

@@ -21,7 +21,7 @@ from safetensors.numpy import save
 
 from experiments.common.registry import choose
 from experiments.models.import_torch import MODULE_NAMES, source_of
-from srigl_jax.whole_file import write_whole
+from srigl_jax.condensed.whole_file import write_whole
 
 _COUNTER = "num_batches_tracked"
 _NAMES = MODULE_NAMES | dict.fromkeys(

@@ -128,6 +128,8 @@ def choose_backend(layer: Condensed | Prepared, batch: int = 1) -> tuple[str, st
   (batch,) = auto.check_batch((batch,))
   if isinstance(layer, Prepared):
     layer = layer.phases
+  else:
+    check_structure(layer)
   if not isinstance(layer, Prepared) or not layer.preference:
     return auto.choose(layer.condensed if isinstance(layer, Prepared) else layer, batch)
   if not layer.is_automatic:
@@ -205,6 +207,8 @@ def check_call(x: Array, layer: Condensed | Prepared, activation: str | None) ->
   check_structure(condensed)
   if activation not in ACTIVATIONS:
     raise ValueError(f"`activation` must be one of {list(ACTIVATIONS)}, not {activation!r}.")
+  if not hasattr(x, "dtype"):
+    raise ValueError(f"`x` must be an array, not a {type(x).__name__}.")
   if x.dtype not in FLOATS:
     raise ValueError(f"`x` must be float32 or bfloat16, not {x.dtype}.")
   return condensed

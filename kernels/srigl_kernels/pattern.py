@@ -8,7 +8,7 @@ Shape letters: `C` connections that the layer may have (its budget), `I` inputs,
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -116,3 +116,14 @@ def dense_rows(values: Array, pattern: Pattern, first: Array | int, num_neurons:
 
   rows = jnp.zeros((num_neurons, pattern.in_features), values.dtype)
   return for_entries(pattern, first, num_neurons, place, rows)
+
+
+def check_call(x: Any, pattern: Any) -> None:
+  """Raises a ValueError unless x is an array, or like one, and the pattern is one."""
+  if not hasattr(x, "dtype"):
+    raise ValueError(f"`x` must be an array, not a {type(x).__name__}.")
+  if not isinstance(pattern, Pattern):
+    raise ValueError(
+      f"A pattern is needed, from srigl_jax.init_patterns(key, allocation), not a "
+      f"{type(pattern).__name__}."
+    )

@@ -12,7 +12,7 @@ from jax import Array
 
 from srigl_kernels.backends import xla
 from srigl_kernels.backends.cpu import training as native
-from srigl_kernels.pattern import Pattern, dense_rows, for_entries
+from srigl_kernels.pattern import Pattern, check_call, dense_rows, for_entries
 
 Probe = tuple[Array, Array]
 """`(x, g)`: zeros `[B, I]` and `[B, N]`, whose cotangents are the inputs of a product and the
@@ -48,6 +48,7 @@ def sparse_linear(
   Raises:
     ValueError: if shapes do not fit.
   """
+  check_call(x, pattern)
   _check_shapes(x, values, pattern, bias)
   rows = x.reshape(-1, x.shape[-1])
   y = _product(rows, values, pattern, probe)

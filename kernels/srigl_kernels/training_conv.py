@@ -24,7 +24,7 @@ from srigl_kernels.backends import dense, xla
 from srigl_kernels.backends.cpu import training as native_linear
 from srigl_kernels.backends.cpu import training_conv as native
 from srigl_kernels.conv_geometry import Geometry, Padding, resolve
-from srigl_kernels.pattern import Pattern, dense_rows, for_entries
+from srigl_kernels.pattern import Pattern, check_call, dense_rows, for_entries
 
 # Density from which a dense convolution on CPU is faster than the native kernels: measured with the
 # layers of a CIFAR ResNet-18 at batch 16 to 128. XLA's gradient in the kernel is slower than its
@@ -84,6 +84,7 @@ def sparse_conv(
   Raises:
     ValueError: if shapes do not fit, or an argument is not as above.
   """
+  check_call(x, pattern)
   images, geometry = _resolve(x, pattern, strides, padding, input_dilation, kernel_dilation)
   if values.shape != pattern.indices.shape:
     raise ValueError(
@@ -122,6 +123,7 @@ def conv_probe(
     input_dilation: see `sparse_conv`.
     kernel_dilation: see `sparse_conv`.
   """
+  check_call(x, pattern)
   zeros = jnp.zeros(x.shape, x.dtype)
   images, geometry = _resolve(zeros, pattern, strides, padding, input_dilation, kernel_dilation)
   shape = (len(images), *geometry.output_size(images.shape[1:-1]), pattern.out_features)

@@ -3,12 +3,14 @@
 One multiply-accumulate (MAC, see `layer_macs`) is two FLOPs.
 """
 
+import numbers
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from srigl_jax.allocation import allocate
+from srigl_jax.arguments import check_by_path
 from srigl_jax.layers import PyTree
 from srigl_jax.structures import ConstantFanIn, Structure, as_structure
 
@@ -29,6 +31,8 @@ def relative_flops(macs: Mapping[str, int], densities: Mapping[str, Any]) -> flo
   Raises:
     ValueError: if a density is out of range or of a layer not in `macs`, or no MACs are given.
   """
+  check_by_path("macs", macs, numbers.Number, "counts, from layer_macs(fn, params, x)")
+  check_by_path("densities", densities, object, "densities from 0 to 1")
   total = sum(macs.values())
   if not total:
     raise ValueError(f"`macs` must hold at least one multiply-accumulate, not {dict(macs)}.")

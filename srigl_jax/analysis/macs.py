@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax.extend.core import Jaxpr, JaxprEqn, Literal, jaxprs_in_params
 
+from srigl_jax.arguments import check_callable
 from srigl_jax.layers import PyTree, leaf_path
 
 # A traced value has an origin: the index of the parameter leaf that it is a version of, or
@@ -62,6 +63,7 @@ def total_macs(fn: Callable[..., Any], params: PyTree, *args: Any) -> int:
 
 def _count(fn, params: PyTree, args: Sequence[Any]) -> tuple[list[str], Counter[int]]:
   """Paths of the parameter leaves, and MACs by leaf index (`_FREE`: of no leaf)."""
+  check_callable("fn", fn, "the network's function, (params, *args) -> outputs")
   paths = [leaf_path(key_path) for key_path, _ in jax.tree_util.tree_leaves_with_path(params)]
   jaxpr = jax.make_jaxpr(fn)(params, *args).jaxpr
   origins = list(range(len(paths)))

@@ -9,6 +9,7 @@ from jax import Array
 
 from srigl_jax.analysis.flops import relative_flops
 from srigl_jax.analysis.paths import broken_paths
+from srigl_jax.arguments import ARRAYS, check_by_path
 from srigl_jax.condensed_training.tree import Pattern, dense_shapes
 from srigl_jax.layer_filters import LayerFilter, find_layers
 from srigl_jax.layers import AxesFn, Layer, check_paths
@@ -130,6 +131,8 @@ def summarize(
   Raises:
     ValueError: if a mask's path is no layer's.
   """
+  wanted = "bool arrays, from get_masks(opt_state), or patterns"
+  check_by_path("masks", masks, (*ARRAYS, Pattern), wanted)
   patterns = {path: mask for path, mask in masks.items() if isinstance(mask, Pattern)}
   layers = find_layers(dense_shapes(params, patterns), sparse=sparse, axes=axes, masks=masks)
   check_paths(masks, layers, name="masks")

@@ -12,7 +12,7 @@ from jax import Array
 
 from srigl_jax.layers import Axes, Layer, make_layer
 from srigl_jax.stacks import host_stack, one_layer
-from srigl_kernels.format import FLOATS, Condensed, make_condensed
+from srigl_kernels.format import FLOATS, Condensed, check_structure, make_condensed
 from srigl_kernels.precision import dequantize
 
 
@@ -147,6 +147,7 @@ def expand(condensed: Condensed) -> tuple[Array, Array, Array | None]:
     `(kernel, mask, bias)`; the bias has the shape of the kernel's neuron axes, or is None.
     Weights off the mask are +0.
   """
+  check_structure(condensed)
   condensed = dequantize(condensed)
   shape, axes = condensed.kernel_shape, condensed.neuron_axes
   layer = make_layer("kernel", shape, lambda *_: Axes(axes))

@@ -74,9 +74,24 @@ class FoldingReport(NamedTuple):
 
 
 def folding_report(model: Model, condensed_model: Model) -> FoldingReport:
-  """Compares a model with what `condense_model` made of it."""
+  """Compares a model with what `condense_model` made of it.
+
+  Raises:
+    ValueError: if they are no Flax NNX models, or not of the same modules.
+  """
   flax = import_with_flax("nnx_layers")
+  for name, given in (("model", model), ("condensed_model", condensed_model)):
+    if not flax.is_model(given):
+      raise ValueError(
+        f"{name} is a {type(given).__name__}; it must be a Flax NNX model: folding_report(model, "
+        "condense_model(model, masks, inputs))."
+      )
   before, after = flax.find_modules(model), flax.find_modules(condensed_model)
+  if lost := [path for path in before if path not in after]:
+    raise ValueError(
+      f"condensed_model has no {lost[0] or 'module'!r}, which model has: it must be what "
+      "condense_model made of it."
+    )
   layers, folded, norms = [], [], []
   for path in sorted(before, key=natural_key):
     old, new = before[path], after[path]

@@ -41,6 +41,11 @@ def _split(model: Model) -> tuple[dict[str, Condensed], dict[str, Array]]:
   if condense_equinox.is_module(model):
     return condense_equinox.split(model)
   flax = import_with_flax("nnx_layers")
+  if not flax.is_model(model):
+    raise ValueError(
+      f"model is a {type(model).__name__}; it must be what condense_model, condense_linen or "
+      "condense_equinox returned. Layers condensed one by one go to save_condensed as they are."
+    )
   layers = {
     kernel_path(path): module.prepared.condensed
     for path, module in flax.find_condensed(model).items()

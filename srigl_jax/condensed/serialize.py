@@ -43,7 +43,7 @@ from srigl_jax.condensed.safetensors_format import (
   read_header,
   sign,
 )
-from srigl_jax.whole_file import write_whole
+from srigl_jax.condensed.whole_file import write_whole
 from srigl_kernels.format import Condensed, check_condensed, make_condensed
 
 VERSIONS = (1, 2, 3)

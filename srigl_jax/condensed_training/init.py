@@ -9,6 +9,7 @@ import numpy as np
 from jax import Array, lax
 
 from srigl_jax.allocation import Allocation
+from srigl_jax.arguments import check_by_path, check_kind
 from srigl_jax.condensed_training.ranking import nth_in_column
 from srigl_jax.initializers import scheme_scale
 from srigl_jax.layers import Layer
@@ -32,6 +33,7 @@ def init_patterns(key: Array, allocation: Allocation) -> dict[str, Pattern]:
     ValueError: if the structure is another one, such as RigL's and SET's, or a kernel is a stack of
       layers.
   """
+  check_kind("allocation", allocation, Allocation, "what allocate(params, sparsity) returns")
   if allocation.structure != ConstantFanIn():
     raise ValueError(
       f"structure is {allocation.structure}, but a layer trains in condensed form only with a "
@@ -92,6 +94,7 @@ def init_condensed_weights(
   Returns:
     `[C]` float32 by path; 0 for entries not in use.
   """
+  check_by_path("patterns", patterns, Pattern, "patterns, from init_patterns(key, allocation)")
   keys = jax.random.split(key, max(1, len(patterns)))
   return {
     path: init_values(keys[i], pattern, scheme)

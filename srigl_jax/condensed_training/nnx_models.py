@@ -8,6 +8,7 @@ from flax import nnx
 from jax import Array
 
 from srigl_jax.allocation import allocate
+from srigl_jax.arguments import check_callable
 from srigl_jax.condensed.nnx_layers import clone, find_modules, swap, why_not_condensable
 from srigl_jax.condensed.nnx_modules import CondensedConv, CondensedLinear
 from srigl_jax.condensed_training.init import init_condensed_weights, init_patterns
@@ -15,6 +16,7 @@ from srigl_jax.condensed_training.nnx_modules import (
   SparseConv,
   SparseLayer,
   SparseLinear,
+  check_model,
   sparse_layers,
 )
 from srigl_jax.condensed_training.tree import to_condensed
@@ -26,6 +28,8 @@ def sparsify(
   model: nnx.Module | Callable[[], nnx.Module], seed: int, scheme: str, **sparsity_kwargs: Any
 ) -> nnx.Module:
   """See `srigl_jax.sparsify`."""
+  if not isinstance(model, nnx.Module):
+    check_callable("model", model, "an nnx.Module, or a function of no arguments that makes one")
   make = (lambda: clone(model)) if isinstance(model, nnx.Module) else model
   abstract = nnx.eval_shape(make)
   allocation = allocate(nnx.state(abstract, nnx.Param), **sparsity_kwargs)
@@ -93,6 +97,7 @@ def _owner(path: str) -> str:
 
 def condense(model: nnx.Module, backend: Any) -> nnx.Module:
   """See `srigl_jax.condense_trained`."""
+  check_model(model)
   model = clone(model)
   model.set_attributes(deterministic=True, use_running_average=True, raise_if_not_found=False)
   modules = {id(module): path for path, module in find_modules(model).items()}

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
+from srigl_jax.arguments import check_kind
 from srigl_jax.condensed.nnx_modules import as_static, check_sharding, over_axes, promote
 from srigl_jax.condensed_training.transform import CondensedTraining, Signals
 from srigl_jax.layers import kernel_path
@@ -168,8 +169,9 @@ class CondensedOptimizer(nnx.Module):
   """See `srigl_jax.condensed_optimizer`."""
 
   def __init__(self, model: nnx.Module, tx: CondensedTraining, signals: Signals | None = None):
-    self.tx = tx
+    check_kind("tx", tx, CondensedTraining, "what condensed_srigl(...) or another returns")
     params, patterns = _trained(model)
+    self.tx = tx
     self.state = OptimizerVariable(tx.init(params, patterns, signals))
 
   def update(self, model: nnx.Module, grads: CondensedGradients, **extra_args: Any) -> None:
@@ -197,11 +199,17 @@ class CondensedOptimizer(nnx.Module):
 
 def sparse_layers(model: nnx.Module) -> dict[str, SparseLayer]:
   """The layers of a model that train in condensed form, by the path of their kernel."""
+  check_model(model)
   return {
     kernel_path("/".join(map(str, path))): module
     for path, module in nnx.iter_modules(model)
     if isinstance(module, SparseLayer)
   }
+
+
+def check_model(model: Any) -> None:
+  """Raises a ValueError unless it is a Flax NNX model."""
+  check_kind("model", model, nnx.Module, "a Flax NNX model, from sparsify(...)")
 
 
 def _trained(model: nnx.Module) -> tuple[Any, dict[str, Pattern]]:

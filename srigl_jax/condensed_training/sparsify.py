@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from srigl_jax.arguments import check_callable
 from srigl_jax.condensed.flax_import import import_with_flax
 from srigl_jax.condensed_training.transform import CondensedTraining, Signals
 
@@ -54,6 +55,7 @@ def condensed_value_and_grad(
     parameters, `grads.signals` what a topology update forms dense gradients from. Other state of
     the model, such as a batch norm's, is updated in place.
   """
+  check_callable("loss_fn", loss_fn, "a function (model, *args) -> loss")
   return import_with_flax("nnx_modules", "condensed_training").value_and_grad(
     loss_fn, has_aux=has_aux
   )

@@ -16,6 +16,7 @@ import numpy as np
 import optax
 from jax import Array
 
+from srigl_jax.arguments import check_by_path, check_kind
 from srigl_jax.condensed_training.conditional import apply_if
 from srigl_jax.condensed_training.explored import add_explored, explored_bits
 from srigl_jax.condensed_training.gradient_window import Window, batch_gradient, window_gradient
@@ -104,8 +105,7 @@ def condensed_training(
   Raises:
     ValueError: if an argument is out of range.
   """
-  if not isinstance(inner, optax.GradientTransformation):
-    raise ValueError(f"inner is {inner!r}; it must be an optimizer, such as optax.sgd(0.1).")
+  check_kind("inner", inner, optax.GradientTransformation, "an optimizer, such as optax.sgd(0.1)")
   inner = optax.with_extra_args_support(inner)
   check_mask_updater(topology.updater if topology else None)
   if not isinstance(accumulation_steps, int | np.integer) or accumulation_steps < 1:
@@ -115,6 +115,7 @@ def condensed_training(
   window = topology.window(accumulation_steps) if topology else None
 
   def init_fn(params: Any, patterns: Patterns, signals: Any = None) -> CondensedTrainingState:
+    check_by_path("patterns", patterns, Pattern, "patterns, from init_patterns(key, allocation)")
     _check_layers(params, patterns)
     inner_state = inner.init(params)
     check_elementwise(inner_state, params, patterns)
@@ -133,6 +134,7 @@ def condensed_training(
     return topology is not None and topology.is_update(steps_done)
 
   def update_fn(grads, signals, state, params, patterns, **extra_args):
+    check_by_path("patterns", patterns, Pattern, "patterns, from init_patterns(key, allocation)")
     _check_layers(params, patterns)
     if window and signals is not None:
       check_paths(patterns, signals, name="patterns")

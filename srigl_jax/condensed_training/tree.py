@@ -8,6 +8,7 @@ import jax
 import numpy as np
 from jax import Array
 
+from srigl_jax.arguments import check_kind
 from srigl_jax.layers import Axes, from_matrix, make_layer
 from srigl_jax.leaves.specs import LeafSpec, leaf_specs
 from srigl_kernels.format import Condensed, make_condensed
@@ -23,6 +24,7 @@ def dense_shapes(params: Any, patterns: Mapping[str, Pattern]) -> dict[str, Leaf
 
 def pattern_mask(pattern: Pattern) -> Array:
   """The mask of a concrete pattern, bool of the dense kernel's shape."""
+  check_kind("pattern", pattern, Pattern, "a Pattern, from init_patterns(key, allocation)")
   layer = make_layer("kernel", pattern.kernel_shape, lambda *_: Axes(pattern.neuron_axes))
   rows, active = _rows(pattern, pattern.indices)
   mask = np.zeros((layer.dense_fan_in, layer.num_neurons), bool)
@@ -38,6 +40,7 @@ def to_condensed(values: Any, pattern: Pattern, bias: Any = None) -> Condensed:
     pattern: of the layer.
     bias: of the neurons' shape, or None.
   """
+  check_kind("pattern", pattern, Pattern, "a Pattern, from init_patterns(key, allocation)")
   rows, active = _rows(pattern, pattern.indices)
   return make_condensed(
     _rows(pattern, values)[0],

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from srigl_jax.condensed.whole_file import write_whole
 from srigl_jax.export import run
 from srigl_jax.export.arithmetic import Plan, plan
 from srigl_jax.export.c_finish import Finisher
@@ -17,7 +18,6 @@ from srigl_jax.export.c_steps import StepWriter
 from srigl_jax.export.c_text import Code, loop, number
 from srigl_jax.export.network import Layer, Network
 from srigl_jax.export.trace import read_layers, trace_network
-from srigl_jax.whole_file import write_whole
 
 _MAX_UNROLLED = 1024  # weights that "auto" writes out; more would leave a 32 kB instruction cache
 _STACK_OVERHEAD = 512  # of registers and locals; less was measured with gcc at -Os, -O2 and -O3

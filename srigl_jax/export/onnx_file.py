@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from srigl_jax.condensed.whole_file import write_whole
 from srigl_jax.export.c_file import network_of
 from srigl_jax.export.network import Activation, Add, Layer, Network, Pool, Window, as_image
-from srigl_jax.whole_file import write_whole
 
 _OPSET = 20  # the first with Gelu
 _ACTIVATIONS: dict[str, tuple[str, dict[str, Any]]] = {

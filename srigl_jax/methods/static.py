@@ -6,6 +6,7 @@ import optax
 from jax import Array
 
 from srigl_jax.allocation import Distribution
+from srigl_jax.arguments import ARRAYS, check_by_path
 from srigl_jax.layer_filters import LayerFilter
 from srigl_jax.layers import AxesFn
 from srigl_jax.structures import Structure
@@ -60,4 +61,5 @@ def fixed_masks(
 
   Source: Evci et al., The Difficulty of Training Sparse Neural Networks (arXiv:1906.10732).
   """
+  check_by_path("masks", masks, ARRAYS, "bool arrays, from get_masks(opt_state)")
   return sparse_training(inner, None, initial=masks, axes=axes)
