@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import numpy as np
+import optax
 
 ARRAYS = (jax.Array, np.ndarray)
 """Kinds of arrays, traced ones too."""
@@ -21,6 +22,14 @@ def check_kind(name: str, value: Any, kinds: Any, wanted: str) -> None:
   """
   if not isinstance(value, kinds):
     raise ValueError(f"{name} is {_a(value)}; it must be {wanted}.")
+
+
+def check_optimizer(name: str, value: Any) -> None:
+  """Raises a ValueError unless a value is an optax transformation; `name`: the argument's."""
+  wanted = "an optimizer, such as optax.sgd(0.1)"
+  if callable(getattr(value, "gradient_transformation", None)):
+    wanted = "a transformation: give its .gradient_transformation()"
+  check_kind(name, value, optax.GradientTransformation, wanted)
 
 
 def check_callable(name: str, value: Any, wanted: str) -> None:

@@ -19,7 +19,7 @@ from jax import Array
 
 from srigl_jax import noticed
 from srigl_jax.allocation import Allocation, allocate
-from srigl_jax.arguments import check_kind
+from srigl_jax.arguments import check_optimizer
 from srigl_jax.eager import compiled_if_eager
 from srigl_jax.layer_filters import find_layers, judge_leaves, select
 from srigl_jax.layers import AxesFn, check_countable, check_paths, leaf_dict, map_leaves
@@ -65,7 +65,7 @@ def sparse_training(
     ValueError: if an argument is out of range; on `init` if the masks or the sparsity do not fit
       the parameters.
   """
-  check_kind("inner", inner, optax.GradientTransformation, "an optimizer, such as optax.sgd(0.1)")
+  check_optimizer("inner", inner)
   inner = optax.with_extra_args_support(inner)
   check_mask_updater(updater)
   _check_sparsity_kwargs(sparsity_kwargs)

@@ -16,7 +16,7 @@ import numpy as np
 import optax
 from jax import Array
 
-from srigl_jax.arguments import check_by_path, check_kind
+from srigl_jax.arguments import check_by_path, check_optimizer
 from srigl_jax.condensed_training.conditional import apply_if
 from srigl_jax.condensed_training.explored import add_explored, explored_bits
 from srigl_jax.condensed_training.gradient_window import Window, batch_gradient, window_gradient
@@ -105,7 +105,7 @@ def condensed_training(
   Raises:
     ValueError: if an argument is out of range.
   """
-  check_kind("inner", inner, optax.GradientTransformation, "an optimizer, such as optax.sgd(0.1)")
+  check_optimizer("inner", inner)
   inner = optax.with_extra_args_support(inner)
   check_mask_updater(topology.updater if topology else None)
   if not isinstance(accumulation_steps, int | np.integer) or accumulation_steps < 1:

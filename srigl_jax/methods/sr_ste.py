@@ -7,7 +7,7 @@ from jax import Array
 
 from srigl_jax import noticed
 from srigl_jax.allocation import allocate
-from srigl_jax.arguments import check_kind
+from srigl_jax.arguments import check_optimizer
 from srigl_jax.blocks import topk_mask_per_block
 from srigl_jax.by_path import ByPath
 from srigl_jax.eager import compiled_if_eager
@@ -63,7 +63,7 @@ def sr_ste(
   Source: Zhou et al., Learning N:M Fine-grained Structured Sparse Neural Networks From Scratch
   (arXiv:2102.04010), its SR-STE.
   """
-  check_kind("inner", inner, optax.GradientTransformation, "an optimizer, such as optax.sgd(0.1)")
+  check_optimizer("inner", inner)
   structure = n_of_m(n, m)
   if not isinstance(decay, Array) and not decay >= 0:
     raise ValueError(f"decay is {decay}; it must be 0 or more.")
