@@ -3,9 +3,9 @@
 #include <string.h>
 
 #include <algorithm>
+#include <atomic>
 #include <functional>
 #include <mutex>
-#include <tuple>
 #include <utility>
 #include <vector>
 
@@ -55,6 +55,8 @@ std::pair<int64_t, int64_t> FindBin(const std::vector<int64_t>& bins, int64_t co
   }
   return {-1, above};
 }
+
+using Found = std::vector<std::vector<Ranked>>;
 
 struct Block {
   int64_t first, count;  // neurons
@@ -133,19 +135,19 @@ class Updater {
     }
   }
 
+  int64_t num_blocks() const { return CeilDiv(u_.out_features, block_); }
+
+  // Calls `run` with 0..count - 1, from several threads.
+  void Parallel(int64_t count, const std::function<void(int64_t)>& run) {
+    const auto task = [](const void* run, int64_t i) {
+      (*static_cast<const std::function<void(int64_t)>*>(run))(i);
+    };
+    executor_->Run(count, executor_->num_threads(), task, &run);
+  }
+
   // Calls `visit` with every block of neurons, from several threads.
   void ForBlocks(const std::function<void(const Block&)>& visit, int64_t step = 1) {
-    struct Context {
-      Updater* self;
-      const std::function<void(const Block&)>& visit;
-      int64_t step;
-    } context = {this, visit, step};
-    const auto task = [](const void* context, int64_t i) {
-      const Context& c = *static_cast<const Context*>(context);
-      c.self->VisitBlock(i * c.step, c.visit);
-    };
-    const int64_t blocks = CeilDiv(CeilDiv(u_.out_features, block_), step);
-    executor_->Run(blocks, executor_->num_threads(), task, &context);
+    Parallel(CeilDiv(num_blocks(), step), [&](int64_t i) { VisitBlock(i * step, visit); });
   }
 
   void VisitBlock(int64_t number, const std::function<void(const Block&)>& visit) {
@@ -198,29 +200,22 @@ class Updater {
   // gradients of the layer.
   void Ablate(int64_t num_grown) {
     std::vector<int32_t> salient(u_.out_features, 0);
-    for (int64_t e = 0; e < num_entries_; ++e) salient[u_.active[e / u_.fan_in]] += kept_[e];
+    for (int64_t a = 0; a < u_.num_active; ++a) {
+      int32_t& kept = salient[u_.active[a]];
+      for (int64_t e = a * u_.fan_in; e < (a + 1) * u_.fan_in; ++e) kept += kept_[e];
+    }
     if (num_grown > 0) {
-      const Ranked last = LastGradient(num_grown);
-      ForBlocks([&](const Block& block) {
-        for (int64_t n = 0; n < block.count; ++n) {
-          const uint32_t* keys = block.keys + n * stride_;
-          const int32_t neuron = static_cast<int32_t>(block.first + n);
-          const auto is_chosen = [&](int64_t input) {
-            return !last.IsBefore({keys[input], static_cast<int32_t>(input), neuron});
-          };
-          const int64_t found =
-              kernels_.find_reaching(keys, u_.in_features, last.key, block.places);
-          int32_t chosen = 0;
-          for (int64_t i = 0; i < found; ++i) chosen += is_chosen(block.places[i]);
-          if (row_of_[neuron] >= 0) {
-            const int64_t first = row_of_[neuron] * u_.fan_in;
-            for (int64_t e = first; e < first + u_.fan_in; ++e) {
-              if (kept_[e]) chosen -= is_chosen(Input(e));
-            }
-          }
-          salient[neuron] += chosen;
-        }
-      });
+      Found large;
+      const Ranked last = LastGradient(num_grown, &large);
+      if (!large.empty()) {
+        Parallel(num_blocks(), [&](int64_t b) { AddChosen(large[b], last, &salient); });
+      } else {
+        ForBlocks([&](const Block& block) {
+          std::vector<Ranked> some;
+          AppendReaching(block, last.key, &some);
+          AddChosen(some, last, &salient);
+        });
+      }
     }
     std::vector<int32_t> sorted(salient);
     std::sort(sorted.begin(), sorted.end(), std::greater<int32_t>());
@@ -229,8 +224,40 @@ class Updater {
     for (int64_t n = 0; n < u_.out_features; ++n) stays_[n] = salient[n] >= enough;
   }
 
-  // The last of the `count` largest gradients of the layer.
-  Ranked LastGradient(int64_t count) {
+  // Gradients of a block of neurons whose keys reach `least`, by neuron and then by input.
+  void AppendReaching(const Block& block, uint32_t least, std::vector<Ranked>* some) const {
+    for (int64_t n = 0; n < block.count; ++n) {
+      const uint32_t* keys = block.keys + n * stride_;
+      const int64_t found = kernels_.find_reaching(keys, u_.in_features, least, block.places);
+      for (int64_t i = 0; i < found; ++i) {
+        const int32_t input = block.places[i];
+        some->push_back({keys[input], input, static_cast<int32_t>(block.first + n)});
+      }
+    }
+  }
+
+  // Counts, for each neuron of a block, those up to the last one that are not kept already.
+  void AddChosen(const std::vector<Ranked>& some, const Ranked& last,
+                 std::vector<int32_t>* salient) const {
+    int64_t e = 0, end = 0;
+    int32_t neuron = -1;
+    for (const Ranked& one : some) {
+      if (one.neuron != neuron) {
+        neuron = one.neuron;
+        const int64_t row = row_of_[neuron];
+        e = row < 0 ? 0 : row * u_.fan_in;
+        end = row < 0 ? 0 : e + u_.fan_in;
+      }
+      if (last.IsBefore(one)) continue;
+      while (e < end && Input(e) < one.input) ++e;
+      const bool is_kept = e < end && Input(e) == one.input && kept_[e];
+      (*salient)[neuron] += !is_kept;
+    }
+  }
+
+  // The last of the `count` largest gradients of the layer. In `large` all that may be among them, by
+  // blocks of neurons, or nothing if they are too many to be held.
+  Ranked LastGradient(int64_t count, Found* large) {
     // Most gradients are far too small: those of some neurons tell from where on to count.
     std::mutex mutex;
     const int64_t step = std::max<int64_t>(u_.out_features / block_ / 16, 1);
@@ -251,15 +278,12 @@ class Updater {
       std::nth_element(sample.begin(), sample.begin() + rank, sample.end(), std::greater<uint32_t>());
       least = sample[rank];
     }
-    std::vector<int64_t> bins = Histogram(least, kLowBits, 0);
-    auto [bin, above] = FindBin(bins, count);
-    if (bin < 0) {
-      bins = Histogram(0, kLowBits, 0);
-      std::tie(bin, above) = FindBin(bins, count);
-    }
+    if (Collect(least, count, large)) return LastOf(*large, count);
+    const std::vector<int64_t> bins = Histogram(0, kLowBits, 0);
+    const auto [bin, above] = FindBin(bins, count);
     const uint32_t low = static_cast<uint32_t>(bin) << kLowBits;
     if (bins[bin] <= kMostRanked) {
-      return LastBetween(low, low + ((1u << kLowBits) - 1), u_.in_features, count - above);
+      return LastBetween(low, low + ((1u << kLowBits) - 1), count - above);
     }
     // Very many are equal, zeros above all.
     const int64_t left = count - above;
@@ -289,6 +313,40 @@ class Updater {
     return {key, static_cast<int32_t>(row), tied[left - before - 1]};
   }
 
+  // Finds the gradients whose keys reach `least`, in one pass. False, and nothing, if these are fewer
+  // than `count`, or so many more that it is not worth their memory.
+  bool Collect(uint32_t least, int64_t count, Found* large) {
+    const int64_t most = 4 * count + 256;
+    std::atomic<int64_t> total{0};
+    large->resize(num_blocks());
+    ForBlocks([&](const Block& block) {
+      if (total.load() > most) return;
+      std::vector<Ranked>& some = (*large)[block.first / block_];
+      AppendReaching(block, least, &some);
+      total.fetch_add(static_cast<int64_t>(some.size()));
+    });
+    const bool fits = total.load() >= count && total.load() <= most;
+    if (!fits) large->clear();
+    return fits;
+  }
+
+  // The last of the `count` first of them.
+  Ranked LastOf(const Found& large, int64_t count) {
+    std::vector<int64_t> bins(kNumBins);
+    for (const auto& some : large) {
+      for (const Ranked& one : some) ++bins[one.key >> kLowBits];
+    }
+    const auto [bin, above] = FindBin(bins, count);
+    std::vector<Ranked> near;
+    near.reserve(bins[bin]);
+    for (const auto& some : large) {
+      for (const Ranked& one : some) {
+        if ((one.key >> kLowBits) == bin) near.push_back(one);
+      }
+    }
+    return Last(&near, count - above);
+  }
+
   // How many gradients' keys, of those that reach `least`, lie in each bin of 2^shift from `first` on.
   std::vector<int64_t> Histogram(uint32_t least, int shift, uint32_t first) {
     std::vector<int64_t> total(shift == 0 ? 1 << kLowBits : kNumBins);
@@ -312,23 +370,14 @@ class Updater {
   }
 
   // The last of the `count` first gradients with keys from `low` to `high`.
-  Ranked LastBetween(uint32_t low, uint32_t high, int64_t num_inputs, int64_t count) {
+  Ranked LastBetween(uint32_t low, uint32_t high, int64_t count) {
     std::vector<Ranked> all;
     std::mutex mutex;
     ForBlocks([&](const Block& block) {
       std::vector<Ranked> some;
-      for (int64_t n = 0; n < block.count; ++n) {
-        const uint32_t* keys = block.keys + n * stride_;
-        const int64_t found = kernels_.find_reaching(keys, num_inputs, low, block.places);
-        for (int64_t i = 0; i < found; ++i) {
-          const int32_t input = block.places[i];
-          if (keys[input] <= high) {
-            some.push_back({keys[input], input, static_cast<int32_t>(block.first + n)});
-          }
-        }
-      }
+      AppendReaching(block, low, &some);
       const std::lock_guard<std::mutex> lock(mutex);
-      all.insert(all.end(), some.begin(), some.end());
+      for (const Ranked& one : some) if (one.key <= high) all.push_back(one);
     });
     return Last(&all, count);
   }
