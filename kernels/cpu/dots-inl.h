@@ -82,16 +82,35 @@ SRIGL_VNNI __attribute__((noinline)) void SumInt8(const DotView& view, const Dot
   }
 }
 
+// As StepsOfRow and Integers, by the instructions of this target.
 inline void ConvertInt8(const MatMul& call, int64_t row, uint8_t* to, float* scale, int32_t* zero) {
   const float* x = call.x + row * call.in_features;
-  const Steps steps = StepsOfRow(x, call.in_features, call.range);
+  __m512 low = _mm512_setzero_ps();
+  __m512i largest = _mm512_setzero_si512();  // sizes, NaN above all others
+  for (int64_t i = 0; i < call.in_features; i += kWidth) {
+    const __m512 v = (__m512)LoadSome(x + i, call.in_features - i);
+    low = _mm512_min_ps(v, low);  // which NaN leaves as it is
+    largest = _mm512_max_epu32(largest, _mm512_castps_si512(_mm512_abs_ps(v)));
+  }
+  const uint32_t bits = _mm512_reduce_max_epu32(largest);
+  float high;  // or -low, which then takes its place
+  memcpy(&high, &bits, sizeof(high));
+  const float* range = call.range;
+  const Steps steps =
+      range == nullptr
+          ? StepsOf(_mm512_reduce_min_ps(low), high, bits >= 0x7f800000)
+          : StepsOf(range[0] < 0 ? range[0] : 0, range[1] > 0 ? range[1] : 0,
+                    bits > 0x7f800000 || range[0] != range[0] || range[1] != range[1]);
   *scale = steps.scale;
   *zero = steps.low < 0 ? 128 : 0;
   const __m512i shift = _mm512_set1_epi32(*zero);
+  const __m512 inverse = _mm512_set1_ps(steps.inverse), least = _mm512_set1_ps(steps.low),
+               most = _mm512_set1_ps(steps.high);
   for (int64_t i = 0; i < call.in_features; i += kWidth) {
-    const Vec integers = Integers(LoadSome(x + i, call.in_features - i), steps);
-    const __m512i bytes = _mm512_add_epi32(_mm512_cvtps_epi32(integers), shift);
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(to + i), _mm512_cvtepi32_epi8(bytes));
+    const __m512 v = _mm512_mul_ps((__m512)LoadSome(x + i, call.in_features - i), inverse);
+    const __m512i integers = _mm512_cvtps_epi32(_mm512_min_ps(_mm512_max_ps(v, least), most));
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(to + i),
+                     _mm512_cvtepi32_epi8(_mm512_add_epi32(integers, shift)));
   }
 }
 
