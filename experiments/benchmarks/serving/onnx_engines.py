@@ -73,14 +73,18 @@ def _openvino(path: Path, precision: str, threads: int) -> Engine:
   return Engine(prepare)
 
 
-def quantize(path: Path, examples: Iterator[Arrays], *, static: bool) -> Path:
+def quantize(
+  path: Path, examples: Iterator[Arrays], *, static: bool, only_products: bool = False
+) -> Path:
   """Writes the int8 form of an ONNX file beside it, if it is not there.
 
   Args:
     path: of the float32 file.
     examples: inputs, over which a static form takes the ranges of activations.
-    static: whether activations are quantized by constants, in every operation that can be (QDQ,
-      weights by channel), or each by its own range when it is called, in linear layers.
+    static: whether activations are quantized by constants (QDQ, weights by channel), or by their
+      own range whenever a linear layer is called.
+    only_products: whether a static form leaves other operations than products in float32, as is
+      usual for transformers, whose norms and activations lose too much.
   """
   from onnxruntime import quantization as q
 
@@ -99,6 +103,7 @@ def quantize(path: Path, examples: Iterator[Arrays], *, static: bool) -> Path:
   q.quantize_static(
     path, out, Reader(), quant_format=q.QuantFormat.QDQ, per_channel=True,
     activation_type=q.QuantType.QUInt8, weight_type=q.QuantType.QInt8,
+    op_types_to_quantize=["MatMul", "Conv"] if only_products else None,
   )  # fmt: skip
   return out
 

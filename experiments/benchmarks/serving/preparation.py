@@ -79,4 +79,4 @@ def _write_onnx(network: Network, folder: Path, engines: Sequence[str]) -> None:
     if not target.exists():
       target.symlink_to(made.name)
   if "openvino-int8" in engines:
-    quantize(path, iter(examples), static=True)
+    quantize(path, iter(examples), static=True, only_products=not network.is_image)
