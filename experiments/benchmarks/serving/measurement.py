@@ -73,7 +73,7 @@ def measure(
   sparsities: Sequence[float],
   rounds: int,
   caller_rounds: int = 0,
-  spend: float = 1.0,
+  spend: float = 0.3,
 ) -> Measurement:
   """Measures one network.
 

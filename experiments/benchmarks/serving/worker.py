@@ -41,16 +41,17 @@ class Service:
     self.is_rival = task.engine not in OURS and task.engine != "jax"
     module = importlib.import_module(f"{_FOLDER}.{ENGINES[task.engine].module}")
     self.engine: Engine = module.make(task)
-    self.calls: dict[int, Call] = {}
+    self.calls: dict[int, list[Call]] = {}  # by batch, one for each caller
     self.last: dict[int, float] = {}
 
-  def prepared(self, batch: int) -> Call:
-    """A call of a batch, compiled."""
-    network = self.network
-    inputs = for_rivals(network, batch) if self.is_rival else network.inputs(batch)
-    call = self.engine.prepare(inputs)
-    call()
-    return call
+  def prepared(self, batch: int, callers: int = 1) -> list[Call]:
+    """A call for each caller, compiled."""
+    calls = self.calls.setdefault(batch, [])
+    while len(calls) < callers:
+      make = for_rivals if self.is_rival else lambda network, batch: network.inputs(batch)
+      calls.append(self.engine.prepare(make(self.network, batch)))
+      calls[-1]()
+    return calls[:callers]
 
   def error(self) -> float:
     """Of the outputs of one example, over the largest.
@@ -58,7 +59,7 @@ class Service:
     Raises:
       RuntimeError: if an engine that computes in float32 computes something else.
     """
-    got = [np.asarray(y, np.float64) for y in jax.tree.leaves(self._call(1)())]
+    got = [np.asarray(y, np.float64) for y in jax.tree.leaves(self.prepared(1)[0]())]
     want = np.load(expected_path(self.task.folder, self.task.sparsity))
     errors = [
       np.abs(y - want[name]).max() / np.abs(want[name]).max()
@@ -73,7 +74,7 @@ class Service:
 
   def seconds(self, batch: int) -> float:
     """The median call of a moment, or one that is longer."""
-    call = self._call(batch)
+    [call] = self.prepared(batch)
     if self.last.get(batch, 0) > _SPEND_SECONDS:
       self.last[batch] = elapsed(call)
     else:
@@ -83,15 +84,9 @@ class Service:
 
   def serve(self, batch: int, callers: int, spend: float) -> dict[str, Any]:
     """Seconds of the median call and of one in a hundred, and calls per second."""
-    calls = [self.prepared(batch) for _ in range(callers)]
-    latencies, rate = concurrent_calls(calls, spend=spend)
+    latencies, rate = concurrent_calls(self.prepared(batch, callers), spend=spend)
     p50, p99 = np.percentile(latencies, [50, 99])
     return {"p50": float(p50), "p99": float(p99), "rate": rate}
-
-  def _call(self, batch: int) -> Call:
-    if batch not in self.calls:
-      self.calls[batch] = self.prepared(batch)
-    return self.calls[batch]
 
 
 def main() -> None:
