@@ -37,7 +37,7 @@ from experiments.common.environment import (
 from experiments.common.files import RESULTS, read_json, write_json
 
 _OUT = RESULTS / "serving.json"
-_WITH_CALLERS = ("feed-forward pair", "ResNet-50")
+_WITH_CALLERS = ("feed-forward pair", "CIFAR ResNet-18")
 
 
 def main() -> int:
@@ -91,7 +91,7 @@ def _report(
   """The results file; writes it if it has a path."""
   command = command_line("experiments.benchmark_serving")
   if is_mixed:
-    command += ", the other rows by earlier runs"
+    command += "  # the other rows by earlier runs"
   result = results(list(report.comparisons(measured)), command, every_round=False)
   result["environment"] = _environment()
   result |= {
