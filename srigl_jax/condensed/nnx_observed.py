@@ -1,6 +1,6 @@
 """Condensed Flax NNX modules that are looked at while a model runs, and that get other layers."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from flax import nnx
@@ -22,11 +22,14 @@ class _Observed(nnx.Module):
     return self.run(inputs, *args, **kwargs)
 
 
-def observed(model: nnx.Module, see: Callable[[str, Any], None]) -> nnx.Module:
-  """A copy of a condensed model that calls `see(path, inputs)` in every call of a layer."""
+def observed(
+  model: nnx.Module, paths: Iterable[str], see: Callable[[str, Any], None]
+) -> nnx.Module:
+  """A copy of a condensed model that calls `see(path, inputs)` in every call of these layers."""
   model = nnx.clone(model)
+  modules = find_condensed(model)
   show = lambda path: lambda inputs: see(path, inputs)
-  return swap(model, {path: _Observed(x, show(path)) for path, x in find_condensed(model).items()})
+  return swap(model, {path: _Observed(modules[path], show(path)) for path in paths})
 
 
 def with_layer(module: nnx.Module, layer: Prepared) -> Any:

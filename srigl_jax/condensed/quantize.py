@@ -101,13 +101,14 @@ def quantize_model(
       "The model is being fine-tuned, in float32: quantize what "
       "merge_condensed(dense_model, *split_condensed(model)) returns."
     )
-  run = lambda see: (call or _call)(flax.observed(model, see), *arguments)
+  is_open = lambda layer: layer.values.ndim == 2 and not layer.is_reduced  # no stack
+  candidates = [path for path, layer in layers.items() if is_open(layer.condensed)]
+  run = lambda see: (call or _call)(flax.observed(model, candidates, see), *arguments)
 
   ranges: dict[str, tuple[float, float]] = {}
 
   def find_range(path: str, x: Any) -> None:
-    layer = layers[path].condensed
-    if isinstance(x, jax.core.Tracer) or layer.values.ndim > 2 or layer.is_reduced or not x.size:
+    if isinstance(x, jax.core.Tracer) or not x.size:
       return
     low, high = ranges.get(path, (math.inf, -math.inf))
     ranges[path] = min(low, float(x.min())), max(high, float(x.max()))

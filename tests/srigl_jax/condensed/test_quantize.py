@@ -84,6 +84,17 @@ def test_layers_within_transformations_are_left_alone(condensed):
   assert all(np.isnan(layer.error) for layer in report.layers)
 
 
+def test_stacks_are_left_alone():
+  stack = nnx.vmap(lambda rngs: nnx.Linear(4, 4, rngs=rngs))(nnx.Rngs(0).split(2))
+  model = nnx.Dict(stack=stack)
+  masks = {"stack/kernel": jnp.ones((2, 4, 4), bool)}
+  run = nnx.scan(lambda x, layer: layer(x), in_axes=(nnx.Carry, 0), out_axes=nnx.Carry)
+  condensed = sx.condense_model(model, masks, backend="xla")
+  call = lambda model, x: run(x, model["stack"])
+  _, report = sx.quantize_model(condensed, jnp.ones((1, 4)), call=call)
+  assert [layer.dtype for layer in report.layers] == ["float32"]
+
+
 def test_what_is_refused(condensed):
   model, x = condensed
   for kwargs, message in (
