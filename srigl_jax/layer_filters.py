@@ -14,8 +14,8 @@ import warnings
 from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any, NamedTuple
 
-from srigl_jax.ends import FIRST, first_layers, head_layers
 from srigl_jax.layers import Axes, AxesFn, Layer, LayerPath
+from srigl_jax.leaves.ends import FIRST, first_layers, head_layers
 from srigl_jax.leaves.judge import Leaf, judge
 from srigl_jax.leaves.specs import leaf_specs
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from srigl_jax.ends import find_head
 from srigl_jax.layers import Layer, to_matrix
+from srigl_jax.leaves.ends import find_head
 
 
 def broken_paths(

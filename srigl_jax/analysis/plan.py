@@ -10,9 +10,9 @@ import numpy as np
 
 from srigl_jax.allocation import Allocation, allocate
 from srigl_jax.analysis.summary import format_table
-from srigl_jax.ends import Head, find_head
 from srigl_jax.layer_filters import LayerFilter, all_but, judge_leaves, select
 from srigl_jax.layers import AxesFn
+from srigl_jax.leaves.ends import Head, find_head
 from srigl_jax.leaves.judge import Leaf
 from srigl_jax.leaves.specs import LeafSpec, leaf_specs
 from srigl_jax.structures import ConstantFanIn
