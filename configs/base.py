@@ -62,6 +62,7 @@ def get_config(method: str = "srigl") -> ConfigDict:
         "name": "digits",  # a key of experiments.data.DATASETS
         "data_dir": "",  # TFDS folder; empty: $TFDS_DATA_DIR, else ~/tensorflow_datasets
         "batch_size": 128,  # of all devices together
+        "validation_fraction": 0.0,  # of the training images: tested on in place of the test images
         "kwargs": {},  # further arguments of the loader
       },
       "model": {

@@ -24,6 +24,7 @@ _MOVED: dict[str, dict[str, str]] = {
 _ABLATION = "ablation"
 # Fields added to `configs/base.py` since 0.2.0, by dotted path, and what runs without them had.
 _ADDED: dict[str, Any] = {
+  "data.validation_fraction": 0.0,
   "method.engine": "masked",
   "method.track_explored": False,
   "model.init_from": "",

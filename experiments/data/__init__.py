@@ -8,6 +8,7 @@ from experiments.data.batch_order import batch_indices, epoch_order
 from experiments.data.cifar10 import load_cifar10
 from experiments.data.dataset import Dataset
 from experiments.data.digits import load_digits
+from experiments.data.holdout import hold_out
 from experiments.data.imagenet import load_imagenet2012, load_synthetic_imagenet
 from experiments.data.input_pipeline import InputPipeline, make_input_pipeline, test_examples
 from experiments.data.prefetch import Prefetch
@@ -24,6 +25,7 @@ __all__ = [
   "ProcessShard",
   "batch_indices",
   "epoch_order",
+  "hold_out",
   "load",
   "load_cifar10",
   "load_digits",
@@ -44,13 +46,17 @@ DATASETS: dict[str, Callable[..., Dataset | ImageStream]] = {
 }
 
 
-def load(name: str, *, data_dir: str | None = None, **kwargs: Any) -> Any:
+def load(
+  name: str, *, data_dir: str | None = None, validation_fraction: float = 0.0, **kwargs: Any
+) -> Any:
   """Loads a data set by name.
 
   Args:
     name: a key of `DATASETS`.
     data_dir: folder of the TensorFlow Datasets, for those that are read from disk. Default: the
       environment variable `TFDS_DATA_DIR`, else `~/tensorflow_datasets`.
+    validation_fraction: of the training images, to test on in place of the test images; see
+      `hold_out`.
     **kwargs: further arguments of the loader.
 
   Returns:
@@ -62,5 +68,7 @@ def load(name: str, *, data_dir: str | None = None, **kwargs: Any) -> Any:
     FileNotFoundError: if the data set is not in the folder.
   """
   loader = choose(DATASETS, name, "data set name")
-  check_arguments(loader, kwargs, reserved=["data_dir"], what=f"config.data.kwargs of {name!r}")
-  return loader(data_dir=data_dir, **kwargs)
+  reserved = ["data_dir", "validation_fraction"]
+  check_arguments(loader, kwargs, reserved=reserved, what=f"config.data.kwargs of {name!r}")
+  data = loader(data_dir=data_dir, **kwargs)
+  return hold_out(data, validation_fraction) if validation_fraction else data

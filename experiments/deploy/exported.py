@@ -169,6 +169,7 @@ def load_data(exported: Exported, *, data_dir: str = "") -> Dataset:
   """
   data = exported.config.data
   kwargs = {k: v for k, v in data.kwargs.to_dict().items() if k not in _OF_THE_MACHINE}
+  kwargs["validation_fraction"] = data.validation_fraction
   try:
     return load(data.name, data_dir=data_dir or None, **kwargs)
   except (AttributeError, TypeError) as error:

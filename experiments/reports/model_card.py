@@ -6,6 +6,7 @@ from typing import Any
 
 from experiments.common.files import read_json, write_text
 from experiments.common.markdown import markdown_table
+from experiments.data.holdout import tested_on
 from experiments.workdir.patterns import CONFIG, RESULTS
 from experiments.workdir.provenance import read_sessions
 
@@ -121,8 +122,9 @@ def _use(config: dict[str, Any], results: dict[str, Any], workdir: Path) -> str:
 
 
 def _limits(config: dict[str, Any]) -> str:
+  images = tested_on(config["data"])
   return (
-    f"One seed. The accuracy is that on the test images of {config['data']['name']}, on which the "
+    f"One seed. The accuracy is that on the {images} of {config['data']['name']}, on which the "
     "best checkpoint was also chosen; nothing is known of other images, of robustness or of "
     "fairness. The full config is in `config.json`, every record in `metrics.jsonl`."
   )

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.common.files import read_json, write_text
+from experiments.data.holdout import tested_on
 from experiments.reports import figures
 from experiments.workdir.metrics import read_metrics
 from experiments.workdir.patterns import CONFIG, RESULTS
@@ -34,7 +35,8 @@ def write_run_report(workdir: Path) -> Path:
     last = metrics["train"][-1]
     parts += [f"Not finished: step {last['step']}, loss {last['loss']:.4g}.", ""]
   else:
-    parts += [_key_figures(results), "", "```", results["table"], "```", ""]
+    images = tested_on(config["data"])
+    parts += [_key_figures(results, images), "", "```", results["table"], "```", ""]
   parts += ["![Loss and accuracy](figures/training.png)", ""]
   topology = metrics["topology"]
   if topology and any(layer["density"] < 1 for layer in topology[-1]["layers"].values()):
@@ -50,15 +52,16 @@ def _flops(value: float | None) -> str:
   return "unknown" if value is None else f"{value:.3f}"
 
 
-def _key_figures(results: dict[str, Any]) -> str:
-  """What a finished run has come to, as a list."""
+def _key_figures(results: dict[str, Any], images: str) -> str:
+  """What a finished run has come to, as a list; `images` are those that it was tested on."""
   environment = ", ".join(f"{k} {v}" for k, v in results["environment"].items())
   minutes, seconds = divmod(round(results["train_seconds"]), 60)
   itop = "" if results["itop_rate"] is None else f", ITOP rate {results['itop_rate']:.3f}"
   engine = results.get("engine", "masked")
   return "\n".join(
     [
-      f"- test accuracy {results['test_accuracy']:.2%}, best {results['best_test_accuracy']:.2%}",
+      f"- test accuracy {results['test_accuracy']:.2%}, best {results['best_test_accuracy']:.2%}"
+      + (f" ({images})" if images != "test images" else ""),
       f"- sparsity {results['sparsity']:.2%}, active neurons {results['active_neurons']:.1%}{itop}",
       f"- FLOPs relative to dense: {_flops(results['inference_flops'])} to infer, "
       f"{_flops(results['training_flops'])} to train",

@@ -15,10 +15,12 @@ def comparison(sweep: SweepResults) -> str:
   Accuracy is that of the last step; "best" is the best test of a run, which the paper's tables
   show. FLOPs are relative to the dense network's, those of a training step to its training step.
   """
+  sections = [variant.config.get("data", {}) for variant in sweep.variants]
+  held_out = any(section.get("validation_fraction") for section in sections)
   header = [
     "variant",
     "seeds",
-    "test accuracy (%)",
+    "validation accuracy (%)" if held_out else "test accuracy (%)",
     "best (%)",
     "sparsity (%)",
     "active neurons (%)",

@@ -183,7 +183,12 @@ def prepare(config: ConfigDict, *, for_restoring: bool = False) -> tuple[Run, Tr
 
 def load_data(config: ConfigDict) -> Dataset | ImageStream:
   """The data set that the `data` section of a config names."""
-  return load(config.name, data_dir=config.data_dir or None, **config.kwargs.to_dict())
+  return load(
+    config.name,
+    data_dir=config.data_dir or None,
+    validation_fraction=config.validation_fraction,
+    **config.kwargs.to_dict(),
+  )
 
 
 def _make_pipeline(config: ConfigDict, data: Dataset | ImageStream) -> InputPipeline:

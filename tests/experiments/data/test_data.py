@@ -192,6 +192,35 @@ def test_digits_hold_out_a_quarter_of_each_class():
   assert not any(image.tobytes() in seen for image in digits.test_images)
 
 
+def test_a_validation_part_of_the_training_images():
+  """The same of every class and in every run; the test images are not looked at."""
+  whole = data.load("synthetic", num_train=200, num_test=10)
+  part = data.load("synthetic", num_train=200, num_test=10, validation_fraction=0.2)
+  counts = np.bincount(whole.train_labels)
+  np.testing.assert_array_equal(
+    np.bincount(part.test_labels), np.maximum(1, np.round(0.2 * counts).astype(int))
+  )
+  images = lambda *arrays: sorted(image.tobytes() for array in arrays for image in array)
+  assert images(part.train_images, part.test_images) == images(whole.train_images)
+  again = data.load("synthetic", num_train=200, num_test=50, validation_fraction=0.2)
+  np.testing.assert_array_equal(part.test_images, again.test_images)
+  np.testing.assert_array_equal(part.test_labels, again.test_labels)
+
+
+@pytest.mark.parametrize(
+  ("name", "kwargs", "message"),
+  [
+    ("synthetic", {"validation_fraction": 1.0}, "validation_fraction is 1.0; it must be 0"),
+    ("synthetic", {"validation_fraction": -0.1}, "validation_fraction is -0.1; it must be 0"),
+    ("synthetic", {"validation_fraction": 0.999}, "of class 0 none would be left"),
+    ("synthetic_imagenet", {"validation_fraction": 0.1}, "held in memory"),
+  ],
+)
+def test_what_cannot_be_held_out(name, kwargs, message):
+  with pytest.raises(ValueError, match=message):
+    data.load(name, **kwargs)
+
+
 def test_synthetic_is_learnable_and_takes_any_shape():
   synthetic = data.load(
     "synthetic", image_shape=(5, 7, 2), num_classes=3, num_train=90, num_test=30
