@@ -6,6 +6,8 @@ from experiments.common.files import write_text
 from experiments.reports import figures
 from experiments.sweeps import tables
 from experiments.sweeps.figures import sweep_figure
+from experiments.sweeps.paired import compare, planned
+from experiments.sweeps.paired_report import paired_figure, paired_table
 from experiments.sweeps.results import read_sweep_results
 
 
@@ -31,6 +33,10 @@ def write_sweep_report(workdir: Path) -> tuple[Path, str]:
   parts += [f"{sweep.missing} runs are not finished.", ""] if sweep.missing else []
   parts += [f"- {name} failed: {error}" for name, error in sweep.failed.items()]
   parts += [""] if sweep.failed else []
+  if pairs := planned(sweep):
+    found = compare(sweep, pairs)
+    paired_figure(found, workdir / "figures" / "paired.png", title=sweep.name)
+    parts += [paired_table(found), "", "![Paired differences](figures/paired.png)", ""]
   if sweep_figure(sweep, workdir / "figures" / "study.png"):
     parts += [f"![{sweep.name}](figures/study.png)", ""]
   parts += ["![Test accuracy by variant](figures/comparison.png)", ""]

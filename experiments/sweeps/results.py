@@ -8,12 +8,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy import stats
 
-from experiments.common.files import read_sound
+from experiments.common.files import read_json, read_sound
 from experiments.common.old_configs import converted
 from experiments.sweeps.failures import read_failure
 from experiments.sweeps.spec import read_record, same_variant
 from experiments.workdir.metrics import read_metrics
-from experiments.workdir.patterns import SWEPT_CONFIG, SWEPT_RESULTS
+from experiments.workdir.patterns import SWEEP_RESULTS, SWEPT_CONFIG, SWEPT_RESULTS
 
 
 class FinishedRun(NamedTuple):
@@ -61,6 +61,7 @@ class SweepResults(NamedTuple):
     missing: how many runs are not finished.
     failed: why runs failed, by name.
     published: others' accuracy with its interval, by method and place on the study's axis.
+    comparisons: pairs of variants or methods that the sweep was made to compare.
   """
 
   name: str
@@ -70,6 +71,7 @@ class SweepResults(NamedTuple):
   missing: int
   failed: dict[str, str]
   published: dict[str, dict[float, tuple[float, float]]]
+  comparisons: list[tuple[str, str]]
 
 
 def mean_and_interval(values: Sequence[float]) -> tuple[float, float]:
@@ -113,7 +115,34 @@ def read_sweep_results(workdir: Path) -> SweepResults:
   for method, place, accuracy, half_width in record.get("published", ()):
     published.setdefault(method, {})[place] = accuracy, half_width
   said = record["name"], record["study"], record["command"]
-  return SweepResults(*said, variants, missing, failed, published)
+  comparisons = [(first, second) for first, second in record.get("comparisons", ())]
+  return SweepResults(*said, variants, missing, failed, published, comparisons)
+
+
+def read_results_file(path: Path) -> SweepResults:
+  """Reads a sweep's results file: the numbers of its runs, without their tests over time.
+
+  Raises:
+    ValueError: if it is not there, damaged, or not of a sweep.
+  """
+  content = read_json(path, SWEEP_RESULTS)
+  if content is None:
+    raise ValueError(f"{path} does not exist: give a file of `experiments/results/`.")
+  variants = [
+    VariantResults(
+      name,
+      variant["axes"],
+      variant["config"],
+      [
+        FinishedRun(run["seed"], {"environment": content["environment"]} | run, [])
+        for run in variant["runs"]
+      ],
+    )
+    for name, variant in content["variants"].items()
+  ]
+  said = content["name"], content["study"], content["command"]
+  comparisons = [(first, second) for first, second in content.get("comparisons", ())]
+  return SweepResults(*said, variants, content["missing_runs"], {}, {}, comparisons)
 
 
 def results_file(sweep: SweepResults, table: str) -> dict[str, Any]:
@@ -131,6 +160,7 @@ def results_file(sweep: SweepResults, table: str) -> dict[str, Any]:
     "name": sweep.name,
     "study": sweep.kind,
     "missing_runs": sweep.missing,
+    "comparisons": [list(pair) for pair in sweep.comparisons],
     "variants": {
       v.name: {
         "axes": v.axes,

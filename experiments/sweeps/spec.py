@@ -50,12 +50,13 @@ def variants_of(sweep: ConfigDict) -> list[Variant]:
   Args:
     sweep: `base` (a run's config), `variants`: for each a name, the differences, and optionally
       `{"seeds": ..., "axes": ...}`; `seeds`, of those that have none of their own; optionally
-      `study`, a key of `STUDIES`, and `published`, figures to draw beside: method, place on the
-      axis, accuracy and half width of its interval of each.
+      `study`, a key of `STUDIES`, `published`, figures to draw beside: method, place on the axis,
+      accuracy and half width of its interval of each, and `comparisons`, pairs of variants or
+      methods whose paired differences are the study's answer (see `paired.compare`).
 
   Raises:
-    ValueError: if there is nothing to run, two variants have one name, or the study is unknown or
-      lacks its axis.
+    ValueError: if there is nothing to run, two variants have one name, the study is unknown or
+      lacks its axis, or what is to be compared is no variant or method.
   """
   if "variants" not in sweep:
     raise ValueError("This config is a single run's: use python -m experiments.train.")
@@ -88,6 +89,13 @@ def variants_of(sweep: ConfigDict) -> list[Variant]:
       f"The sweep {sweep.name!r} is a study of kind {study!r}, but no variant says where it "
       f"stands: give them {{'axes': {{{axis!r}: number}}}} after their differences."
     )
+  names = {v.name for v in variants} | {v.axes["method"] for v in variants}
+  for pair in sweep.get("comparisons", ()):
+    if len(pair) != 2 or not names.issuperset(pair):
+      raise ValueError(
+        f"sweep.comparisons of {sweep.name!r} has {pair!r}; each must be two of its variants or "
+        f"methods: {', '.join(sorted(map(str, names)))}."
+      )
   return variants
 
 
@@ -150,6 +158,7 @@ def write_record(sweep: ConfigDict, workdir: Path, command: str) -> None:
     "study": sweep.get("study", "methods"),
     "command": command,
     "published": [list(point) for point in sweep.get("published", ())],
+    "comparisons": [list(pair) for pair in sweep.get("comparisons", ())],
     "variants": variants,
   }
   path = workdir / "sweep.json"

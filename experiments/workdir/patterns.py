@@ -57,6 +57,16 @@ SWEEP: Pattern = {
 }
 """Of `sweep.json`."""
 
+SWEEP_RESULTS: Pattern = {
+  **dict.fromkeys(("name", "study", "command"), str),
+  "environment": dict,
+  "missing_runs": int,
+  "variants": {
+    str: {"axes": dict, "config": dict, "runs": [{"seed": int, "test_accuracy": float}]}
+  },
+}
+"""Of `experiments/results/NAME.json`, of a sweep."""
+
 SESSION: Pattern = {
   "step": int,
   "git_commit": (str, None),

@@ -154,6 +154,15 @@ def test_every_run_has_its_directory_and_the_sweep_a_report(tmp_path, training, 
   assert "sparse, seed 0: step 1/1  loss 0.5" in err
 
 
+def test_a_sweep_reports_what_it_was_made_to_compare(tmp_path, training):
+  training({"sparse/seed1": ValueError("no")})
+  path, *_ = run_sweep(tiny_sweep(comparisons=(("sparse", "dense"),)), tmp_path)
+  assert "| sparse − dense |     |     1 |               +0.00 |" in path.read_text()
+  assert (tmp_path / "figures" / "paired.png").exists()
+  with pytest.raises(ValueError, match=r"has \('sparse', 'rigl'\); each must be two of.*dense"):
+    expand(tiny_sweep(comparisons=(("sparse", "rigl"),)))
+
+
 def test_what_is_finished_is_skipped(tmp_path, training, capsys):
   training()
   run_sweep(tiny_sweep(seeds=(0,)), tmp_path)
