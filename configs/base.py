@@ -58,15 +58,19 @@ def get_config(method: str = "srigl") -> ConfigDict:
     {
       "name": "base",  # for people: title of the report
       "seed": 0,  # of weights, masks, batch order and augmentation
+      "task": {
+        "name": "image_classification",  # a key of experiments.tasks.TASKS; docs/add/task.md
+        "kwargs": {},  # further arguments of the task
+      },
       "data": {
-        "name": "digits",  # a key of experiments.data.DATASETS
+        "name": "digits",  # a data set of the task; of images: a key of experiments.data.DATASETS
         "data_dir": "",  # TFDS folder; empty: $TFDS_DATA_DIR, else ~/tensorflow_datasets
         "batch_size": 128,  # of all devices together
         "validation_fraction": 0.0,  # of the training images: tested on in place of the test images
         "kwargs": {},  # further arguments of the loader
       },
       "model": {
-        "name": "mlp",  # a key of experiments.models.MODELS
+        "name": "mlp",  # a network of the task; of images: a key of experiments.models.MODELS
         "dtype": "float32",  # of the computation: float32 or bfloat16 (weights stay float32)
         "kwargs": {},  # further arguments of the constructor
         "init_from": "",  # work directory of a run whose last weights to start from; empty: random

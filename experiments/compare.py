@@ -4,6 +4,7 @@ Meant for a run with masks beside the same one in condensed form: accuracy, time
 both have the same connections; if not, when they are first seen to part.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,6 +17,7 @@ from experiments.common.files import read_json, write_text
 from experiments.common.markdown import markdown_table
 from experiments.training.load_run import load_run
 from experiments.workdir.metrics import read_metrics
+from experiments.workdir.scores import scored
 
 _CLOSE = 1e-3  # relative difference of losses that is put down to rounding
 
@@ -53,7 +55,13 @@ def read_finished(workdir: Path, *, data_dir: str = "") -> Finished:
 
 def compare(one: Finished, other: Finished) -> str:
   """The comparison as Markdown."""
-  rows = [[name, *map(show, (one, other))] for name, show in _ROWS.items()]
+  score = scored(one.results).score
+  number = lambda value: f"{score.factor * value:.{2 if score.percent else 4}f}"
+  judged: dict[str, Callable[[Finished], str]] = {
+    score.axis: lambda run: number(scored(run.results).last),
+    f"best{' (%)' * score.percent}": lambda run: number(scored(run.results).best),
+  }
+  rows = [[name, *map(show, (one, other))] for name, show in (_RUN | judged | _ROWS).items()]
   header = ["", one.workdir.name, other.workdir.name]
   return "\n\n".join([markdown_table(header, rows, align="lrr"), _parting(one, other)])
 
@@ -68,11 +76,11 @@ def _memory(run: Finished) -> str:
   return f"{known / 1e6:.2f}" if parts else "–"
 
 
-_ROWS = {
+_RUN: dict[str, Callable[[Finished], str]] = {
   "engine": lambda run: run.results.get("engine", "masked"),
   "steps": lambda run: f"{run.results['steps']:,}",
-  "test accuracy (%)": lambda run: f"{100 * run.results['test_accuracy']:.2f}",
-  "best (%)": lambda run: f"{100 * run.results['best_test_accuracy']:.2f}",
+}
+_ROWS: dict[str, Callable[[Finished], str]] = {
   "sparsity (%)": lambda run: f"{100 * run.results['sparsity']:.2f}",
   "active neurons (%)": lambda run: f"{100 * run.results['active_neurons']:.1f}",
   "training (s)": lambda run: _seconds(run, first=0),

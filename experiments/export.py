@@ -12,18 +12,20 @@ format. For `c` and `onnx`, `--model=FILE` takes what this command wrote before 
 from pathlib import Path
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from absl import flags
 from flax import nnx
+from ml_collections import ConfigDict
 
 import srigl_jax as sx
 from experiments.common import cli
 from experiments.common.environment import environment
+from experiments.common.files import as_json
 from experiments.deploy import formats
+from experiments.deploy.evaluation import evaluate
 from experiments.deploy.exported import Exported, load_data, load_exported
 from experiments.deploy.formats import calibration
-from experiments.deploy.inference import accuracy, num_bytes, predict
+from experiments.deploy.inference import num_bytes
 from experiments.training.load_run import LoadedRun, load_run
 from srigl_kernels import DTYPES
 
@@ -62,6 +64,7 @@ def export(
   """
   model = condensed(trained)
   if dtype != "float32":
+    _check_images(trained.run.config, f"--dtype={dtype}", "--dtype=float32")
     images = jnp.asarray(calibration(trained.run.data))
     model, report = sx.quantize_model(model, images, dtype, max_error=max_error)
     print(report)
@@ -85,9 +88,9 @@ def condensed(trained: LoadedRun) -> nnx.Module:
     )
   if trained.run.is_condensed:
     return sx.condense_trained(trained.model)
-  image = jax.ShapeDtypeStruct((1, *trained.run.data.image_shape), jnp.float32)
+  inputs = trained.run.task.inputs(trained.run.shapes, 1)
   try:
-    return sx.condense_model(trained.model, trained.masks, image)
+    return sx.condense_model(trained.model, trained.masks, inputs)
   except ValueError as error:
     raise ValueError(
       f"The run {config.name!r} was trained by {config.method.name!r} and cannot be exported. "
@@ -98,11 +101,10 @@ def condensed(trained: LoadedRun) -> nnx.Module:
 
 def _provenance(trained: LoadedRun) -> dict[str, Any]:
   """What the file says of the network: how to build and feed it, and what trained it."""
-  data, settings = trained.run.data, trained.run.config.to_dict()
+  shapes, settings = as_json(trained.run.shapes), trained.run.config.to_dict()
   settings["data"].pop("data_dir")  # of the machine, not of the network
   return {
-    "image_shape": list(data.image_shape),
-    "num_classes": data.num_classes,
+    **(shapes if "image_shape" in shapes else {"shapes": shapes}),
     "step": trained.step,
     "config": settings,
     "environment": environment(),
@@ -139,16 +141,31 @@ def main() -> int:
     dtype=options.dtype,
     max_error=options.max_error,
   )
-  data = trained.run.data
-  logits, labels = predict({"before": trained.model, "after": exported.model}, data)
-  before, after = accuracy(logits["before"], labels), accuracy(logits["after"], labels)
+  run, score = trained.run, trained.run.task.score
+  before, after = (
+    score.text(evaluate(model, run.task, run.pipeline)[score.name])
+    for model in (trained.model, exported.model)
+  )
   print(
-    f"test accuracy {after:.2%} on {len(labels)} images; trained, at step "
-    f"{trained.step}: {before:.2%}\n"
+    f"test {score.label} {after} on {run.data.num_test} {run.task.unit}; trained, at step "
+    f"{trained.step}: {before}\n"
     f"{path.stat().st_size:,} bytes; the trained network's arrays: {num_bytes(trained.model):,}\n"
     f"model: {path}"
   )
   return 0
+
+
+def _check_images(config: ConfigDict, what: str, instead: str) -> None:
+  """Refuses what is there for networks of images only.
+
+  Raises:
+    ValueError: naming the task.
+  """
+  if config.task.name != "image_classification":
+    raise ValueError(
+      f"{what} is for networks of image_classification, and {config.name!r} is one of "
+      f"{config.task.name}: give {instead}."
+    )
 
 
 def _export_elsewhere(path: Path) -> int:
@@ -157,6 +174,7 @@ def _export_elsewhere(path: Path) -> int:
   data: Any
   if options.model:
     exported = load_exported(Path(options.model))
+    _check_images(exported.config, f"--format={options.format}", "--format=condensed")
     model, data = exported.model, load_data(exported, data_dir=options.data_dir)
     if options.format == "torch":
       raise ValueError(
@@ -166,6 +184,7 @@ def _export_elsewhere(path: Path) -> int:
   else:
     which, data_dir = options.checkpoint, options.data_dir
     trained = load_run(Path(options.workdir), which=which, data_dir=data_dir)
+    _check_images(trained.run.config, f"--format={options.format}", "--format=condensed")
     if options.format != "torch":
       model, data = condensed(trained), trained.run.data
   common: dict[str, Any] = {"overwrite": options.overwrite}

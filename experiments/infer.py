@@ -52,6 +52,11 @@ def infer(
     ValueError: if the run in `workdir` is not the one that was exported.
     FileNotFoundError: if the data set is not there.
   """
+  if exported.config.task.name != "image_classification":
+    raise ValueError(
+      f"{exported.path} holds a network of {exported.config.task.name}; this command is for those "
+      "of image_classification. experiments.export says the score of what it writes."
+    )
   data = load_data(exported, data_dir=data_dir)
   dense = load_exported(exported.path, backend="dense").model
   if workdir is not None:

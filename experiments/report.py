@@ -62,10 +62,11 @@ def _compare() -> int:
   sweep = read(Path(options.results or options.workdir))
   at = [float(place) for place in options.at]
   found = compare(sweep, [(a, b) for a, b in pairs], at=at, pool=options.pool)
-  table = paired_table(found, smallest=options.smallest)
+  table = paired_table(found, smallest=options.smallest, score=sweep.score)
   print(table)
   if options.figure:
-    paired_figure(found, Path(options.figure), smallest=options.smallest, title=sweep.name)
+    path, smallest = Path(options.figure), options.smallest
+    paired_figure(found, path, smallest=smallest, title=sweep.name, score=sweep.score)
   if options.out:
     environment = next(v for v in sweep.variants if v.runs).runs[0].results["environment"]
     said = command_line("experiments.report")

@@ -16,6 +16,7 @@ from experiments.processes import cluster, local_launch
 from experiments.processes.signals import Interrupted
 from experiments.training.loop import train
 from experiments.training.profiling import Profiling, parse_steps
+from experiments.workdir.scores import scored
 
 
 def main() -> int:
@@ -42,8 +43,9 @@ def main() -> int:
     return 128 + number
   if cluster.is_process_0():
     print(results["table"])
+    score, last, best = scored(results)
     print(
-      f"test accuracy {results['test_accuracy']:.2%} (best {results['best_test_accuracy']:.2%}); "
+      f"test {score.label} {score.text(last)} (best {score.text(best)}); "
       f"report in {workdir / 'report.md'}"
     )
   return 0

@@ -17,8 +17,8 @@ PACKAGES = {"srigl_kernels": "kernels", "srigl_jax": "", "experiments": "", "con
 DOORS = "kernels/benchmark"  # above all of them: published commands that lead into `experiments`
 # The folders of `experiments` from the ground up; its files, the commands, stand on top.
 FOLDERS = (
-  "common", "processes", "workdir", "data", "models", "reports", "analysis", "training",
-  "benchmarks", "deploy", "sweeps",
+  "common", "processes", "workdir", "data", "models", "tasks", "reports", "analysis",
+  "training", "benchmarks", "deploy", "sweeps",
 )  # fmt: skip
 # folder -> top-level modules that its files may import besides the standard library; the longest
 # folder that fits a file counts

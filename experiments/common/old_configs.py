@@ -28,6 +28,8 @@ _ADDED: dict[str, Any] = {
   "method.engine": "masked",
   "method.track_explored": False,
   "model.init_from": "",
+  "task.name": "image_classification",
+  "task.kwargs": {},
 }
 
 
@@ -59,8 +61,8 @@ def converted(config: dict[str, Any]) -> dict[str, Any]:
 def _with_added_fields(config: dict[str, Any]) -> dict[str, Any]:
   for path, value in _ADDED.items():
     section, name = path.split(".")
-    if section in config:
-      config = {**config, section: {name: value} | config[section]}
+    if section in config or section == "task":  # the section is new itself
+      config = {**config, section: {name: value} | config.get(section, {})}
   return config
 
 

@@ -10,7 +10,12 @@ from experiments.data.dataset import Dataset
 from experiments.data.digits import load_digits
 from experiments.data.holdout import hold_out
 from experiments.data.imagenet import load_imagenet2012, load_synthetic_imagenet
-from experiments.data.input_pipeline import InputPipeline, make_input_pipeline, test_examples
+from experiments.data.input_pipeline import (
+  InputPipeline,
+  make_input_pipeline,
+  memory_pipeline,
+  test_examples,
+)
 from experiments.data.prefetch import Prefetch
 from experiments.data.stream import ImageStream, ProcessShard
 from experiments.data.synthetic import load_synthetic
@@ -33,6 +38,7 @@ __all__ = [
   "load_synthetic",
   "load_synthetic_imagenet",
   "make_input_pipeline",
+  "memory_pipeline",
   "put_on_devices",
   "test_examples",
 ]

@@ -1,4 +1,4 @@
-"""One view of all data sets for the training loop: images in memory and images that are streamed.
+"""One view of all data sets for the training loop: examples in memory and images that are streamed.
 
 A step gets a batch, which comes from the host, and what lies on the devices all the time; from
 these it makes the inputs and targets of the network. For images in memory a batch is indices, for
@@ -28,14 +28,15 @@ class InputPipeline(NamedTuple):
     train_batches: `(start, stop) -> iterator`, this process's part of the batches of steps `start`
       to `stop - 1`: arrays `[B, ...]` by name, of the same shapes in every step.
     test_batches: `(passes=1) -> iterator`, this process's part of batches that have every test
-      image once; as many of the same shapes in every process. One at a time. `passes` is how often
-      it will be called, this time included: what loads them stays as long.
-    train_inputs: `(key, places, device_data, batch) -> (inputs, targets)`, `[B, H, W, C]` and
-      `[B, num_classes]` float32. `key` is the step's, the same on all devices; `places` `[B]` int32
-      are those of the examples in the batch of all devices together, so that what is drawn for an
-      example does not depend on the device.
-    test_inputs: `(device_data, batch) -> (inputs, labels, valid)`, `[B, H, W, C]` float32, `[B]`
-      int32 and `[B]` bool, False for what only fills up the last batch. Both can be jitted.
+      example once; as many of the same shapes in every process. One at a time. `passes` is how
+      often it will be called, this time included: what loads them stays as long.
+    train_inputs: `(key, places, device_data, batch) -> (inputs, targets)`, of images `[B, H, W, C]`
+      and `[B, num_classes]` float32; of another task any pytrees. `key` is the step's, the same on
+      all devices; `places` `[B]` int32 are those of the examples in the batch of all devices
+      together, so that what is drawn for an example does not depend on the device.
+    test_inputs: `(device_data, batch) -> (inputs, targets, valid)`, of images `[B, H, W, C]`
+      float32 and labels `[B]` int32; `valid` `[B]` bool is False for what only fills up the last
+      batch. Both can be jitted.
     is_stream: whether batches take long to come, and bytes to pass: to be fetched ahead, and one
       at a time.
     close: ends what loads test batches, if there are fewer passes than were said.
@@ -58,7 +59,7 @@ def make_input_pipeline(
   seed: int,
   shard: ProcessShard | None = None,
 ) -> InputPipeline:
-  """Makes the pipeline of a data set.
+  """Makes the pipeline of images.
 
   Args:
     data: the data set.
@@ -71,10 +72,8 @@ def make_input_pipeline(
     ValueError: if a batch cannot be divided among the processes.
   """
   shard = shard or ProcessShard.of_this_process()
-  sizes = shard.of_batch(batch_size), shard.of_batch(eval_batch_size)
-  if isinstance(data, ImageStream):
-    return _stream_pipeline(data, batch_size, eval_batch_size, seed, shard)
-  return _memory_pipeline(data, batch_size, eval_batch_size, seed, *sizes)
+  make = _stream_pipeline if isinstance(data, ImageStream) else _dataset_pipeline
+  return make(data, batch_size, eval_batch_size, seed, shard)  # type: ignore[arg-type]
 
 
 def test_examples(
@@ -156,37 +155,89 @@ class _Passes:
       batches.close()
 
 
-def _memory_pipeline(
-  data: Dataset, batch_size: int, eval_batch_size: int, seed: int, places: slice, test_places: slice
+def _dataset_pipeline(
+  data: Dataset, batch_size: int, eval_batch_size: int, seed: int, shard: ProcessShard
 ) -> InputPipeline:
-  """Batches are indices."""
+  """Batches are indices of images."""
 
-  def train_batches(start, stop):
-    for step in range(start, stop):
-      yield {"index": batch_indices(step, 1, batch_size, data.num_train, seed)[0, places]}
-
-  def test_batches(passes=1):
-    del passes
-    for start in range(0, data.num_test, eval_batch_size):
-      index = np.arange(start, start + eval_batch_size, dtype=np.int32)[test_places]
-      valid = index < data.num_test
-      yield {"index": np.minimum(index, data.num_test - 1), "valid": valid}
-
-  def train_inputs(key, places, device_data, batch):
+  def train_examples(keys, device_data, index):
     images, labels = map(jnp.asarray, device_data["train"])
-    augment = lambda place, i: data.augment_fn(jax.random.fold_in(key, place), images, i[None])[0]
-    targets = jax.nn.one_hot(labels[batch["index"]], data.num_classes)
-    return jax.vmap(augment)(places, batch["index"]), targets
+    augment = lambda key, i: data.augment_fn(key, images, i[None])[0]
+    return jax.vmap(augment)(keys, index), jax.nn.one_hot(labels[index], data.num_classes)
 
-  def test_inputs(device_data, batch):
+  def test_examples(device_data, index):
     images, labels = device_data["test"]
-    return data.preprocess_fn(images[batch["index"]]), labels[batch["index"]], batch["valid"]
+    return data.preprocess_fn(images[index]), labels[index]
 
-  return InputPipeline(
+  return memory_pipeline(
+    num_train=data.num_train,
+    num_test=data.num_test,
     device_data={
       "train": (data.train_images, data.train_labels),
       "test": (data.test_images, data.test_labels),
     },
+    train_examples=train_examples,
+    test_examples=test_examples,
+    batch_size=batch_size,
+    eval_batch_size=eval_batch_size,
+    seed=seed,
+    shard=shard,
+  )
+
+
+def memory_pipeline(
+  *,
+  num_train: int,
+  num_test: int,
+  device_data: Any,
+  train_examples: Callable[[Array, Any, Array], tuple[Any, Any]],
+  test_examples: Callable[[Any, Array], tuple[Any, Any]],
+  batch_size: int,
+  eval_batch_size: int,
+  seed: int,
+  shard: ProcessShard | None = None,
+) -> InputPipeline:
+  """The pipeline of examples that lie on the devices: a batch is their indices.
+
+  Each epoch visits the training examples in a new order.
+
+  Args:
+    num_train: training examples.
+    num_test: test examples.
+    device_data: arrays that every device needs.
+    train_examples: `(keys, device_data, index) -> (inputs, targets)` of the examples `index` `[B]`;
+      `keys` `[B]` are random keys, of the step and of an example's place in the whole batch.
+    test_examples: `(device_data, index) -> (inputs, targets)`, likewise. Both can be jitted.
+    batch_size: examples of a training step, in all processes together.
+    eval_batch_size: examples of a test batch, in all processes together.
+    seed: of the order.
+    shard: this process's part. Default: that of this JAX process.
+
+  Raises:
+    ValueError: if a batch cannot be divided among the processes.
+  """
+  shard = shard or ProcessShard.of_this_process()
+  places, test_places = shard.of_batch(batch_size), shard.of_batch(eval_batch_size)
+
+  def train_batches(start, stop):
+    for step in range(start, stop):
+      yield {"index": batch_indices(step, 1, batch_size, num_train, seed)[0, places]}
+
+  def test_batches(passes=1):
+    del passes
+    for start in range(0, num_test, eval_batch_size):
+      index = np.arange(start, start + eval_batch_size, dtype=np.int32)[test_places]
+      yield {"index": np.minimum(index, num_test - 1), "valid": index < num_test}
+
+  def train_inputs(key, places, device_data, batch):
+    keys = jax.vmap(lambda place: jax.random.fold_in(key, place))(places)
+    return train_examples(keys, device_data, batch["index"])
+
+  def test_inputs(device_data, batch):
+    return *test_examples(device_data, batch["index"]), batch["valid"]
+
+  return InputPipeline(
+    device_data=device_data,
     train_batches=train_batches,
     test_batches=test_batches,
     train_inputs=train_inputs,

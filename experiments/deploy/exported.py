@@ -6,16 +6,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
 from flax import nnx
 from ml_collections import ConfigDict
 
 import srigl_jax as sx
-from experiments import models
 from experiments.common.json_pattern import misfit
 from experiments.common.old_configs import converted
-from experiments.data import Dataset, load
+from experiments.tasks import Task, make_task
 from experiments.workdir.patterns import CONFIG
 
 _METADATA = {
@@ -24,10 +21,10 @@ _METADATA = {
     "data": {"name": str, "batch_size": int, "kwargs": dict},
     "model": {"name": str, "dtype": str, "kwargs": dict},
   },
-  "num_classes": int,
-  "image_shape": [int],
   "step": int,
 }
+_OF_IMAGES = _METADATA | {"num_classes": int, "image_shape": [int]}
+_OF_OTHERS = _METADATA | {"shapes": {str: int}}
 _MAX_SIZE = 2**24  # classes, numbers in an image, images
 # Arguments of models that say how many layers there are, as a number or as a list of their sizes.
 _LAYERS = ("hidden", "widths", "convs_per_stage", "depth")
@@ -51,6 +48,19 @@ class Exported(NamedTuple):
   def config(self) -> ConfigDict:
     """The config of the run that trained it, in today's form."""
     return ConfigDict(converted(self.metadata["config"]))
+
+  @property
+  def task(self) -> Task:
+    """The task that it was trained for."""
+    return make_task(self.config)
+
+  @property
+  def shapes(self) -> dict[str, Any]:
+    """What the network was told of its inputs and outputs, see `tasks.Task`."""
+    if "shapes" in self.metadata:
+      return dict(self.metadata["shapes"])
+    shape = tuple(self.metadata["image_shape"])
+    return {"num_classes": self.metadata["num_classes"], "image_shape": shape}
 
 
 def load_exported(path: Path, *, backend: str = "auto") -> Exported:
@@ -76,27 +86,30 @@ def load_exported(path: Path, *, backend: str = "auto") -> Exported:
   try:
     _check(metadata, len(layers) + len(arrays))
     exported = Exported(path, nnx.Module(), metadata)
-    model = _abstract_model(exported.config, metadata)
+    model = _abstract_model(exported)
   except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
     raise ValueError(
       f"{path} does not say which network it holds ({error}): it is not a file that "
       "`python -m experiments.export` wrote. srigl_jax.load_condensed reads the layers of any."
     ) from error
   model = sx.merge_condensed(model, layers, arrays, backend=backend)
-  _check_logits(path, model, metadata)
-  return exported._replace(model=model)
+  exported = exported._replace(model=model)
+  _check_outputs(exported)
+  return exported
 
 
-def _check_logits(path: Path, model: nnx.Module, metadata: dict[str, Any]) -> None:
+def _check_outputs(exported: Exported) -> None:
   """Refuses a network whose layers do not go together, or that gives no logit for each class."""
-  image = jax.ShapeDtypeStruct((1, *metadata["image_shape"]), jnp.float32)
+  path, metadata = exported.path, exported.metadata
+  inputs = exported.task.inputs(exported.shapes, 1)
+  run: Any = lambda model, inputs: model(inputs)
   try:
-    shape = nnx.eval_shape(lambda model, image: model(image), model, image).shape
+    outputs = nnx.eval_shape(run, exported.model, inputs)
   except (TypeError, ValueError) as error:
     raise ValueError(f"The layers in {path} do not go together: {error}") from error
-  if shape != (1, metadata["num_classes"]):
+  if "image_shape" in metadata and outputs.shape != (1, metadata["num_classes"]):
     raise ValueError(
-      f"The network in {path} gives {shape[-1]} logits, but the file says that it has "
+      f"The network in {path} gives {outputs.shape[-1]} logits, but the file says that it has "
       f"{metadata['num_classes']} classes."
     )
 
@@ -107,17 +120,23 @@ def _check(metadata: dict[str, Any], num_arrays: int) -> None:
   Raises:
     ValueError: saying what is wrong.
   """
-  if reason := misfit(metadata, _METADATA, "its metadata"):
+  is_of_images = "shapes" not in metadata
+  if reason := misfit(metadata, _OF_IMAGES if is_of_images else _OF_OTHERS, "its metadata"):
     raise ValueError(reason)
-  config, shape = metadata["config"], metadata["image_shape"]
+  config = metadata["config"]
   for value in _leaves(config):
     if isinstance(value, str) and (not value.isprintable() or value.startswith("__")):
       raise ValueError(f"its config has {value[:80]!r}, which is no name")
-  sizes = {"num_classes": metadata["num_classes"], "the size of images": math.prod(shape)}
+  if is_of_images:
+    shape = metadata["image_shape"]
+    sizes = {"num_classes": metadata["num_classes"], "the size of images": math.prod(shape)}
+    sizes |= {"the smallest axis of images": min(shape, default=1)}
+  else:
+    sizes = dict(metadata["shapes"])
   images = [x for x in _leaves(config["data"]["kwargs"]) if isinstance(x, int | float)]
   sizes |= {"the largest argument of its data set": 1 + max(map(abs, images), default=0)}
   for name, size in sizes.items():
-    if not 0 < size <= _MAX_SIZE or min(shape) < 1:
+    if not 0 < size <= _MAX_SIZE:
       raise ValueError(f"{name} is {size}; it must lie in 1..{_MAX_SIZE}")
   kwargs = config["model"]["kwargs"]
   num_layers = math.prod(_count(kwargs[name]) for name in _LAYERS if name in kwargs)
@@ -143,20 +162,20 @@ def _count(value: Any) -> int:
   return value if isinstance(value, int) else 1
 
 
-def _abstract_model(config: ConfigDict, metadata: dict[str, Any]) -> nnx.Module:
+def _abstract_model(exported: Exported) -> nnx.Module:
   """The model that a file describes, with shapes in place of arrays."""
+  config = exported.config
   build = functools.partial(
-    models.build,
+    exported.task.build,
     config.model.name,
-    num_classes=metadata["num_classes"],
-    image_shape=tuple(metadata["image_shape"]),
     dtype=config.model.dtype,
+    **exported.shapes,
     **config.model.kwargs.to_dict(),
   )
   return nnx.eval_shape(lambda: build(rngs=nnx.Rngs(0)))
 
 
-def load_data(exported: Exported, *, data_dir: str = "") -> Dataset:
+def load_data(exported: Exported, *, data_dir: str = "") -> Any:
   """The data set that the network was trained on.
 
   Args:
@@ -169,8 +188,9 @@ def load_data(exported: Exported, *, data_dir: str = "") -> Dataset:
   """
   data = exported.config.data
   kwargs = {k: v for k, v in data.kwargs.to_dict().items() if k not in _OF_THE_MACHINE}
-  kwargs["validation_fraction"] = data.validation_fraction
+  if data.validation_fraction:
+    kwargs["validation_fraction"] = data.validation_fraction
   try:
-    return load(data.name, data_dir=data_dir or None, **kwargs)
+    return exported.task.load(data.name, data_dir=data_dir or None, **kwargs)
   except (AttributeError, TypeError) as error:
     raise ValueError(f"The data set that {exported.path} names cannot be had: {error}") from error

@@ -52,6 +52,7 @@ __all__ = [
   "functional",
   "init",
   "init_condensed",
+  "init_functional",
   "layers",
   "patterns_of",
   "state_of",

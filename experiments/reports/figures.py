@@ -10,6 +10,7 @@ from matplotlib.patches import Patch
 from experiments.reports.plot_style import finish as _finish
 from experiments.reports.plot_style import plt
 from experiments.reports.plot_style import save as _save
+from experiments.workdir.scores import ACCURACY, Score
 
 Records = list[dict[str, Any]]
 
@@ -18,25 +19,28 @@ _CONTRASTING = [f"C{i}" for i in (*range(7), 8, 9)]  # without the grey of grids
 _EARLY_TO_LATE = plt.get_cmap("plasma")
 
 
-def training(metrics: Mapping[str, Records], path: Path) -> None:
-  """Loss and accuracy over steps, topology updates marked.
+def training(metrics: Mapping[str, Records], path: Path, *, score: Score = ACCURACY) -> None:
+  """Loss and score over steps, topology updates marked.
 
   Args:
     metrics: from `read_metrics`.
     path: of the image to write.
+    score: what the run is judged by; drawn where it was recorded.
   """
   figure, (above, below) = plt.subplots(2, 1, figsize=(7, 6), sharex=True, layout="constrained")
   for kind in ("train", "test"):
     steps = [r["step"] for r in metrics[kind]]
+    known = [r for r in metrics[kind] if score.name in r]
     style = {"marker": "o", "markersize": 3} if kind == "test" else {"alpha": 0.7}
-    above.plot(steps, [100 * r["accuracy"] for r in metrics[kind]], label=kind, **style)
+    values = [score.factor * r[score.name] for r in known]
+    above.plot([r["step"] for r in known], values, label=kind, **style)
     below.plot(steps, [r["loss"] for r in metrics[kind]], label=kind, **style)
   updates = [r["last_update"] for r in metrics["topology"][1:]]
   for axes in (above, below):
     for i, step in enumerate(updates):
       label = "topology update" if i == 0 else None
       axes.axvline(step, color="0.85", linewidth=0.6, zorder=0, label=label)
-  _finish(above, ylabel="accuracy (%)")
+  _finish(above, ylabel=score.axis.removeprefix("test "))
   _finish(below, xlabel="step", ylabel="loss")
   below.set_yscale("log")
   _save(figure, path)
@@ -91,28 +95,34 @@ def topology(metrics: Mapping[str, Records], path: Path) -> None:
 
 
 def comparison(
-  curves: Mapping[str, Sequence[Records]], finals: Mapping[str, tuple[float, float]], path: Path
+  curves: Mapping[str, Sequence[Records]],
+  finals: Mapping[str, tuple[float, float]],
+  path: Path,
+  score: Score = ACCURACY,
 ) -> None:
-  """Test accuracy of several variants: over steps, and at the end with intervals.
+  """Test score of several variants: over steps, and at the end with intervals.
 
   Args:
     curves: the test records of each run, by variant.
-    finals: mean and half width of the 95 % interval of the final test accuracy, by variant.
+    finals: mean and half width of the 95 % interval of the final test score, by variant.
     path: of the image to write.
+    score: what it is.
   """
   figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")
   for i, (name, runs) in enumerate(curves.items()):
     color = f"C{i}"
     for j, records in enumerate(runs):
-      steps = [r["step"] for r in records]
-      accuracy = [100 * r["accuracy"] for r in records]
-      left.plot(steps, accuracy, color=color, alpha=0.7, label=name if j == 0 else None)
+      steps = [r["step"] for r in records if score.name in r]
+      values = [score.factor * r[score.name] for r in records if score.name in r]
+      left.plot(steps, values, color=color, alpha=0.7, label=name if j == 0 else None)
     mean, half_width = finals[name]
-    right.errorbar([i], [100 * mean], [100 * half_width], fmt="o", color=color, capsize=4)
+    right.errorbar(
+      [i], [score.factor * mean], [score.factor * half_width], fmt="o", color=color, capsize=4
+    )
   right.set_xticks(range(len(curves)), [name.replace("_", "\n") for name in curves])
   right.set_title("final, mean and 95 % interval")
-  _finish(left, xlabel="step", ylabel="test accuracy (%)")
-  _finish(right, ylabel="test accuracy (%)", legend=False)
+  _finish(left, xlabel="step", ylabel=score.axis)
+  _finish(right, ylabel=score.axis, legend=False)
   _save(figure, path)
 
 

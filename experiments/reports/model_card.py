@@ -6,9 +6,11 @@ from typing import Any
 
 from experiments.common.files import read_json, write_text
 from experiments.common.markdown import markdown_table
+from experiments.common.old_configs import converted
 from experiments.data.holdout import tested_on
 from experiments.workdir.patterns import CONFIG, RESULTS
 from experiments.workdir.provenance import read_sessions
+from experiments.workdir.scores import scored
 
 _OPTIMIZER = {
   "name": str,
@@ -18,6 +20,7 @@ _OPTIMIZER = {
   "accumulation_steps": int,
 }
 _ENVIRONMENT = dict.fromkeys(("python", "jax", "flax", "optax", "device"), str)
+_RESULTS = tuple(pattern | {"environment": _ENVIRONMENT} for pattern in RESULTS)
 
 
 def write_model_card(workdir: Path) -> None:
@@ -27,7 +30,7 @@ def write_model_card(workdir: Path) -> None:
     ValueError: if one of them is damaged.
   """
   config = read_json(workdir / "config.json", CONFIG | {"optimizer": _OPTIMIZER})
-  results = read_json(workdir / "results.json", RESULTS | {"environment": _ENVIRONMENT})
+  results = read_json(workdir / "results.json", _RESULTS)
   sessions = read_sessions(workdir)
   sections = [
     f"# {config['name']}",
@@ -41,7 +44,7 @@ def write_model_card(workdir: Path) -> None:
     "## Use",
     _use(config, results, workdir),
     "## Limits",
-    _limits(config),
+    _limits(config, results),
   ]
   write_text(workdir / "model_card.md", "\n\n".join(sections) + "\n")
 
@@ -54,9 +57,9 @@ def _summary(config: dict[str, Any], results: dict[str, Any]) -> str:
 
 
 def _results(results: dict[str, Any]) -> dict[str, str]:
+  score, last, best = scored(results)
   rows = {
-    "test accuracy": f"{results['test_accuracy']:.2%} (best of the run "
-    f"{results['best_test_accuracy']:.2%})",
+    f"test {score.label}": f"{score.text(last)} (best of the run {score.text(best)})",
     "sparsity": f"{results['sparsity']:.2%}",
     "active neurons": f"{results['active_neurons']:.1%}",
   }
@@ -72,7 +75,7 @@ def _training(config: dict[str, Any], results: dict[str, Any]) -> dict[str, str]
   optimizer, batch = config["optimizer"], config["data"]["batch_size"]
   every = optimizer["accumulation_steps"]
   return {
-    "steps": f"{results['steps']:,} of {batch} images"
+    "steps": f"{results['steps']:,} of {batch} {_unit(config)}"
     + (f", {every} of which make an optimizer step" if every > 1 else ""),
     "epochs": f"{config['train']['total_epochs']:g}",
     "optimizer": f"{optimizer['name']}, learning rate {optimizer['learning_rate']:g} "
@@ -114,6 +117,9 @@ def _use(config: dict[str, Any], results: dict[str, Any], workdir: Path) -> str:
     "images = jnp.zeros((1, *data.image_shape))  # [B, H, W, C], from data.preprocess_fn",
     "logits = trained.model(images)",
   ]
+  if not _is_of_images(config):
+    lines = [line for line in lines[:-3] if not line.startswith("import jax")]
+    lines += ["inputs = trained.run.task.inputs(trained.run.shapes, 1)  # their shapes"]
   text = "\n".join([*lines, "```"])
   if config["method"]["name"] == "srigl" or results.get("engine") == "condensed":
     folder = shlex.quote(str(workdir))
@@ -121,13 +127,23 @@ def _use(config: dict[str, Any], results: dict[str, Any], workdir: Path) -> str:
   return text
 
 
-def _limits(config: dict[str, Any]) -> str:
-  images = tested_on(config["data"])
+def _limits(config: dict[str, Any], results: dict[str, Any]) -> str:
+  examples = tested_on(config["data"]) if _is_of_images(config) else "test examples"
+  others = _unit(config)
   return (
-    f"One seed. The accuracy is that on the {images} of {config['data']['name']}, on which the "
-    "best checkpoint was also chosen; nothing is known of other images, of robustness or of "
-    "fairness. The full config is in `config.json`, every record in `metrics.jsonl`."
+    f"One seed. The {scored(results).score.label} is that on the {examples} of "
+    f"{config['data']['name']}, on which the best checkpoint was also chosen; nothing is known of "
+    f"other {others}, of robustness or of fairness. The full config is in `config.json`, every "
+    "record in `metrics.jsonl`."
   )
+
+
+def _unit(config: dict[str, Any]) -> str:
+  return "images" if _is_of_images(config) else "examples"
+
+
+def _is_of_images(config: dict[str, Any]) -> bool:
+  return converted(config)["task"]["name"] == "image_classification"
 
 
 def _table(rows: dict[str, str]) -> str:

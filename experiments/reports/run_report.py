@@ -8,6 +8,7 @@ from experiments.data.holdout import tested_on
 from experiments.reports import figures
 from experiments.workdir.metrics import read_metrics
 from experiments.workdir.patterns import CONFIG, RESULTS
+from experiments.workdir.scores import ACCURACY, scored
 
 _WORDS = """\
 Density is the share of a layer's weights that are active (not masked); sparsity is 1 minus the
@@ -29,7 +30,8 @@ def write_run_report(workdir: Path) -> Path:
     raise ValueError(
       f"{workdir} holds no run that has trained: give --workdir the directory of a run or a sweep."
     )
-  figures.training(metrics, workdir / "figures" / "training.png")
+  score = ACCURACY if results is None else scored(results).score
+  figures.training(metrics, workdir / "figures" / "training.png", score=score)
   parts = [f"# {config['name']}", ""]
   if results is None:
     last = metrics["train"][-1]
@@ -37,7 +39,7 @@ def write_run_report(workdir: Path) -> Path:
   else:
     images = tested_on(config["data"])
     parts += [_key_figures(results, images), "", "```", results["table"], "```", ""]
-  parts += ["![Loss and accuracy](figures/training.png)", ""]
+  parts += [f"![Loss and {score.label}](figures/training.png)", ""]
   topology = metrics["topology"]
   if topology and any(layer["density"] < 1 for layer in topology[-1]["layers"].values()):
     figures.topology(metrics, workdir / "figures" / "topology.png")
@@ -56,11 +58,12 @@ def _key_figures(results: dict[str, Any], images: str) -> str:
   """What a finished run has come to, as a list; `images` are those that it was tested on."""
   environment = ", ".join(f"{k} {v}" for k, v in results["environment"].items())
   minutes, seconds = divmod(round(results["train_seconds"]), 60)
+  score, last, best = scored(results)
   itop = "" if results["itop_rate"] is None else f", ITOP rate {results['itop_rate']:.3f}"
   engine = results.get("engine", "masked")
   return "\n".join(
     [
-      f"- test accuracy {results['test_accuracy']:.2%}, best {results['best_test_accuracy']:.2%}"
+      f"- test {score.label} {score.text(last)}, best {score.text(best)}"
       + (f" ({images})" if images != "test images" else ""),
       f"- sparsity {results['sparsity']:.2%}, active neurons {results['active_neurons']:.1%}{itop}",
       f"- FLOPs relative to dense: {_flops(results['inference_flops'])} to infer, "

@@ -11,6 +11,7 @@ from experiments.common.files import read_sound
 from experiments.processes.sharding import replicate, shard_batches
 from experiments.sweeps import workers
 from experiments.sweeps.spec import expand
+from experiments.tasks import make_task
 from experiments.training.setup import load_data, prepare
 from experiments.training.steps import make_train_fn
 
@@ -58,12 +59,13 @@ def sweep_cost(sweep: ConfigDict, workdir: Path, *, jobs: int, calibrate: bool) 
   for config in left.values():
     key = repr(sorted(config.data.to_dict().items()))
     if key not in data:
-      data[key] = load_data(config.data)
+      task = make_task(config)
+      data[key] = load_data(task, config.data)
     size = config.data.batch_size
     of_run = max(1, round(config.train.total_epochs * (data[key].num_train // size)))
     steps += of_run
     images += of_run * size
-  said = f"{said}; left: {steps:,} steps, {images:,} images."
+  said = f"{said}; left: {steps:,} steps, {images:,} {task.unit}."
   rate = _known_rate(sweep, runs, workdir)
   if rate is None:
     if not calibrate:
@@ -75,8 +77,8 @@ def sweep_cost(sweep: ConfigDict, workdir: Path, *, jobs: int, calibrate: bool) 
   time_left = _duration(seconds / num_workers)
   sharing = "" if num_workers == 1 else f" with {num_workers} workers, if none slows the others"
   return (
-    f"{said} At {rate.images_per_s:,.0f} images/s ({rate.source}) that is {time_left}{sharing}, "
-    "without the start-up and compilation of each run."
+    f"{said} At {rate.images_per_s:,.0f} {task.unit}/s ({rate.source}) that is {time_left}"
+    f"{sharing}, without the start-up and compilation of each run."
   )
 
 
@@ -105,7 +107,7 @@ def _calibrate(config: ConfigDict) -> float:
   train_fn = make_train_fn(
     run.engine,
     run.pipeline,
-    label_smoothing=config.train.label_smoothing,
+    run.task,
     seed=config.seed,
     max_steps=run.max_steps,
   )

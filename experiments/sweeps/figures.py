@@ -6,6 +6,7 @@ from pathlib import Path
 from experiments.sweeps import plots
 from experiments.sweeps.plots import Interval, active_by_layer
 from experiments.sweeps.results import SweepResults, VariantResults
+from experiments.workdir.scores import scored
 
 
 def sweep_figure(sweep: SweepResults, path: Path) -> bool:
@@ -31,10 +32,12 @@ def _sparsity(sweep: SweepResults, path: Path) -> None:
   for variant in _finished(sweep):
     if "sparsity" in variant.axes:
       by_sparsity = methods.setdefault(variant.axes["method"], {})
-      by_sparsity[variant.axes["sparsity"]] = variant.interval("test_accuracy")
+      by_sparsity[variant.axes["sparsity"]] = _score(variant)
     elif variant.config["method"]["name"] == "dense":
-      dense = variant.interval("test_accuracy")
-  plots.accuracy(methods, path, dense=dense, published=sweep.published, title=sweep.name)
+      dense = _score(variant)
+  plots.accuracy(
+    methods, path, dense=dense, published=sweep.published, title=sweep.name, ylabel=sweep.score.axis
+  )
 
 
 def _neurons(sweep: SweepResults, path: Path) -> None:
@@ -54,12 +57,12 @@ def _gamma(sweep: SweepResults, path: Path) -> None:
       sparsity = variant.axes.get("sparsity", variant.config["method"]["sparsity"])
       gamma = variant.axes["gamma_sal"]
       sparsities.setdefault(sparsity, {})[gamma] = {
-        "accuracy": variant.interval("test_accuracy"),
+        "accuracy": _score(variant),
         "active_neurons": variant.interval("active_neurons"),
       }
       shares = active_by_layer([run.results for run in variant.runs])
       layers.setdefault(sparsity, {})[gamma] = shares
-  plots.gamma_sal(sparsities, layers, path, title=sweep.name)
+  plots.gamma_sal(sparsities, layers, path, title=sweep.name, ylabel=sweep.score.axis)
 
 
 def _length(sweep: SweepResults, path: Path) -> None:
@@ -69,8 +72,15 @@ def _length(sweep: SweepResults, path: Path) -> None:
       sparsity = variant.axes.get("sparsity", variant.config["method"]["sparsity"])
       panel = panels.setdefault(f"{100 * sparsity:.6g} % sparse", {})
       by_length = panel.setdefault(variant.axes["method"], {})
-      by_length[variant.axes["length"]] = variant.interval("test_accuracy")
-  plots.training_length(panels, path, title=sweep.name)
+      by_length[variant.axes["length"]] = _score(variant)
+  plots.training_length(panels, path, title=sweep.name, ylabel=sweep.score.axis)
+
+
+def _score(variant: VariantResults) -> Interval:
+  """The score as plots draw it, a hundred times what they are given: shares, in per cent."""
+  factor = scored(variant.runs[0].results).score.factor / 100
+  mean, half_width = variant.score_interval()
+  return factor * mean, factor * half_width
 
 
 def _finished(sweep: SweepResults) -> list[VariantResults]:

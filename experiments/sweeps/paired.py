@@ -14,6 +14,7 @@ from scipy import stats
 
 from experiments.sweeps.results import SweepResults, VariantResults, mean_and_interval
 from experiments.sweeps.spec import STUDIES
+from experiments.workdir.scores import last_score
 
 _EXACT = 16  # pairs up to which all assignments of signs are looked at
 _DRAWN = 100_000  # of them beyond
@@ -27,7 +28,7 @@ class Comparison(NamedTuple):
     name: such as `srigl − rigl`.
     place: where both stand on the sweep's axes, such as `sparsity 0.9`; "all" if several places are
       taken together, "" if there is none.
-    differences: of the test accuracy, from -1 to 1, of each pair of runs.
+    differences: of the test score, such as the accuracy, from -1 to 1, of each pair of runs.
     mean: of them.
     half_width: of the 95 % interval of the mean by Student's t; nan for a single pair.
     t_p: two-sided p value of the paired t-test; nan for a single pair.
@@ -109,9 +110,9 @@ def _differences(
       place = {}
     if at and not any(math.isclose(x, place.get(axis, math.nan)) for x in at):
       continue
-    by_seed = {run.seed: run.results["test_accuracy"] for run in other.runs}
+    by_seed = {run.seed: last_score(run.results) for run in other.runs}
     found[", ".join(f"{k} {v:g}" for k, v in place.items())] = tuple(
-      run.results["test_accuracy"] - by_seed[run.seed] for run in one.runs if run.seed in by_seed
+      last_score(run.results) - by_seed[run.seed] for run in one.runs if run.seed in by_seed
     )
   return found
 

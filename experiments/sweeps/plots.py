@@ -15,10 +15,12 @@ from matplotlib.patches import Rectangle
 from matplotlib.transforms import ScaledTranslation, Transform
 
 from experiments.reports.plot_style import finish, plt, save
+from experiments.sweeps.sparsity_axis import label_sparsities, nines, percent
 
 Interval = tuple[float, float]
 
 _BLANK = "hatched: the layer is dense at this setting (it has no masks), or no run is finished"
+_ACCURACY = "test accuracy (%)"
 _BESIDE_POINTS = 4.0  # between series of accuracies, whose bars would hide each other in one place
 
 
@@ -81,9 +83,9 @@ def _neurons_by_layer(
   row = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
   for axes, (name, shares) in zip(row, panels.items(), strict=True):
     table = [[shares.get(x, {}).get(layer, np.nan) for x in columns] for layer in layers]
-    percent = 100 * np.array(table, float)
-    image = axes.imshow(percent, cmap="viridis", vmin=0, vmax=100, aspect="auto")
-    for (i, j), value in np.ndenumerate(percent):
+    cells = 100 * np.array(table, float)
+    image = axes.imshow(cells, cmap="viridis", vmin=0, vmax=100, aspect="auto")
+    for (i, j), value in np.ndenumerate(cells):
       if np.isnan(value):
         has_blank = True
         place = (j - 0.5, i - 0.5)
@@ -91,7 +93,7 @@ def _neurons_by_layer(
       else:
         color = "white" if value < 60 else "black"
         axes.text(j, i, f"{value:.0f}", ha="center", va="center", color=color, fontsize=7)
-    axes.set_xticks(range(len(columns)), [_percent(x) for x in columns])
+    axes.set_xticks(range(len(columns)), [percent(x) for x in columns])
     axes.set_yticks(range(len(layers)), layers, fontsize=7)
     axes.set_xlabel(xlabel)
     axes.set_title(name)
@@ -106,6 +108,7 @@ def accuracy(
   dense: Interval | None = None,
   published: Mapping[str, Mapping[float, Interval]] | None = None,
   title: str = "",
+  ylabel: str = _ACCURACY,
 ) -> None:
   """Accuracy over sparsity with 95 % intervals.
 
@@ -115,6 +118,7 @@ def accuracy(
     dense: of the dense network, a horizontal line with its interval.
     published: others' figures by the same names, drawn hollow and dashed in the same colours.
     title: of the figure.
+    ylabel: what stands in place of accuracy.
   """
   figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
   published = published or {}
@@ -129,7 +133,7 @@ def accuracy(
       if values := source.get(name):
         if source is published:
           style["label"] = f"{name}, published"
-        x = [_nines(s) for s in sorted(values)]
+        x = [nines(s) for s in sorted(values)]
         beside = _beside(axes, _BESIDE_POINTS * next(places))
         intervals = [values[s] for s in sorted(values)]
         _intervals(axes, x, intervals, color=f"C{i}", transform=beside, **style)
@@ -139,8 +143,8 @@ def accuracy(
     axes.axhline(mean, color="0.3", linewidth=1, linestyle=":", label="dense")
     if not np.isnan(half_width):
       axes.axhspan(mean - half_width, mean + half_width, color="0.3", alpha=0.12, linewidth=0)
-  _sparsity_axis(axes, {s for by in (methods, published) for v in by.values() for s in v})
-  finish(axes, xlabel="sparsity (%)", ylabel="test accuracy (%)")
+  label_sparsities(axes, {s for by in (methods, published) for v in by.values() for s in v})
+  finish(axes, xlabel="sparsity (%)", ylabel=ylabel)
   axes.set_title(title)
   save(figure, path)
 
@@ -151,6 +155,7 @@ def gamma_sal(
   path: Path,
   *,
   title: str = "",
+  ylabel: str = _ACCURACY,
 ) -> None:
   """Accuracy and active neurons over the fraction of salient weights that keeps a neuron.
 
@@ -160,13 +165,14 @@ def gamma_sal(
       (`active_by_layer`), drawn below.
     path: of the image to write.
     title: of the whole figure.
+    ylabel: what stands in place of accuracy.
   """
   height = 1.6 + 0.26 * len(_rows_and_columns(layers)[0])
   figure = plt.figure(figsize=(11, 4 + height), layout="constrained")
   above, below = figure.subfigures(2, 1, height_ratios=(4, height))  # type: ignore[misc]
   row = above.subplots(1, 2)
-  names = {"accuracy": "test accuracy (%)", "active_neurons": "active neurons (%)"}
-  for axes, (name, ylabel) in zip(row, names.items(), strict=True):
+  names = {"accuracy": ylabel, "active_neurons": "active neurons (%)"}
+  for axes, (name, label) in zip(row, names.items(), strict=True):
     for i, (sparsity, values) in enumerate(sparsities.items()):
       gammas = sorted(values)
       _intervals(
@@ -175,17 +181,21 @@ def gamma_sal(
         [values[g][name] for g in gammas],
         color=f"C{i}",
         fmt="o-",
-        label=f"{_percent(sparsity)} % sparse",
+        label=f"{percent(sparsity)} % sparse",
       )
-    finish(axes, xlabel="γ_sal (%)", ylabel=ylabel)
-  panels = {f"{_percent(sparsity)} % sparse": table for sparsity, table in layers.items()}
+    finish(axes, xlabel="γ_sal (%)", ylabel=label)
+  panels = {f"{percent(sparsity)} % sparse": table for sparsity, table in layers.items()}
   has_blank = _neurons_by_layer(below, panels, xlabel="γ_sal (%)")
   figure.suptitle(f"{title}\n{_BLANK}" if has_blank else title, fontsize="medium")
   save(figure, path)
 
 
 def training_length(
-  panels: Mapping[str, Mapping[str, Mapping[float, Interval]]], path: Path, *, title: str = ""
+  panels: Mapping[str, Mapping[str, Mapping[float, Interval]]],
+  path: Path,
+  *,
+  title: str = "",
+  ylabel: str = _ACCURACY,
 ) -> None:
   """Accuracy over the length of training, on a logarithmic axis.
 
@@ -193,6 +203,7 @@ def training_length(
     panels: by title of a panel (a sparsity, say), method and length (1 the standard, 2 twice).
     path: of the image to write.
     title: of the whole figure.
+    ylabel: what stands in place of accuracy.
   """
   figure, row = plt.subplots(
     1, len(panels), figsize=(1 + 4.5 * len(panels), 4), layout="constrained", squeeze=False
@@ -209,7 +220,7 @@ def training_length(
     axes.set_xticks(ticks, [f"{x:g}×" for x in ticks])
     axes.minorticks_off()
     axes.set_title(name)
-    finish(axes, xlabel="training length", ylabel="test accuracy (%)")
+    finish(axes, xlabel="training length", ylabel=ylabel)
   figure.suptitle(title)
   save(figure, path)
 
@@ -280,17 +291,3 @@ def _make_room(axes: Axes, x: Sequence[float], values: Sequence[Interval]) -> No
     [*zip(x, mean - half_width, strict=True), *zip(x, mean + half_width, strict=True)]
   )
   axes.autoscale_view()
-
-
-def _nines(sparsity: float) -> float:
-  """Where a sparsity stands on its axis: 1 for 90 %, 2 for 99 %, 3 for 99.9 %."""
-  return float(-np.log10(1 - sparsity))
-
-
-def _sparsity_axis(axes: Axes, sparsities: set[float]) -> None:
-  ticks = sorted(sparsities)
-  axes.set_xticks([_nines(s) for s in ticks], [_percent(s) for s in ticks])
-
-
-def _percent(share: float) -> str:
-  return f"{100 * share:.6g}"

@@ -12,6 +12,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from experiments.common.progress import SECONDS_BETWEEN_LINES, format_values
 from experiments.sweeps.failures import Failure
+from experiments.workdir.scores import scored
 
 
 class SweepProgress:
@@ -95,7 +96,8 @@ class SweepProgress:
       self._print(f"{name}: FAILED: {outcome.error}  [{self.counts}]")
     else:
       self.done += 1
-      said = f"{name}: test accuracy {outcome['test_accuracy']:.2%}"
+      score, last, _ = scored(outcome)
+      said = f"{name}: test {score.label} {score.text(last)}"
       self._print(f"{said}  [{self.counts}]")
     if self._bar and worker in self._rows:
       self._bar.remove_task(self._rows.pop(worker))

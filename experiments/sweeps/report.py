@@ -25,8 +25,9 @@ def write_sweep_report(workdir: Path) -> tuple[Path, str]:
   finished = {v.name: v for v in sweep.variants if v.runs}
   figures.comparison(
     {name: [run.tests for run in v.runs] for name, v in finished.items()},
-    {name: v.interval("test_accuracy") for name, v in finished.items()},
+    {name: v.score_interval() for name, v in finished.items()},
     workdir / "figures" / "comparison.png",
+    sweep.score,
   )
   parts = [f"# {sweep.name}", "", table, ""]
   parts += [pivot, ""] if pivot else []
@@ -35,11 +36,12 @@ def write_sweep_report(workdir: Path) -> tuple[Path, str]:
   parts += [""] if sweep.failed else []
   if pairs := planned(sweep):
     found = compare(sweep, pairs)
-    paired_figure(found, workdir / "figures" / "paired.png", title=sweep.name)
-    parts += [paired_table(found), "", "![Paired differences](figures/paired.png)", ""]
+    paired_figure(found, workdir / "figures" / "paired.png", title=sweep.name, score=sweep.score)
+    parts += [paired_table(found, score=sweep.score), ""]
+    parts += ["![Paired differences](figures/paired.png)", ""]
   if sweep_figure(sweep, workdir / "figures" / "study.png"):
     parts += [f"![{sweep.name}](figures/study.png)", ""]
-  parts += ["![Test accuracy by variant](figures/comparison.png)", ""]
+  parts += [f"![Test {sweep.score.label} by variant](figures/comparison.png)", ""]
   path = workdir / "report.md"
   write_text(path, "\n".join(parts))
   return path, table if not pivot else f"{table}\n\n{pivot}"

@@ -14,6 +14,7 @@ from experiments.sweeps.failures import read_failure
 from experiments.sweeps.spec import read_record, same_variant
 from experiments.workdir.metrics import read_metrics
 from experiments.workdir.patterns import SWEEP_RESULTS, SWEPT_CONFIG, SWEPT_RESULTS
+from experiments.workdir.scores import Score, last_score, scored
 
 
 class FinishedRun(NamedTuple):
@@ -49,6 +50,10 @@ class VariantResults(NamedTuple):
     """Mean of a number of the results over runs, and the half width of its 95 % interval."""
     return mean_and_interval([run.results[field] for run in self.runs])
 
+  def score_interval(self) -> tuple[float, float]:
+    """The same of the score of the last test."""
+    return mean_and_interval([last_score(run.results) for run in self.runs])
+
 
 class SweepResults(NamedTuple):
   """The finished runs of a sweep.
@@ -72,6 +77,11 @@ class SweepResults(NamedTuple):
   failed: dict[str, str]
   published: dict[str, dict[float, tuple[float, float]]]
   comparisons: list[tuple[str, str]]
+
+  @property
+  def score(self) -> Score:
+    """What its runs are judged by."""
+    return scored(next(v.runs[0].results for v in self.variants if v.runs)).score
 
 
 def mean_and_interval(values: Sequence[float]) -> tuple[float, float]:
@@ -186,7 +196,10 @@ _NUMBERS = (
 
 
 def _run_entry(run: FinishedRun, first: FinishedRun) -> dict[str, Any]:
-  entry = {"seed": run.seed, **{name: run.results.get(name) for name in _NUMBERS}}
+  names = [name for name in _NUMBERS if name in run.results or "accuracy" not in name]
+  entry = {"seed": run.seed, **{name: run.results.get(name) for name in names}}
+  if "score" in run.results:
+    entry |= {"score": run.results["score"], "last_test": run.tests[-1] if run.tests else None}
   entry["layers"] = {
     layer["path"]: {
       "density": layer["density"],

@@ -7,21 +7,24 @@ import numpy as np
 from experiments.common.markdown import markdown_table
 from experiments.sweeps.results import SweepResults, VariantResults, mean_and_interval
 from experiments.sweeps.spec import STUDIES
+from experiments.workdir.scores import scored
 
 
 def comparison(sweep: SweepResults) -> str:
   """A row for each variant that has finished runs: means over seeds, 95 % intervals.
 
-  Accuracy is that of the last step; "best" is the best test of a run, which the paper's tables
-  show. FLOPs are relative to the dense network's, those of a training step to its training step.
+  The score, such as the accuracy, is that of the last step; "best" is the best test of a run,
+  which the paper's tables show. FLOPs are relative to the dense network's, those of a training
+  step to its training step.
   """
   sections = [variant.config.get("data", {}) for variant in sweep.variants]
   held_out = any(section.get("validation_fraction") for section in sections)
+  score = sweep.score
   header = [
     "variant",
     "seeds",
-    "validation accuracy (%)" if held_out else "test accuracy (%)",
-    "best (%)",
+    score.axis.replace("test", "validation", 1) if held_out else score.axis,
+    f"best{' (%)' * score.percent}",
     "sparsity (%)",
     "active neurons (%)",
     "ITOP rate",
@@ -38,8 +41,8 @@ def comparison(sweep: SweepResults) -> str:
     [
       variant.name,
       str(len(variant.runs)),
-      _accuracy(variant),
-      mean(variant, "best_test_accuracy", 100, 2),
+      _score(variant),
+      f"{score.factor * float(np.mean([scored(run.results).best for run in variant.runs])):.2f}",
       mean(variant, "sparsity", 100, 1),
       mean(variant, "active_neurons", 100, 1),
       mean(variant, "itop_rate"),
@@ -54,10 +57,10 @@ def comparison(sweep: SweepResults) -> str:
 
 
 def pivot(sweep: SweepResults) -> str:
-  """Accuracy by method (rows) and the axis of the study (columns), mean ± interval.
+  """The score by method (rows) and the axis of the study (columns), mean ± interval.
 
   Variants that differ in another axis have rows of their own. A variant without a number on the
-  axis (a dense network among sparsities) has its accuracy in the first column. Empty for a study
+  axis (a dense network among sparsities) has its score in the first column. Empty for a study
   without axis.
   """
   axis = STUDIES[sweep.kind]
@@ -80,14 +83,15 @@ def pivot(sweep: SweepResults) -> str:
   columns = [*([None] if any(None in row for row in places.values()) else []), *values]
   header = [f"method, {axis}", *("none" if v is None else f"{v:g}" for v in columns)]
   rows = [
-    [method, *(_accuracy(row[v]) if v in row else "" for v in columns)]
+    [method, *(_score(row[v]) if v in row else "" for v in columns)]
     for method, row in places.items()
   ]
   return markdown_table(header, rows)
 
 
-def _accuracy(variant: VariantResults) -> str:
-  """Accuracy in per cent with its interval."""
-  values = [100 * run.results["test_accuracy"] for run in variant.runs]
+def _score(variant: VariantResults) -> str:
+  """The score of the last test, an accuracy in per cent, with its interval."""
+  tests = [scored(run.results) for run in variant.runs]
+  values = [test.score.factor * test.last for test in tests]
   mean, half_width = mean_and_interval(values)
   return f"{mean:.2f}" + ("" if math.isnan(half_width) else f" ± {half_width:.2f}")

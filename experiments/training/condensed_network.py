@@ -12,8 +12,8 @@ from ml_collections import ConfigDict
 
 import srigl_jax as sx
 from experiments import models
-from experiments.data import Dataset, ImageStream
 from experiments.processes.sharding import AXIS
+from experiments.tasks import Task
 from experiments.training.engines import ENGINES, TrainState, condensed_engine
 from experiments.training.method_plan import (
   Plan,
@@ -22,7 +22,7 @@ from experiments.training.method_plan import (
   with_sparsity,
 )
 from experiments.training.methods import METHODS
-from experiments.training.network import Model, Network
+from experiments.training.network import Model, Network, network_builder
 from srigl_jax.structures import ConstantFanIn, as_structure
 
 _HOW_SPARSE = ("sparsity", "distribution", "density", "fan_in", "sparse")
@@ -69,7 +69,8 @@ def is_condensed(config: ConfigDict) -> bool:
 
 def condensed_network(
   config: ConfigDict,
-  data: Dataset | ImageStream,
+  task: Task,
+  shapes: dict[str, Any],
   plan: Plan,
   inner: optax.GradientTransformation,
 ) -> Network:
@@ -79,7 +80,8 @@ def condensed_network(
 
   Args:
     config: see `configs/base.py`.
-    data: its data set.
+    task: what the domain brings.
+    shapes: what networks are told of the data, from `task.shapes`.
     plan: of its method.
     inner: the optimizer.
 
@@ -92,18 +94,15 @@ def condensed_network(
       "config.method.engine=condensed: leave it empty, or train with masks."
     )
   weights_key, sparse_key = jax.random.split(jax.random.key(config.seed))
-  shapes = {"num_classes": data.num_classes, "image_shape": data.image_shape}
   kwargs = config.model.kwargs.to_dict()
-  shared: dict[str, Any] = {"dtype": config.model.dtype, **shapes, **kwargs}
-  dense = models.init(config.model.name, key=weights_key, abstract=True, **shared)
+  build = network_builder(config, task, shapes, kwargs, shared_statistics=False)
+  dense = models.init_functional(build, weights_key, abstract=True)
   check_layer_names(config.method, dense.params)
-  macs = _macs(dense, data.image_shape)
+  macs = _macs(dense, task.inputs(shapes, 1))
   method = with_sparsity(config.method, dense.params, macs, structure=ConstantFanIn())
   tx, how_sparse = _make_method(method, inner, plan, config)
   allocation = sx.allocate(dense.params, **how_sparse, structure=ConstantFanIn())
-  build_fn = models.builder(
-    config.model.name, batch_axis=AXIS if config.train.sync_batch_norm else None, **shared
-  )
+  build_fn = network_builder(config, task, shapes, kwargs)
   for path, reason in models.untrainable(build_fn, weights_key, allocation.budgets).items():
     raise ValueError(
       f"config.method.engine is 'condensed', but layer {path!r} cannot train in condensed form: "
@@ -114,10 +113,8 @@ def condensed_network(
   functions = models.init_condensed(build_fn, weights_key, patterns, values)
   signals = None
   if config.method.grad_accumulation_steps * config.optimizer.accumulation_steps > 1:
-    alone = models.init_condensed(
-      models.builder(config.model.name, **shared), weights_key, patterns, values
-    )
-    signals = _signal_shapes(alone, (config.data.batch_size, *data.image_shape))
+    alone = models.init_condensed(build, weights_key, patterns, values)
+    signals = _signal_shapes(alone, task.inputs(shapes, config.data.batch_size))
   opt_state = tx.init(functions.params, patterns, signals)
   state = TrainState(jnp.zeros((), jnp.int32), functions.params, functions.model_state, opt_state)
   model = Model(kwargs, functions.apply, functions.module, macs)
@@ -126,11 +123,11 @@ def condensed_network(
   return Network(model, condensed_engine(functions, tx), state, leaves)
 
 
-def _macs(dense: models.FunctionalModel, image_shape: tuple[int, ...]) -> dict[str, int]:
+def _macs(dense: models.FunctionalModel, inputs: Any) -> dict[str, int]:
   """Multiply-accumulates of each layer when dense, for one example."""
   model_state = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), dense.model_state)
   infer = lambda params, x: dense.apply(params, model_state, x, train=False)[0]
-  return sx.layer_macs(infer, dense.params, jax.ShapeDtypeStruct((1, *image_shape), jnp.float32))
+  return sx.layer_macs(infer, dense.params, inputs)
 
 
 def _make_method(
@@ -150,12 +147,14 @@ def _make_method(
   return function(inner, **{k: v for k, v in given.items() if k in takes}), how_sparse
 
 
-def _signal_shapes(model: models.CondensedModel, shape: tuple[int, ...]) -> dict[str, Any]:
-  """What topology updates need of a whole batch of inputs of this shape."""
+def _signal_shapes(model: models.CondensedModel, inputs: Any) -> dict[str, Any]:
+  """What topology updates need of a whole batch of inputs of these shapes."""
 
-  def of(params: Any, model_state: Any, x: Array) -> dict[str, Any]:
-    loss_fn = lambda module: module(x, train=True, rngs=nnx.Rngs(0)).sum()
+  def of(params: Any, model_state: Any, x: Any) -> dict[str, Any]:
+    def loss_fn(module: nnx.Module) -> Array:
+      outputs: Any = module(x, train=True, rngs=nnx.Rngs(0))
+      return sum(y.sum() for y in jax.tree.leaves(outputs))
+
     return sx.condensed_value_and_grad(loss_fn)(model.module(params, model_state))[1].signals
 
-  x = jax.ShapeDtypeStruct(shape, jnp.float32)
-  return jax.eval_shape(of, model.params, model.model_state, x)
+  return jax.eval_shape(of, model.params, model.model_state, inputs)

@@ -93,11 +93,11 @@ def _train(log: RunLog, show_progress: ShowProgress, profiling: Profiling) -> Tr
   train_fn = make_train_fn(
     run.engine,
     run.pipeline,
-    label_smoothing=run.config.train.label_smoothing,
+    run.task,
     seed=run.config.seed,
     max_steps=run.max_steps,
   )
-  eval_fn = make_eval_fn(run.model.apply, run.pipeline)
+  eval_fn = make_eval_fn(run.model.apply, run.pipeline, run.task)
   state, device_data = replicate((log.take_state(), run.pipeline.device_data))
   stop_signal = StopSignal()
   to_devices = lambda x: x._replace(batches=shard_batches(x.batches, run.max_steps))
@@ -130,12 +130,12 @@ def _train(log: RunLog, show_progress: ShowProgress, profiling: Profiling) -> Tr
       shown = log.record_train(step, state, waited=dispatches.waited_seconds)
       if is_process_0():
         show(step, **shown)
-      accuracy = None
+      score = None
       if finished or step % run.eval_every == 0:
-        accuracy = log.record_eval(step, eval_fn(state, device_data, run.tests_left(step)))
+        score = log.record_eval(step, eval_fn(state, device_data, run.tests_left(step)))
       if finished or stopping or step % run.save_every == 0:
-        log.save(step, state, test_accuracy=accuracy)
-      if accuracy is not None:
+        log.save(step, state, score=score)
+      if score is not None:
         log.restart_clock()
       if stopping and not finished:
         log.wait()

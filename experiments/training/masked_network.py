@@ -11,18 +11,18 @@ from ml_collections import ConfigDict
 
 import srigl_jax as sx
 from experiments import models
-from experiments.data import Dataset, ImageStream
 from experiments.models.small_dense import small_dense_kwargs
-from experiments.processes.sharding import AXIS
+from experiments.tasks import Task
 from experiments.training.engines import TrainState, masked_engine
 from experiments.training.method_plan import Plan, check_layer_names, make_method, with_sparsity
-from experiments.training.network import Model, Network
+from experiments.training.network import Model, Network, network_builder
 from experiments.training.warm_start import warm_start
 
 
 def masked_network(
   config: ConfigDict,
-  data: Dataset | ImageStream,
+  task: Task,
+  shapes: dict[str, Any],
   plan: Plan,
   inner: optax.GradientTransformation,
 ) -> Network:
@@ -30,7 +30,8 @@ def masked_network(
 
   Args:
     config: see `configs/base.py`.
-    data: its data set.
+    task: what the domain brings.
+    shapes: what networks are told of the data, from `task.shapes`.
     plan: of its method.
     inner: the optimizer.
 
@@ -38,7 +39,7 @@ def masked_network(
     ValueError: if a setting is unknown, out of range, or does not fit the others.
   """
   weights_key, sparse_key = jax.random.split(jax.random.key(config.seed))
-  model, params, model_state = _make_model(config, data, weights_key)
+  model, params, model_state = _make_model(config, task, shapes, weights_key)
   if config.model.init_from:
     params, model_state = warm_start(config.model.init_from, params, model_state)
   tx = _make_tx(config, plan, inner, params, model.macs)
@@ -49,31 +50,29 @@ def masked_network(
 
 
 def _make_model(
-  config: ConfigDict, data: Dataset | ImageStream, key: Array
+  config: ConfigDict, task: Task, shapes: dict[str, Any], key: Array
 ) -> tuple[Model, dict[str, Array], dict[str, Array]]:
   """The network, narrowed if the method says so, with its first weights and statistics."""
-  shapes: dict[str, Any] = {"num_classes": data.num_classes, "image_shape": data.image_shape}
 
   def init(kwargs: dict[str, Any]) -> tuple[Model, Any, Any]:
-    apply, params, model_state = models.init(
-      config.model.name,
-      key=key,
-      dtype=config.model.dtype,
-      batch_axis=AXIS if config.train.sync_batch_norm else None,
-      **shapes,
-      **kwargs,
-    )
-    image = jax.ShapeDtypeStruct((1, *data.image_shape), jnp.float32)
+    build = network_builder(config, task, shapes, kwargs, shared_statistics=False)
+    build_shared = network_builder(config, task, shapes, kwargs)
+    apply, params, model_state = models.init_functional(build_shared, key)
     infer = lambda params, x: apply(params, model_state, x, train=False)[0]
-    build = lambda: models.build(
-      config.model.name, dtype=config.model.dtype, rngs=nnx.Rngs(0), **shapes, **kwargs
+    module = lambda params, model_state: models.with_arrays(
+      build(nnx.Rngs(0)), params | model_state
     )
-    module = lambda params, model_state: models.with_arrays(build(), params | model_state)
-    return Model(kwargs, apply, module, sx.layer_macs(infer, params, image)), params, model_state
+    macs = sx.layer_macs(infer, params, task.inputs(shapes, 1))
+    return Model(kwargs, apply, module, macs), params, model_state
 
   kwargs = config.model.kwargs.to_dict()
   if config.method.name != "small_dense":
     return init(kwargs)
+  if "image_shape" not in shapes:
+    raise ValueError(
+      f"config.method.name is small_dense, which knows how to narrow networks of images only, and "
+      f"config.task.name is {config.task.name}: give a smaller config.model.kwargs to dense."
+    )
   wide, wide_params, _ = init(kwargs)
   model, params, model_state = init(
     small_dense_kwargs(config.model.name, 1 - config.method.sparsity, **shapes, **kwargs)

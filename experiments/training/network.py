@@ -4,9 +4,12 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from flax import nnx
+from ml_collections import ConfigDict
 
 import srigl_jax as sx
 from experiments import models
+from experiments.processes.sharding import AXIS
+from experiments.tasks import Task
 from experiments.training.engines import Engine, TrainState
 
 
@@ -44,3 +47,31 @@ class Network(NamedTuple):
   engine: Engine
   state: TrainState
   leaves: sx.Plan | None = None
+
+
+def network_builder(
+  config: ConfigDict,
+  task: Task,
+  shapes: dict[str, Any],
+  kwargs: dict[str, Any],
+  *,
+  shared_statistics: bool = True,
+) -> Callable[[nnx.Rngs], nnx.Module]:
+  """A function that builds the dense network of a config from its source of parameters.
+
+  Args:
+    config: see `configs/base.py`.
+    task: what the domain brings.
+    shapes: what networks are told of the data.
+    kwargs: arguments of the network, in place of the config's.
+    shared_statistics: whether devices share batch statistics, if the config says so; a network
+      that does so runs under `jax.pmap` only.
+  """
+
+  def build_fn(rngs: nnx.Rngs) -> nnx.Module:
+    model = task.build(config.model.name, rngs=rngs, dtype=config.model.dtype, **shapes, **kwargs)
+    if shared_statistics and config.train.sync_batch_norm:
+      models.layers.share_batch_statistics(model, AXIS)
+    return model
+
+  return build_fn

@@ -8,6 +8,7 @@ from experiments.common.files import as_json
 from experiments.training.engines import TrainState
 from experiments.training.setup import Run
 from experiments.workdir.metrics import read_metrics
+from experiments.workdir.scores import as_results
 
 
 def results_of(run: Run, state: TrainState, workdir: Path) -> dict[str, Any]:
@@ -23,7 +24,10 @@ def results_of(run: Run, state: TrainState, workdir: Path) -> dict[str, Any]:
   """
   metrics = read_metrics(workdir)
   summary = run.summarize(state)
-  tests = [r["accuracy"] for r in metrics["test"] if r["step"] >= run.sparse_from]
+  score = run.task.score
+  tests = [
+    r[score.name] for r in metrics["test"] if r["step"] >= run.sparse_from and score.name in r
+  ]
   inference = summary.inference_flops
   if inference is not None:
     inference *= run.model.share_of_macs
@@ -42,8 +46,7 @@ def results_of(run: Run, state: TrainState, workdir: Path) -> dict[str, Any]:
     "engine": method.engine,
     "seed": run.config.seed,
     "steps": run.total_steps,
-    "test_accuracy": tests[-1],
-    "best_test_accuracy": max(tests),
+    **as_results(score, tests),
     "sparsity": 1 - (1 - summary.sparsity) * run.model.share_of_weights,
     "active_neurons": summary.active_neurons,
     "itop_rate": summary.itop_rate,

@@ -15,6 +15,7 @@ from experiments.common.environment import versions
 from experiments.common.files import as_json, write_json
 from experiments.processes.cluster import is_process_0
 from experiments.processes.consistency import check_same, check_same_masks, decide_on_process_0
+from experiments.tasks import Task
 from experiments.training.engines import TrainState
 from experiments.training.setup import Run
 from experiments.training.steps import Metrics
@@ -99,10 +100,12 @@ class RunLog:
     Raises:
       FloatingPointError: if a loss was not finite.
     """
-    values = averages(self._window)
+    values = averages(self._window, self.run.task)
     seconds = time.perf_counter() - self._since
+    speed = values.pop("examples") / seconds
+    measured, unit = dict(values), self.run.task.unit
     values |= {
-      "images_per_s": values.pop("examples") / seconds,
+      f"{unit}_per_s": speed,
       "seconds": seconds,
       "waited_share": (waited - self._waited) / seconds,
     }
@@ -114,9 +117,8 @@ class RunLog:
       rate = self.run.learning_rate(step)
       self._metrics.write("train", step, **values, **norms, learning_rate=rate)
     return {
-      "loss": values["loss"],
-      "accuracy": values["accuracy"],
-      "images/s": str(round(values["images_per_s"])),
+      **measured,
+      f"{unit}/s": str(round(speed)),
       "sparsity": f"{self._summary.sparsity:.2%}",
       "neurons": f"{self._summary.active_neurons:.1%}",
     }
@@ -129,15 +131,15 @@ class RunLog:
       self.run.warn_early(self._summary, step)
 
   def record_eval(self, step: int, metrics: Sequence[Metrics]) -> float:
-    """Records an evaluation; returns its accuracy.
+    """Records an evaluation; returns its score.
 
     Raises:
       FloatingPointError: if its loss is not finite.
     """
-    values = averages(metrics)
+    values = averages(metrics, self.run.task)
     if self._metrics:
       self._metrics.write("test", step, **values)
-    return values["accuracy"]
+    return values[self.run.task.score.name]
 
   def is_tested(self, step: int) -> bool:
     """Whether an evaluation of the network at `step` is on record, which is process 0's to say."""
@@ -145,13 +147,13 @@ class RunLog:
       lambda: any(record["step"] == step for record in read_metrics(self.workdir)["test"])
     )
 
-  def save(self, step: int, state: TrainState, *, test_accuracy: float | None) -> None:
+  def save(self, step: int, state: TrainState, *, score: float | None) -> None:
     """Starts saving a checkpoint.
 
     Args:
       step: of the state.
       state: on every device.
-      test_accuracy: of this very state; None if unknown.
+      score: of this very state in a test; None if unknown.
 
     Raises:
       OSError: if it cannot be written, or if the records until now cannot: a run that resumes from
@@ -161,9 +163,10 @@ class RunLog:
     check_same_masks(self.run.topology(state))
     if self._metrics:
       self._metrics.settle()
-    # An accuracy from before the network is sparse is no candidate for the best one.
-    counts = step >= self.run.sparse_from
-    self._checkpoints.save(step, state, test_accuracy=test_accuracy if counts else None)
+    # A score from before the network is sparse is no candidate for the best one.
+    if score is not None:
+      score = self.run.task.score.rising(score) if step >= self.run.sparse_from else None
+    self._checkpoints.save(step, state, test_accuracy=score)
 
   def wait(self) -> None:
     """Waits until what was saved is on disk."""
@@ -181,12 +184,21 @@ def _facts(run: Run) -> dict[str, Any]:
   config = as_json(run.config.to_dict())
   del config["data"]["data_dir"]
   config["data"]["kwargs"].pop("num_workers", None)
-  images = [run.data.num_train, run.data.num_test, run.data.num_classes]
-  return {"config": config, "number of images": images, "code": code(), "versions": versions()}
+  numbers = {"training": run.data.num_train, "test": run.data.num_test, **run.shapes}
+  return {
+    "config": config,
+    f"number of {run.task.unit}": as_json(numbers),
+    "code": code(),
+    "versions": versions(),
+  }
 
 
-def averages(window: Sequence[Metrics]) -> dict[str, float]:
-  """Loss and accuracy over some calls of the device, and the number of examples in them.
+def averages(window: Sequence[Metrics], task: Task) -> dict[str, float]:
+  """Loss and other metrics over some calls of the device, and the number of examples in them.
+
+  Args:
+    window: of the calls.
+    task: whose metrics they are.
 
   Raises:
     FloatingPointError: if a loss in the window is not finite.
@@ -199,11 +211,10 @@ def averages(window: Sequence[Metrics]) -> dict[str, float]:
       "config.optimizer.warmup_epochs, and start in another --workdir."
     )
   count = float(sum(m.examples for m in calls))
-  return {
-    "loss": float(sum(m.loss for m in calls)) / count,
-    "accuracy": float(sum(m.correct for m in calls)) / count,
-    "examples": count,
-  }
+  sums = {"loss": sum(m.loss for m in calls)}
+  sums |= {name: sum(m.sums[name] for m in calls) for name in calls[0].sums}
+  means = {name: np.asarray(total, np.float64) / count for name, total in sums.items()}
+  return task.finish(means) | {"examples": count}
 
 
 def _norms(metrics: Metrics) -> dict[str, float | None]:

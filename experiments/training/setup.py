@@ -1,5 +1,6 @@
 """A run: a config made concrete, and the checks that it must pass."""
 
+import inspect
 from typing import Any, NamedTuple
 
 import jax
@@ -8,8 +9,9 @@ from ml_collections import ConfigDict
 
 import srigl_jax as sx
 from experiments import models
-from experiments.data import Dataset, ImageStream, InputPipeline, load, make_input_pipeline
+from experiments.data import InputPipeline
 from experiments.processes.sharding import num_devices
+from experiments.tasks import Task, make_task
 from experiments.training.condensed_network import condensed_network, is_condensed
 from experiments.training.engines import Engine, TrainState
 from experiments.training.masked_network import masked_network
@@ -24,7 +26,9 @@ class Run(NamedTuple):
 
   Attributes:
     config: the config.
+    task: what the domain brings, see `tasks.Task`.
     data: the data set.
+    shapes: what networks are told of it, see `tasks.Task`.
     pipeline: its batches, see `data.InputPipeline`.
     plan: of its method.
     model: the network.
@@ -37,7 +41,9 @@ class Run(NamedTuple):
   """
 
   config: ConfigDict
-  data: Dataset | ImageStream
+  task: Task
+  data: Any
+  shapes: dict[str, Any]
   pipeline: InputPipeline
   plan: Plan
   model: Model
@@ -145,8 +151,10 @@ def prepare(config: ConfigDict, *, for_restoring: bool = False) -> tuple[Run, Tr
     FileNotFoundError: if the data set is not there.
   """
   _check(config)
-  data = load_data(config.data)
-  pipeline = _make_pipeline(config, data)
+  task = make_task(config)
+  data = load_data(task, config.data)
+  shapes = task.shapes(data)
+  pipeline = _make_pipeline(config, task, data)
   steps_per_epoch = data.num_train // config.data.batch_size
   total_steps = max(1, round(config.train.total_epochs * steps_per_epoch))
   every = config.optimizer.accumulation_steps
@@ -160,14 +168,16 @@ def prepare(config: ConfigDict, *, for_restoring: bool = False) -> tuple[Run, Tr
   if for_restoring:
     start.model.init_from = ""
   try:
-    network = make(start, data, plan, make_optimizer(config.optimizer, schedule))
+    network = make(start, task, shapes, plan, make_optimizer(config.optimizer, schedule))
   except ValueError as error:
     raise ValueError(in_config_terms(str(error))) from error
-  # Images of many steps would not fit beside the network.
+  # Examples of many steps would not fit beside the network.
   asked = 1 if pipeline.is_stream else config.train.steps_per_dispatch
   run = Run(
     config=config,
+    task=task,
     data=data,
+    shapes=shapes,
     pipeline=pipeline,
     plan=plan,
     model=network.model,
@@ -181,17 +191,20 @@ def prepare(config: ConfigDict, *, for_restoring: bool = False) -> tuple[Run, Tr
   return run, jax.device_get(network.state)
 
 
-def load_data(config: ConfigDict) -> Dataset | ImageStream:
-  """The data set that the `data` section of a config names."""
-  return load(
-    config.name,
-    data_dir=config.data_dir or None,
-    validation_fraction=config.validation_fraction,
-    **config.kwargs.to_dict(),
-  )
+def load_data(task: Task, config: ConfigDict) -> Any:
+  """The data set of a task that the `data` section of a config names."""
+  kwargs = config.kwargs.to_dict()
+  if config.validation_fraction:
+    kwargs["validation_fraction"] = config.validation_fraction
+    if "validation_fraction" not in inspect.signature(task.load).parameters:
+      raise ValueError(
+        f"config.data.validation_fraction is {config.validation_fraction}, but {config.name!r} is "
+        "no data set of images, of which alone a part can be held out: set it to 0."
+      )
+  return task.load(config.name, data_dir=config.data_dir or None, **kwargs)
 
 
-def _make_pipeline(config: ConfigDict, data: Dataset | ImageStream) -> InputPipeline:
+def _make_pipeline(config: ConfigDict, task: Task, data: Any) -> InputPipeline:
   """The batches of a data set, which all devices can share."""
   batch_size, total = config.data.batch_size, num_devices()
   if batch_size % total or not 0 < batch_size <= data.num_train:
@@ -199,7 +212,7 @@ def _make_pipeline(config: ConfigDict, data: Dataset | ImageStream) -> InputPipe
       f"config.data.batch_size is {batch_size}; it must be a multiple of the number of devices "
       f"({total}) and at most the number of training examples ({data.num_train})."
     )
-  return make_input_pipeline(
+  return task.pipeline(
     data,
     batch_size=batch_size,
     eval_batch_size=-(-config.train.eval_batch_size // total) * total,

@@ -21,6 +21,7 @@ from jax import Array, lax
 from experiments.data import InputPipeline, Prefetch
 from experiments.models import Apply
 from experiments.processes.sharding import AXIS, num_devices, replicate, shard_batches
+from experiments.tasks.task import Sums, Task, count_of
 from experiments.training.engines import Engine, TrainState
 
 
@@ -29,7 +30,7 @@ class Metrics(NamedTuple):
 
   Attributes:
     loss: `[]` float32.
-    correct: `[]` float32, correct predictions.
+    sums: of the task's other metrics by name, float32; `[]` in training.
     examples: `[]` float32, their number.
     bad_step: `[]` int32, the first step whose loss was not finite; -1 if none. In evaluation, the
       step of the state if its loss is not.
@@ -39,7 +40,7 @@ class Metrics(NamedTuple):
   """
 
   loss: Array
-  correct: Array
+  sums: Sums
   examples: Array
   bad_step: Array
   norms: dict[str, Array]
@@ -99,8 +100,8 @@ class TrainFn(NamedTuple):
 def make_train_fn(
   engine: Engine,
   pipeline: InputPipeline,
+  task: Task,
   *,
-  label_smoothing: float,
   seed: int,
   max_steps: int,
 ) -> TrainFn:
@@ -109,7 +110,7 @@ def make_train_fn(
   Args:
     engine: the model and its optimizer.
     pipeline: for its `train_inputs`.
-    label_smoothing: fraction of the target spread over all classes.
+    task: for its loss and metrics.
     seed: of augmentation and dropout.
     max_steps: the most steps that one call will do.
 
@@ -125,21 +126,15 @@ def make_train_fn(
     augment_key, dropout_key = _step_keys(key, state.step)
     x, targets = pipeline.train_inputs(augment_key, _places(batch), device_data, batch)
 
-    def loss_fn(logits):
-      smooth = optax.smooth_labels(targets, label_smoothing)
-      loss = optax.safe_softmax_cross_entropy(logits, smooth).mean()
-      is_correct = logits.argmax(-1) == targets.argmax(-1)
-      return loss, is_correct.sum(dtype=jnp.float32)
-
-    found = engine.gradients(loss_fn, state, x, dropout_key)
-    loss, correct = found.loss, found.aux
+    found = engine.gradients(lambda outputs: task.loss(outputs, targets), state, x, dropout_key)
+    loss, sums = found.loss, found.aux
     state = state._replace(model_state=found.model_state)
     state, updates = engine.update(found.grads, state)
 
-    count = jnp.asarray(len(x) * num_devices(), jnp.float32)
+    count = jnp.asarray(count_of(x) * num_devices(), jnp.float32)
     state = state._replace(step=state.step + 1)
     bad_step = jnp.where(jnp.isfinite(loss), -1, state.step)
-    metrics = Metrics(loss * count, lax.psum(correct, AXIS), count, bad_step, norms={})
+    metrics = Metrics(loss * count, lax.psum(sums, AXIS), count, bad_step, norms={})
     return state, metrics, {"grad_norm": found.trained, "update_norm": updates}
 
   def one_step(state, key, device_data, batches, num_steps, signal, with_norms):
@@ -155,7 +150,8 @@ def make_train_fn(
       return state, _add(metrics, new), measured
 
     zero, zeros = jnp.zeros(()), jax.tree.map(jnp.zeros_like, state.params)
-    metrics = Metrics(zero, zero, zero, jnp.asarray(-1, jnp.int32), norms={})
+    sums = dict.fromkeys(task.train_metrics, zero)
+    metrics = Metrics(zero, sums, zero, jnp.asarray(-1, jnp.int32), norms={})
     measured = {"grad_norm": zeros, "update_norm": zeros if engine.gives_updates else None}
     done = lax.fori_loop(0, num_steps, body, (state, metrics, measured))
     return *_with_norms(with_norms, *done), lax.pmax(signal, AXIS)
@@ -200,19 +196,20 @@ def _add(total: Metrics, new: Metrics) -> Metrics:
   """The metrics of some steps and of the one after them."""
   return Metrics(
     total.loss + new.loss,
-    total.correct + new.correct,
+    jax.tree.map(jnp.add, total.sums, new.sums),
     total.examples + new.examples,
     jnp.where(total.bad_step >= 0, total.bad_step, new.bad_step),
     norms={},
   )
 
 
-def make_eval_fn(apply: Apply, pipeline: InputPipeline) -> Callable[..., list[Metrics]]:
+def make_eval_fn(apply: Apply, pipeline: InputPipeline, task: Task) -> Callable[..., list[Metrics]]:
   """Builds `evaluate(state, device_data, passes=1) -> [metrics of a batch]`, each example once.
 
   Args:
     apply: the model.
     pipeline: for its `test_inputs`, and `test_batches` of a size that all devices can share.
+    task: for its metrics.
 
   Returns:
     A function of the state, of what lies on every device (`replicate`), and of how many evaluations
@@ -221,13 +218,12 @@ def make_eval_fn(apply: Apply, pipeline: InputPipeline) -> Callable[..., list[Me
 
   def batch_fn(params, model_state, step, device_data, batches):
     batch = jax.tree.map(lambda x: x[0], batches)
-    x, y, valid = pipeline.test_inputs(device_data, batch)
-    logits, _ = apply(params, model_state, x, train=False)
-    loss = optax.softmax_cross_entropy_with_integer_labels(logits, y)
-    loss = jnp.where(valid, loss, 0).sum()
-    correct = ((logits.argmax(-1) == y) & valid).sum(dtype=jnp.float32)
-    loss, correct, count = lax.psum((loss, correct, valid.sum(dtype=jnp.float32)), AXIS)
-    return Metrics(loss, correct, count, jnp.where(jnp.isfinite(loss), -1, step), {})
+    x, targets, valid = pipeline.test_inputs(device_data, batch)
+    outputs, _ = apply(params, model_state, x, train=False)
+    sums = task.test_sums(outputs, targets, valid)
+    sums, count = lax.psum((sums, valid.sum(dtype=jnp.float32)), AXIS)
+    loss = sums.pop("loss")
+    return Metrics(loss, sums, count, jnp.where(jnp.isfinite(loss), -1, step), {})
 
   in_axes = (None, None, None, None, 0)
   run = jax.pmap(batch_fn, axis_name=AXIS, in_axes=in_axes, out_axes=None)

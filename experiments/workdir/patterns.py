@@ -19,13 +19,23 @@ CONFIG: Pattern = {
 }
 """Of `config.json`."""
 
-RESULTS: Pattern = {
+_ACCURACY = {"test_accuracy": float, "best_test_accuracy": float}
+_SCORE = {
+  "score": {
+    "name": str,
+    "label": str,
+    "percent": bool,
+    "lower_is_better": bool,
+    "last": float,
+    "best": float,
+  }
+}
+
+_RESULTS = {
   "name": str,
   "method": str,
   "seed": int,
   "steps": int,
-  "test_accuracy": float,
-  "best_test_accuracy": float,
   "sparsity": float,
   "active_neurons": float,
   "itop_rate": (float, None),
@@ -35,15 +45,17 @@ RESULTS: Pattern = {
   "table": str,
   "environment": {str: object},
 }
-"""Of `results.json`."""
+RESULTS: Pattern = (_RESULTS | _ACCURACY, _RESULTS | _SCORE)
+"""Of `results.json`; see `scores.as_results`."""
 
 SWEPT_CONFIG: Pattern = {"method": {"name": str}}
 """Of the `config.json` of a sweep's run, for the sweep's report."""
 
-SWEPT_RESULTS: Pattern = {
-  **{k: RESULTS[k] for k in ("test_accuracy", "best_test_accuracy", "sparsity", "active_neurons")},
-  **{k: RESULTS[k] for k in ("itop_rate", "inference_flops", "training_flops")},
+_SWEPT = {
+  k: _RESULTS[k]
+  for k in ("sparsity", "active_neurons", "itop_rate", "inference_flops", "training_flops")
 }
+SWEPT_RESULTS: Pattern = (_SWEPT | _ACCURACY, _SWEPT | _SCORE)
 """Of its `results.json`."""
 
 FAILURE: Pattern = {"error": str, "traceback": str, "killed": bool, "config": dict}
@@ -62,7 +74,11 @@ SWEEP_RESULTS: Pattern = {
   "environment": dict,
   "missing_runs": int,
   "variants": {
-    str: {"axes": dict, "config": dict, "runs": [{"seed": int, "test_accuracy": float}]}
+    str: {
+      "axes": dict,
+      "config": dict,
+      "runs": [({"seed": int, "test_accuracy": float}, {"seed": int} | _SCORE)],
+    }
   },
 }
 """Of `experiments/results/NAME.json`, of a sweep."""
@@ -79,7 +95,7 @@ SESSION: Pattern = {
 
 _LAYER = {"density": float, "fan_in": float, "active_neurons": float, "itop_rate": (float, None)}
 _RECORD = {"kind": str, "step": int}
-_MEASURED = {**_RECORD, "loss": float, "accuracy": float}
+_MEASURED = {**_RECORD, "loss": float}
 _OF_KIND: dict[str, Pattern] = {
   "train": {**_MEASURED, "seconds": float},
   "test": _MEASURED,
@@ -97,4 +113,7 @@ _OF_KIND: dict[str, Pattern] = {
 def of_record(record: Any) -> Pattern:
   """That of a line of `metrics.jsonl`, by its kind."""
   kind = record.get("kind") if isinstance(record, dict) else None
-  return _OF_KIND.get(kind, _RECORD) if isinstance(kind, str) else _RECORD
+  if not isinstance(kind, str) or kind not in _OF_KIND:
+    return _RECORD
+  numbers = {} if kind == "topology" else dict.fromkeys(record, (float, None))
+  return numbers | _OF_KIND[kind]  # what a task measures has any name, and is a number

@@ -419,7 +419,7 @@ def test_the_best_checkpoint_stays_beside_the_latest(tmp_path, monkeypatch):
     def scripted(state, *data):
       (first, *_) = real(state, *data)
       correct = np.float32(accuracies[int(state.step)] * first.examples)
-      return [first._replace(correct=correct)]
+      return [first._replace(sums={"accuracy": correct})]
 
     return scripted
 

@@ -10,6 +10,7 @@ import pytest
 
 from experiments import data
 from experiments.processes.sharding import replicate, shard_batches
+from experiments.tasks.image_classification import image_classification
 from experiments.training.engines import TrainState, masked_engine
 from experiments.training.steps import make_eval_fn, make_train_fn, steps_per_dispatch
 from tests.experiments.tiny import devices
@@ -75,7 +76,7 @@ def train(
     train_fn = make_train_fn(
       masked_engine(linear, optax.with_extra_args_support(optax.sgd(RATE))),
       pipeline,
-      label_smoothing=smoothing,
+      image_classification(label_smoothing=smoothing),
       seed=seed,
       max_steps=max_steps,
     )
@@ -110,7 +111,7 @@ def test_steps_equal_the_reference(num_devices, max_steps, smoothing):
   np.testing.assert_allclose(state.params["kernel"], kernel, rtol=1e-5, atol=1e-6)
   assert state.step == 5
   assert sum(m.examples for m in metrics) == 5 * 8
-  assert sum(m.correct for m in metrics) == sum(correct)
+  assert sum(m.sums["accuracy"] for m in metrics) == sum(correct)
   np.testing.assert_allclose(sum(m.loss for m in metrics), 8 * sum(losses), rtol=1e-5)
   for i, m in enumerate(metrics):  # each call reports on its own steps
     expected = losses[i * max_steps : (i + 1) * max_steps]
@@ -148,7 +149,7 @@ def test_a_shorter_last_call_uses_the_same_program():
     tx = optax.with_extra_args_support(optax.sgd(RATE))
     pipeline = pipeline_of(DATA)
     train_fn = make_train_fn(
-      masked_engine(counted, tx), pipeline, label_smoothing=0.0, seed=0, max_steps=4
+      masked_engine(counted, tx), pipeline, image_classification(), seed=0, max_steps=4
     )
     state, resident = replicate((init_state(), pipeline.device_data))
     batches = data.batch_indices(0, 7, 8, 24, seed=0)
@@ -223,7 +224,11 @@ def test_steps_move_nothing_between_host_and_devices(max_steps):
     pipeline = pipeline_of(DATA)
     tx = optax.with_extra_args_support(optax.sgd(RATE))
     train_fn = make_train_fn(
-      masked_engine(linear, tx), pipeline, label_smoothing=0.1, seed=0, max_steps=max_steps
+      masked_engine(linear, tx),
+      pipeline,
+      image_classification(label_smoothing=0.1),
+      seed=0,
+      max_steps=max_steps,
     )
     state, resident = replicate((init_state(), pipeline.device_data))
     batches = data.batch_indices(0, 3 * max_steps, 8, 24, seed=0).reshape(3, max_steps, 8)
@@ -244,7 +249,7 @@ def test_signals_of_processes_become_one():
   with devices(2):
     tx = optax.with_extra_args_support(optax.sgd(RATE))
     train_fn = make_train_fn(
-      masked_engine(linear, tx), pipeline, label_smoothing=0.0, seed=0, max_steps=1
+      masked_engine(linear, tx), pipeline, image_classification(), seed=0, max_steps=1
     )
     state, resident = replicate((init_state(), pipeline.device_data))
     batches = divided(data.batch_indices(0, 1, 8, 24, seed=0), 1)
@@ -280,10 +285,12 @@ def test_evaluation_counts_every_example_once(num_devices, batch_size):
   with devices(num_devices):
     size = -(-batch_size // num_devices) * num_devices
     pipeline = pipeline_of(dataclasses.replace(DATA, test_labels=labels), size)
-    metrics = make_eval_fn(linear, pipeline)(*replicate((state, pipeline.device_data)))
+    metrics = make_eval_fn(linear, pipeline, image_classification())(
+      *replicate((state, pipeline.device_data))
+    )
 
   losses = -np.log(softmax(logits)[np.arange(11), labels])
   assert sum(m.examples for m in metrics) == 11
-  assert sum(m.correct for m in metrics) == (logits.argmax(-1) == labels).sum() > 0
+  assert sum(m.sums["accuracy"] for m in metrics) == (logits.argmax(-1) == labels).sum() > 0
   np.testing.assert_allclose(sum(m.loss for m in metrics), losses.sum(), rtol=1e-5)
   assert len(metrics) == -(-11 // size)

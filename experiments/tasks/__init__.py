@@ -1,0 +1,32 @@
+"""The tasks of the experiments, by name: what each brings to the one training loop."""
+
+from collections.abc import Callable
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from experiments.common.registry import check_arguments, choose
+from experiments.tasks.image_classification import image_classification
+from experiments.tasks.task import Sums, Task
+
+__all__ = ["TASKS", "Sums", "Task", "make_task"]
+
+TASKS: dict[str, Callable[..., Task]] = {
+  "image_classification": image_classification,
+}
+
+
+def make_task(config: ConfigDict) -> Task:
+  """The task of a run.
+
+  Args:
+    config: see `configs/base.py`; its `task` section and `train.label_smoothing` count.
+
+  Raises:
+    ValueError: if the name or an argument is unknown.
+  """
+  make = choose(TASKS, config.task.name, "config.task.name")
+  kwargs: dict[str, Any] = config.task.kwargs.to_dict()
+  what = f"config.task.kwargs of {config.task.name!r}"
+  check_arguments(make, kwargs, reserved=["label_smoothing"], what=what)
+  return make(label_smoothing=config.train.label_smoothing, **kwargs)
