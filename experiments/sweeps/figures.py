@@ -6,7 +6,7 @@ from pathlib import Path
 from experiments.sweeps import plots
 from experiments.sweeps.plots import Interval, active_by_layer
 from experiments.sweeps.results import SweepResults, VariantResults
-from experiments.workdir.scores import scored
+from experiments.workdir.scores import score_of
 
 
 def sweep_figure(sweep: SweepResults, path: Path) -> bool:
@@ -78,7 +78,7 @@ def _length(sweep: SweepResults, path: Path) -> None:
 
 def _score(variant: VariantResults) -> Interval:
   """The score as plots draw it, a hundred times what they are given: shares, in per cent."""
-  factor = scored(variant.runs[0].results).score.factor / 100
+  factor = score_of(variant.runs[0].results).factor / 100
   mean, half_width = variant.score_interval()
   return factor * mean, factor * half_width
 

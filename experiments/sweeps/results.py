@@ -14,7 +14,7 @@ from experiments.sweeps.failures import read_failure
 from experiments.sweeps.spec import read_record, same_variant
 from experiments.workdir.metrics import read_metrics
 from experiments.workdir.patterns import SWEEP_RESULTS, SWEPT_CONFIG, SWEPT_RESULTS
-from experiments.workdir.scores import Score, last_score, scored
+from experiments.workdir.scores import Score, last_score, score_of
 
 
 class FinishedRun(NamedTuple):
@@ -81,7 +81,7 @@ class SweepResults(NamedTuple):
   @property
   def score(self) -> Score:
     """What its runs are judged by."""
-    return scored(next(v.runs[0].results for v in self.variants if v.runs)).score
+    return score_of(next(v.runs[0].results for v in self.variants if v.runs))
 
 
 def mean_and_interval(values: Sequence[float]) -> tuple[float, float]:

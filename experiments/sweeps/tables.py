@@ -7,7 +7,7 @@ import numpy as np
 from experiments.common.markdown import markdown_table
 from experiments.sweeps.results import SweepResults, VariantResults, mean_and_interval
 from experiments.sweeps.spec import STUDIES
-from experiments.workdir.scores import scored
+from experiments.workdir.scores import last_score, score_of, scored
 
 
 def comparison(sweep: SweepResults) -> str:
@@ -91,7 +91,7 @@ def pivot(sweep: SweepResults) -> str:
 
 def _score(variant: VariantResults) -> str:
   """The score of the last test, an accuracy in per cent, with its interval."""
-  tests = [scored(run.results) for run in variant.runs]
-  values = [test.score.factor * test.last for test in tests]
+  factor = score_of(variant.runs[0].results).factor
+  values = [factor * last_score(run.results) for run in variant.runs]
   mean, half_width = mean_and_interval(values)
   return f"{mean:.2f}" + ("" if math.isnan(half_width) else f" ± {half_width:.2f}")

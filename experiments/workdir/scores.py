@@ -70,15 +70,19 @@ def as_results(score: Score, values: list[float]) -> dict[str, Any]:
   return {"score": {**score._asdict(), "last": last, "best": best}}
 
 
+def score_of(results: Mapping[str, Any]) -> Score:
+  """What a `results.json`, or a run of a sweep's results file, is judged by."""
+  if "score" not in results:
+    return ACCURACY
+  return Score(**{name: results["score"][name] for name in Score._fields})
+
+
 def last_score(results: Mapping[str, Any]) -> float:
-  """The score of the last test in a `results.json`, or in a run of a sweep's results file."""
+  """The score of its last test."""
   return results["score"]["last"] if "score" in results else results["test_accuracy"]
 
 
 def scored(results: Mapping[str, Any]) -> Scored:
   """The score in a `results.json`; see `as_results`."""
-  if "score" not in results:
-    return Scored(ACCURACY, results["test_accuracy"], results["best_test_accuracy"])
-  values = dict(results["score"])
-  last, best = values.pop("last"), values.pop("best")
-  return Scored(Score(**values), last, best)
+  best = results["score"]["best"] if "score" in results else results["best_test_accuracy"]
+  return Scored(score_of(results), last_score(results), best)
