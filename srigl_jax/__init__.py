@@ -65,6 +65,7 @@ from srigl_jax.methods.snfs import snfs, snfs_update
 from srigl_jax.methods.sr_ste import sr_ste
 from srigl_jax.methods.srigl import srigl, srigl_update
 from srigl_jax.methods.static import fixed_masks, static_sparse
+from srigl_jax.programs.fuse import fuse
 from srigl_jax.state import SparseState, get_masks, get_state
 from srigl_jax.structures import ConstantFanIn, Unstructured
 from srigl_jax.topk import ranking_key, topk_mask, topk_mask_per_column
@@ -137,6 +138,7 @@ __all__ = [
   "flax_axes",
   "folding_report",
   "from_matrix",
+  "fuse",
   "get_masks",
   "get_state",
   "global_magnitude_masks",

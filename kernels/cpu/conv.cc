@@ -51,6 +51,7 @@ const char* CondensedConv(const PackedLayer& layer, const Conv& conv, Executor* 
   call.x = conv.x;
   call.bias = conv.bias;
   call.scales = conv.scales;
+  call.residual = conv.residual;
   call.y = conv.out;
   call.out_features = conv.out_features;
   call.activation = conv.activation;

@@ -17,10 +17,11 @@ struct Conv {
   Patches patches;
   int64_t padding_after[2];  // beyond the last line and column
   Activation activation;
-  const float* scales = nullptr;  // [out_features], what sums are multiplied by
+  const float* scales = nullptr;    // [out_features], what sums are multiplied by
+  const float* residual = nullptr;  // as `out`, what is added before the activation
 };
 
-// out = activation(the layer applied to every patch of x + bias). The layer's inputs are ordered
+// out = activation(the layer applied to every patch of x + bias + residual). The layer's inputs are ordered
 // (ky, kx, channel). Returns nullptr, or what is wrong; `out` is then untouched.
 const char* CondensedConv(const PackedLayer& layer, const Conv& conv, Executor* executor);
 

@@ -17,13 +17,14 @@ namespace srigl {
 namespace {
 
 // x: [..., in]; bias, scales: [out], or [0] for none; range: [2], or [0] for that of each batch row;
-// y: [..., out].
+// y and residual: [..., out], or [0] for none.
 ffi::Error CondensedMatMulHandler(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x,
                                   ffi::Buffer<ffi::U8> tile_pattern, ffi::AnyBuffer tile_values,
                                   ffi::Buffer<ffi::U8> window_pattern,
                                   ffi::AnyBuffer window_values,
                                   ffi::Buffer<ffi::U8> dot_pattern, ffi::Buffer<ffi::F32> bias,
                                   ffi::Buffer<ffi::F32> scales, ffi::Buffer<ffi::F32> range,
+                                  ffi::Buffer<ffi::F32> residual,
                                   ffi::ResultBuffer<ffi::F32> y, int64_t activation,
                                   bool quantized) {
   const auto x_dims = x.dimensions();
@@ -32,7 +33,7 @@ ffi::Error CondensedMatMulHandler(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x,
       !std::equal(x_dims.begin(), x_dims.end() - 1, y_dims.begin())) {
     return ffi::Error::InvalidArgument("x and y must have the same leading dimensions.");
   }
-  if (activation < 0 || activation > static_cast<int64_t>(Activation::kGelu)) {
+  if (activation < 0 || activation > static_cast<int64_t>(Activation::kLast)) {
     return ffi::Error::InvalidArgument("Unknown activation.");
   }
   MatMul call = {};
@@ -50,6 +51,9 @@ ffi::Error CondensedMatMulHandler(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x,
   }
   if (range.element_count() != 0 && range.element_count() != 2) {
     return ffi::Error::InvalidArgument("The range of the inputs must be two numbers, or none.");
+  }
+  if (!AsResidual(residual, y, &call.residual)) {
+    return ffi::Error::InvalidArgument("The residual must have the shape of y, or be none.");
   }
   call.scales = num_scales == 0 ? nullptr : scales.typed_data();
   call.range = range.element_count() == 0 ? nullptr : range.typed_data();
@@ -101,6 +105,7 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(srigl_condensed_matmul, srigl::CondensedMatMulHand
                                   .Arg<xla::ffi::Buffer<xla::ffi::F32>>()  // bias
                                   .Arg<xla::ffi::Buffer<xla::ffi::F32>>()  // scales
                                   .Arg<xla::ffi::Buffer<xla::ffi::F32>>()  // range
+                                  .Arg<xla::ffi::Buffer<xla::ffi::F32>>()  // residual
                                   .Ret<xla::ffi::Buffer<xla::ffi::F32>>()  // y
                                   .Attr<int64_t>("activation")
                                   .Attr<bool>("quantized"));

@@ -64,6 +64,16 @@ Bytes AsBytes(const Buffer& buffer) {
   return {buffer.untyped_data(), buffer.size_bytes()};
 }
 
+// What a call adds to its sums, if it is given one: an array of the result's shape, or [0] for none.
+inline bool AsResidual(const ffi::Buffer<ffi::F32>& residual, ffi::Result<ffi::Buffer<ffi::F32>>& y,
+                       const float** data) {
+  const auto dims = residual.dimensions(), expected = y->dimensions();
+  const bool none = dims.size() == 1 && dims[0] == 0;
+  *data = none ? nullptr : residual.typed_data();
+  return none || (dims.size() == expected.size() &&
+                  std::equal(dims.begin(), dims.end(), expected.begin()));
+}
+
 // Asks for huge pages below a large result that is about to be written, to their bounds. XLA maps the
 // memory of a program's temporary arrays anew in each call: a training step would take a fault for
 // every 4 KB of them, which costs a sixth of its time.

@@ -11,13 +11,14 @@ namespace {
 
 using Numbers = ffi::Span<const int64_t>;
 
-// x: [..., height, width, channels]; bias, scales: [out], or [0] for none; y: [..., height, width, out].
+// x: [..., height, width, channels]; bias, scales: [out], or [0] for none; y and residual:
+// [..., height, width, out], or [0] for none.
 // Of the attributes, kernel, strides and dilation are (y, x), and the padding is (top, bottom,
 // left, right).
 ffi::Error CondensedConvHandler(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x,
                                 ffi::Buffer<ffi::U8> tile_pattern, ffi::AnyBuffer tile_values,
                                 ffi::Buffer<ffi::F32> bias, ffi::Buffer<ffi::F32> scales,
-                                ffi::ResultBuffer<ffi::F32> y, int64_t activation,
+                                ffi::Buffer<ffi::F32> residual, ffi::ResultBuffer<ffi::F32> y, int64_t activation,
                                 Numbers kernel, Numbers strides, Numbers dilation,
                                 Numbers padding) {
   const auto x_dims = x.dimensions();
@@ -30,7 +31,7 @@ ffi::Error CondensedConvHandler(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x,
   if (kernel.size() != 2 || strides.size() != 2 || dilation.size() != 2 || padding.size() != 4) {
     return ffi::Error::InvalidArgument("The convolution must have two dimensions.");
   }
-  if (activation < 0 || activation > static_cast<int64_t>(Activation::kGelu)) {
+  if (activation < 0 || activation > static_cast<int64_t>(Activation::kLast)) {
     return ffi::Error::InvalidArgument("Unknown activation.");
   }
   Conv conv = {};
@@ -51,6 +52,9 @@ ffi::Error CondensedConvHandler(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x,
   const int64_t num_scales = static_cast<int64_t>(scales.element_count());
   if (num_scales != 0 && num_scales != conv.out_features) {
     return ffi::Error::InvalidArgument("There must be one scale per output, or none.");
+  }
+  if (!AsResidual(residual, y, &conv.residual)) {
+    return ffi::Error::InvalidArgument("The residual must have the shape of y, or be none.");
   }
   conv.scales = num_scales == 0 ? nullptr : scales.typed_data();
   conv.x = x.typed_data();
@@ -82,6 +86,7 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(srigl_condensed_conv, srigl::CondensedConvHandler,
                                   .Arg<xla::ffi::AnyBuffer>()              // tile values
                                   .Arg<xla::ffi::Buffer<xla::ffi::F32>>()  // bias
                                   .Arg<xla::ffi::Buffer<xla::ffi::F32>>()  // scales
+                              .Arg<xla::ffi::Buffer<xla::ffi::F32>>()  // residual
                                   .Ret<xla::ffi::Buffer<xla::ffi::F32>>()  // y
                                   .Attr<int64_t>("activation")
                                   .Attr<srigl::Numbers>("kernel")

@@ -8,10 +8,13 @@ namespace {
 template <typename View>
 inline void WriteGroup(const View& view, const MatMul& call, int64_t g, int64_t row, __m512 sums) {
   const int64_t begin = view.groups[g].output_begin;
+  const float* residual =
+      call.residual == nullptr ? nullptr : call.residual + row * call.out_features;
   if (view.groups[g + 1].output_begin - begin == kGroupRows &&
       view.masks[view.groups[g].mask_begin] == 0xffff) {  // none ablated
     if (call.scales != nullptr) sums = _mm512_mul_ps(sums, _mm512_loadu_ps(call.scales + begin));
     if (call.bias != nullptr) sums = _mm512_add_ps(sums, _mm512_loadu_ps(call.bias + begin));
+    if (residual != nullptr) sums = _mm512_add_ps(sums, _mm512_loadu_ps(residual + begin));
     _mm512_storeu_ps(call.y + row * call.out_features + begin, Activate(sums, call.activation));
     return;
   }
@@ -33,6 +36,9 @@ inline void WriteGroup(const View& view, const MatMul& call, int64_t g, int64_t 
     }
     if (call.bias != nullptr) {
       out = _mm512_add_ps(out, _mm512_maskz_loadu_ps(inside, call.bias + o));
+    }
+    if (residual != nullptr) {
+      out = _mm512_add_ps(out, _mm512_maskz_loadu_ps(inside, residual + o));
     }
     if (call.activation != Activation::kNone) out = Activate(out, call.activation);
     _mm512_mask_storeu_ps(call.y + row * call.out_features + o, inside, out);

@@ -151,6 +151,7 @@ void HalfTileOf(const TileView& view, const float* neuron_scales, const MatMul& 
   }
   MatMul local = call;
   local.y = call.y + row_begin * call.out_features;
+  if (call.residual != nullptr) local.residual += row_begin * call.out_features;
   local.row_scales = lane_scales;
   WriteOutputs<2 * kVecs>(view, local, 0, num_rows, first_row,
                                     Min(last_row, view.num_active),

@@ -10,7 +10,17 @@
 
 namespace srigl {
 
-enum class Activation : int32_t { kNone = 0, kRelu = 1, kGelu = 2 };  // gelu: tanh form
+// Numbered as Python's `backends.cpu.matmul.ACTIVATIONS`. kGelu is its tanh form.
+enum class Activation : int32_t {
+  kNone = 0,
+  kRelu = 1,
+  kGelu = 2,
+  kGeluExact = 3,
+  kSilu = 4,
+  kRelu6 = 5,
+  kHardSilu = 6,
+  kLast = kHardSilu
+};
 
 // One spatial axis of a convolution. Output o reads inputs o * stride - padding + k * dilation for
 // k < kernel; those outside 0..size - 1 are 0.
@@ -27,7 +37,8 @@ struct Patches {
   int64_t channels;
 };
 
-// y[b, o] = activation(sum + bias[o]); row-major x [batch, in], y [batch, out].
+// y[b, o] = activation(sum + bias[o] + residual[b, o]); row-major x [batch, in], residual and y
+// [batch, out].
 struct MatMul {
   const float* x;
   const float* bias;  // [out] or nullptr
@@ -49,6 +60,7 @@ struct MatMul {
   // its own: see quantize-inl.h.
   bool quantized = false;
   const float* range = nullptr;  // [2], the least and the largest input
+  const float* residual = nullptr;  // [batch, out]: what is added before the activation, if given
 };
 
 // dvalues[a, j] = sum over b of g[b, active[a]] * x[b, index of (a, j)]; all row-major.

@@ -70,7 +70,7 @@ struct PackedLayer {
   Bytes dot_pattern = {nullptr, 0};
 };
 
-// y = activation(x times the layer + bias). Returns nullptr, or what is wrong; y is then untouched.
+// y = activation(x times the layer + bias + residual). Returns nullptr, or what is wrong; y is then untouched.
 const char* CondensedMatMul(const PackedLayer& layer, const MatMul& call, Executor* executor);
 
 }  // namespace srigl

@@ -1,11 +1,11 @@
-// How sums become outputs: scales, bias and activation. Included by the kernels, after
+// How sums become outputs: scales, bias, residual and activation. Included by the kernels, after
 // vectors-inl.h, whose rules apply.
 
 namespace srigl {
 namespace SRIGL_TARGET {
 namespace {
 
-// Writes `count` (at most kWidth) outputs of one batch row, scaling them and adding the bias.
+// Writes `count` (at most kWidth) outputs of one batch row: scaled, bias and residual added.
 inline void Finish(Vec sums, const MatMul& call, int64_t row, int64_t output, int64_t count) {
   float* y = call.y + row * call.out_features + output;
   if (call.scales != nullptr) {
@@ -15,14 +15,16 @@ inline void Finish(Vec sums, const MatMul& call, int64_t row, int64_t output, in
   } else if (call.row_scales != nullptr) {
     sums *= call.row_scales[row];
   }
+  if (call.bias != nullptr) sums += LoadSome(call.bias + output, count);
+  if (call.residual != nullptr) {
+    sums += LoadSome(call.residual + row * call.out_features + output, count);
+  }
   if (count == kWidth) {
-    if (call.bias != nullptr) sums += Load(call.bias + output);
     Store(y, Activate(sums, call.activation));
     return;
   }
-  float buffer[kWidth] = {};
-  if (call.bias != nullptr) memcpy(buffer, call.bias + output, count * sizeof(float));
-  Store(buffer, Activate(sums + Load(buffer), call.activation));
+  float buffer[kWidth];
+  Store(buffer, Activate(sums, call.activation));
   memcpy(y, buffer, count * sizeof(float));
 }
 

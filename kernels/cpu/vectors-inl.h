@@ -90,6 +90,29 @@ inline Vec Activate(Vec v, Activation activation) {
     const Vec u = v * (0.797884561f + 0.0356774081f * (v * v));
     return v / (1.0f + Exp(-2.0f * u));
   }
+  if (activation == Activation::kGeluExact) {
+    // 0.5 v (1 + erf(z)), z = v / sqrt(2). With |z|: erfc(z) = p(t) exp(-z^2), t = 1 / (1 + 0.3275911
+    // z), to 1.5e-7 (Abramowitz and Stegun, Handbook of Mathematical Functions, 7.1.26).
+    const Vec size = v < 0.0f ? -v : v;
+    const Vec t = 1.0f / (1.0f + 0.231641888f * size);
+    Vec p = 1.061405429f * t - 1.453152027f;
+    p = p * t + 1.421413741f;
+    p = p * t - 0.284496736f;
+    p = p * t + 0.254829592f;
+    const Vec tail = 0.5f * size * (p * t) * Exp(-0.5f * (v * v));
+    return (v < 0.0f ? Vec{} : v) - tail;
+  }
+  if (activation == Activation::kSilu) return v / (1.0f + Exp(-v));
+  if (activation == Activation::kRelu6) {
+    v = v < 0.0f ? Vec{} : v;
+    return v > 6.0f ? Vec{} + 6.0f : v;
+  }
+  if (activation == Activation::kHardSilu) {
+    Vec gate = v + 3.0f;
+    gate = gate < 0.0f ? Vec{} : gate;
+    gate = gate > 6.0f ? Vec{} + 6.0f : gate;
+    return v * (gate * (1.0f / 6.0f));
+  }
   return v;
 }
 

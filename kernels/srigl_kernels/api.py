@@ -10,11 +10,12 @@ import jax.numpy as jnp
 from jax import Array
 from jax.custom_derivatives import SymbolicZero
 
-from srigl_kernels import auto, subpixel, trilinear
+from srigl_kernels import auto, deferred, subpixel, trilinear
 from srigl_kernels.backends.registry import BACKENDS, pack
+from srigl_kernels.call_checks import check_call, check_residual
 from srigl_kernels.conv_geometry import check_groups, per_axis
 from srigl_kernels.epilogue import ACTIVATIONS
-from srigl_kernels.format import FLOATS, Condensed, check_structure
+from srigl_kernels.format import Condensed, check_structure
 from srigl_kernels.layer_cache import is_concrete, remember
 from srigl_kernels.precision import convert, dequantize, precision_of, round_inputs
 from srigl_kernels.prepared import Layout, Prepared
@@ -149,6 +150,7 @@ def condensed_matmul(
   *,
   backend: str = "auto",
   activation: str | None = None,
+  residual: Array | None = None,
 ) -> Array:
   """Output of a condensed layer, differentiable in x, values and bias on every backend.
 
@@ -156,8 +158,8 @@ def condensed_matmul(
   leading axes: of a vmapped call the gradient in the values is one gradient for every example,
   added up afterwards.
 
-  Sums, bias and activation are in float32 whatever the types of x and values. An infinite or
-  NaN input may also reach neurons that have no weight for it, as it does in a dense layer.
+  Sums, bias, residual and activation are in float32 whatever the types of x and values. An infinite
+  or NaN input may also reach neurons that have no weight for it, as it does in a dense layer.
 
   Args:
     x: `[..., I]` float32 or bfloat16.
@@ -167,10 +169,12 @@ def condensed_matmul(
       values are differentiated, is laid out in every call, about as slow as a dense layer; with
       `backend="auto"` a warning says so, once.
     backend: a name in `BACKENDS`, or `"auto"`: see `choose_backend`.
-    activation: None, `"relu"` or `"gelu"` (its tanh form, the default of `jax.nn.gelu`).
+    activation: None or a name in `ACTIVATIONS`: `"relu"`, `"gelu"` (its tanh form, the default of
+      `jax.nn.gelu`), `"gelu_exact"`, `"silu"`, `"relu6"` or `"hard_silu"`.
+    residual: `[..., N]`, an array that is added before the activation, or None.
 
   Returns:
-    `[..., N]` of x's type; outputs of ablated neurons are their bias, activation applied.
+    `[..., N]` of x's type; outputs of ablated neurons are their bias, with residual and activation.
 
   Raises:
     ValueError: if shapes, types or names are not as above, or the backend cannot run here.
@@ -191,33 +195,15 @@ def condensed_matmul(
       f"The last axis of `x` must be the layer's {condensed.in_features} inputs, but x has shape "
       f"{x.shape}."
     )
-  backend, layout = choose_layout(layer, backend, math.prod(x.shape[:-1]))
-  return _apply(x, condensed, layout, backend=backend, activation=activation)
+  backend, layouts = choose_layouts(layer, backend, math.prod(x.shape[:-1]))
+  check_residual(residual, (*x.shape[:-1], condensed.out_features))
+  return deferred.call(_apply, x, condensed, layouts, residual, activation, backend)
 
 
-def check_call(x: Array, layer: Condensed | Prepared, activation: str | None) -> Condensed:
-  """The layer that a call is about; raises a ValueError for what no backend takes.
-
-  Args:
-    x: the input, of any shape.
-    layer: as it was given.
-    activation: a name in `ACTIVATIONS`, or None.
-  """
-  condensed = layer.condensed if isinstance(layer, Prepared) else layer
-  check_structure(condensed)
-  if activation not in ACTIVATIONS:
-    raise ValueError(f"`activation` must be one of {list(ACTIVATIONS)}, not {activation!r}.")
-  if not hasattr(x, "dtype"):
-    raise ValueError(f"`x` must be an array, not a {type(x).__name__}.")
-  if x.dtype not in FLOATS:
-    raise ValueError(f"`x` must be float32 or bfloat16, not {x.dtype}.")
-  return condensed
-
-
-def choose_layout(
+def choose_layouts(
   layer: Condensed | Prepared, backend: str, batch: int, feature_group_count: int = 1
-) -> tuple[str, Layout]:
-  """The backend that runs a call, and its layout of the layer.
+) -> tuple[str, dict[str, Layout]]:
+  """The backend that runs a call, and its layout of the layer, with others that could run it.
 
   Args:
     layer: as it was given.
@@ -231,43 +217,49 @@ def choose_layout(
     backend, _ = choose_backend(layer, auto.expected_batch(batch))
   if isinstance(layer, Prepared):
     if backend in layer.layouts:
-      return backend, layer.layouts[backend]
-    return backend, pack(backend, layer.condensed, feature_group_count)
+      return backend, layer.layouts if is_automatic else {backend: layer.layouts[backend]}
+    return backend, {backend: pack(backend, layer.condensed, feature_group_count)}
   if is_concrete(layer):
     make = lambda condensed: pack(backend, condensed, feature_group_count)
-    return backend, remember(layer, (backend, feature_group_count), make)
+    return backend, {backend: remember(layer, (backend, feature_group_count), make)}
   if is_automatic and backend == "xla":
     auto.warn_of_unprepared_layer()
-  return backend, pack(backend, layer, feature_group_count)
+  return backend, {backend: pack(backend, layer, feature_group_count)}
 
 
-@functools.partial(jax.jit, static_argnames=("backend", "activation"))
-def _apply(x, condensed: Condensed, layout: Layout, *, backend: str, activation: str | None):
+@functools.partial(jax.jit, static_argnums=(4, 5))
+def _apply(x, condensed: Condensed, layout: Layout, residual, activation: str | None, backend: str):
   rows = x.reshape(-1, condensed.in_features)
   if not BACKENDS[backend].converts:
     rows = round_inputs(rows, condensed)
   condensed = dequantize(condensed)
-  y = _matmul(backend, activation, rows, condensed.values, condensed.bias, condensed, layout)
+  if residual is not None:
+    residual = residual.reshape(-1, condensed.out_features)
+  args = rows, condensed.values, condensed.bias, residual, condensed, layout
+  y = _matmul(backend, activation, *args)
   return y.reshape(*x.shape[:-1], condensed.out_features)
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0, 1))
-def _matmul(backend, activation, x, values, bias, condensed, layout):
+def _matmul(backend, activation, x, values, bias, residual, condensed, layout):
   """The product of `x` `[B, I]`: a function of `values` and `bias` to differentiation only."""
-  layout = BACKENDS[backend].with_values(layout, values)
-  return BACKENDS[backend].matmul(x, layout, bias, activation)
+  entry = BACKENDS[backend]
+  run = functools.partial(entry.matmul, x, entry.with_values(layout, values), bias)
+  return entry.finish(run, activation, residual)
 
 
 def _matmul_jvp(backend, activation, primals, tangents):
-  x, values, _, condensed, layout = primals
+  x, values, _, _, condensed, layout = primals
   z = _matmul(backend, None, *primals)
-  dx, dvalues, dbias = (None if isinstance(t, SymbolicZero) else t for t in tangents[:3])
+  tangents = [None if isinstance(t, SymbolicZero) else t for t in tangents[:4]]
+  dx, dvalues, *added = tangents
   if not BACKENDS[backend].is_linear(layout):
     backend, layout = "xla", BACKENDS["xla"].pack(condensed)
   dz = trilinear.tangent(backend, (x, values), (dx, dvalues), condensed, layout)
-  if dbias is not None:
-    rows = jnp.broadcast_to(dbias.astype(jnp.float32)[None], z.shape)
-    dz = (rows if dz is None else dz.astype(jnp.float32) + rows).astype(z.dtype)
+  for tangent in added:  # of bias and residual
+    if tangent is not None:
+      rows = jnp.broadcast_to(tangent.astype(jnp.float32), z.shape)
+      dz = (rows if dz is None else dz.astype(jnp.float32) + rows).astype(z.dtype)
   dz = jnp.zeros_like(z) if dz is None else dz
   if activation is None:
     return z, dz

@@ -41,7 +41,10 @@ def names(
   best = lambda n: rank(condensed, n, among)[0][0]
   if gradients:
     return (best(max(batches)),), False
-  return tuple(dict.fromkeys(best(n) for n in batches)), True
+  found = dict.fromkeys(best(n) for n in batches)
+  if "cpu" in among and cost_model.is_small(condensed.in_features, condensed.out_features):
+    found["cpu"] = None  # for programs that are native otherwise: see `is_worth_staying_native`
+  return tuple(found), True
 
 
 def check_batch(batch: int | Sequence[int]) -> tuple[int, ...]:
@@ -144,6 +147,18 @@ def _key(name: str, condensed: Condensed) -> str:
   is_exact = getattr(jax.config, "jax_default_matmul_precision", None) in _EXACT
   exact = " highest" if dtype == "float32" and is_exact and name in _FOLLOWING_PRECISION else ""
   return f"{name} {device} {dtype}{exact}"
+
+
+def is_worth_staying_native(condensed: Condensed, backend: str, batch: int) -> bool:
+  """Whether the native kernels take little longer than a backend: less than going over to XLA.
+
+  Args:
+    condensed: the layer.
+    backend: that was chosen for it.
+    batch: rows of x.
+  """
+  seconds = dict(rank(condensed, batch, ["cpu", backend]))
+  return backend == "cpu" or not seconds["cpu"] - seconds[backend] > cost_model.HANDOVER
 
 
 def expectation(

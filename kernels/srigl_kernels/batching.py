@@ -40,14 +40,14 @@ def in_one_call(function: Callable[..., Array], call_rows: Any = None) -> Any:
   """Gives `(x, *others) -> y` a rule for vmap: one call if only x is batched, else a loop of calls.
 
   Args:
-    function: x may have any leading axes, or `call_rows` is given.
+    function: x, an array or a pytree of them, may have any leading axes, or `call_rows` is given.
     call_rows: `(call, x, *others) -> y`, the one call of an x with an axis more.
   """
   call = jax.custom_batching.custom_vmap(function)
 
   @call.def_vmap
   def rule(_: int, batched: Any, *args: Any) -> Any:
-    if any(jax.tree.leaves(batched[1:])):
+    if any(jax.tree.leaves(batched[1:])) or not all(jax.tree.leaves(batched[0])):
       return map_calls(call, batched, args), True
     return (call_rows(call, *args) if call_rows else call(*args)), True
 

@@ -10,11 +10,12 @@ import jax.numpy as jnp
 from jax import Array
 from jax.custom_derivatives import SymbolicZero
 
-from srigl_kernels import conv_patches, subpixel
-from srigl_kernels.api import check_call, choose_backend, choose_layout, condensed_matmul
+from srigl_kernels import conv_patches, deferred, subpixel
+from srigl_kernels.api import choose_backend, choose_layouts, condensed_matmul
 from srigl_kernels.backends import dense
 from srigl_kernels.backends.registry import BACKENDS
 from srigl_kernels.backends.xla import densify
+from srigl_kernels.call_checks import check_call, check_residual
 from srigl_kernels.conv_geometry import Geometry, Padding, dilate, read
 from srigl_kernels.epilogue import ACTIVATIONS, apply_epilogue, scatter_to_neurons
 from srigl_kernels.format import Condensed
@@ -34,12 +35,14 @@ def condensed_conv(
   feature_group_count: int = 1,
   backend: str = "auto",
   activation: str | None = None,
+  residual: Array | None = None,
 ) -> Array:
   """Output of a condensed convolution, differentiable in x, values and bias on every backend.
 
-  The arguments mean what they mean to `flax.nnx.Conv`. Sums, bias and activation are in float32
-  whatever the types of x and values. An infinite or NaN input may also reach neurons that have no
-  weight for it, as it does in a dense layer. Gradients are those of a dense convolution, picked.
+  The arguments mean what they mean to `flax.nnx.Conv`. Sums, bias, residual and activation are in
+  float32 whatever the types of x and values. An infinite or NaN input may also reach neurons that
+  have no weight for it, as it does in a dense layer. Gradients are those of a dense convolution,
+  picked.
 
   Args:
     x: `[..., *S, C]` float32 or bfloat16, with as many spatial axes `S` as the kernel.
@@ -56,10 +59,12 @@ def condensed_conv(
     feature_group_count: groups of channels; neuron `n` reads group `n // (N // groups)`.
     backend: a name in `BACKENDS`, or `"auto"`: see `choose_backend`; `xla` also for a layer that
       was prepared for another number of groups.
-    activation: None, `"relu"` or `"gelu"` (its tanh form, the default of `jax.nn.gelu`).
+    activation: as of `condensed_matmul`.
+    residual: `[..., *S_out, N]`, an array that is added before the activation, or None.
 
   Returns:
-    `[..., *S_out, N]` of x's type; outputs of ablated neurons are their bias, activation applied.
+    `[..., *S_out, N]` of x's type; outputs of ablated neurons are their bias, with residual and
+    activation.
 
   Raises:
     ValueError: if shapes, types or names are not as above, or the backend cannot run here.
@@ -74,15 +79,23 @@ def condensed_conv(
     kernel_dilation=kernel_dilation,
     feature_group_count=feature_group_count,
   )
+  leading = x.shape[: x.ndim - len(geometry.kernel_size) - 1]
   phases = _phases(images.shape, layer, backend, spacing, geometry)
   if phases is not None:
     pads, slices = subpixel.crop(images.shape[1:-1], spacing, geometry)
-    y = condensed_conv(images, phases, padding=pads, backend=backend, activation=activation)
+    inside = activation if residual is None else None
+    y = condensed_conv(images, phases, padding=pads, backend=backend, activation=inside)
     y = subpixel.shuffle(y, spacing, slices)
-  else:
-    images, geometry = dilate(images, spacing, geometry)
-    y = _run_dilated(images, layer, backend, activation, geometry)
-  return y.reshape(*x.shape[: x.ndim - len(geometry.kernel_size) - 1], *y.shape[1:])
+    y = y.reshape(*leading, *y.shape[1:])
+    check_residual(residual, y.shape)
+    return y if residual is None else apply_epilogue(y, None, activation, y.dtype, residual)
+  images, geometry = dilate(images, spacing, geometry)
+  size = geometry.output_size(images.shape[1:-1])
+  check_residual(residual, (*leading, *size, condensed.out_features))
+  if residual is not None:
+    residual = residual.reshape(images.shape[0], *size, condensed.out_features)
+  y = _run_dilated(images, layer, backend, activation, residual, geometry)
+  return y.reshape(*leading, *y.shape[1:])
 
 
 def _phases(
@@ -119,6 +132,7 @@ def _run_dilated(
   layer: Condensed | Prepared,
   backend: str,
   activation: str | None,
+  residual: Array | None,
   geometry: Geometry,
 ) -> Array:
   if isinstance(layer, Prepared):
@@ -127,11 +141,13 @@ def _run_dilated(
     elif layer.feature_group_count != geometry.groups:
       layer, backend = _drop_layouts(layer, backend)
   if _is_product(geometry):
-    return condensed_matmul(images, layer, backend=backend, activation=activation)
+    return condensed_matmul(
+      images, layer, backend=backend, activation=activation, residual=residual
+    )
   condensed = layer.condensed if isinstance(layer, Prepared) else layer
   pixels = math.prod((images.shape[0], *geometry.output_size(images.shape[1:-1])))
-  backend, layout = choose_layout(layer, backend, pixels, geometry.groups)
-  return _apply(images, condensed, layout, backend, activation, geometry)
+  backend, layouts = choose_layouts(layer, backend, pixels, geometry.groups)
+  return deferred.call(_apply, images, condensed, layouts, residual, activation, backend, geometry)
 
 
 def _drop_layouts(layer: Prepared, backend: str) -> tuple[Prepared | Condensed, str]:
@@ -150,48 +166,50 @@ def _is_product(geometry: Geometry) -> bool:
   return geometry == Geometry(ones, ones, geometry.dilation, none, 1)
 
 
-@functools.partial(jax.jit, static_argnums=(3, 4, 5))
-def _apply(x, condensed: Condensed, layout: Layout, backend, activation, geometry: Geometry):
+@functools.partial(jax.jit, static_argnums=(4, 5, 6))
+def _apply(x, condensed: Condensed, layout: Layout, residual, activation, backend, geometry):
+  rank = len(geometry.kernel_size)
+  leading, x = x.shape[: -rank - 1], x.reshape(-1, *x.shape[-rank - 1 :])
   shape = (x.shape[0], *geometry.output_size(x.shape[1:-1]), condensed.out_features)
   if 0 in shape or condensed.num_active == 0:  # nothing to sum, which XLA would refuse
-    rows = jnp.zeros((1, condensed.out_features))
-    constant = apply_epilogue(rows, condensed.bias, activation, x.dtype)
-    return jnp.broadcast_to(constant.reshape((1,) * (len(shape) - 1) + (-1,)), shape)
+    y = jnp.zeros((*leading, *shape[1:]), x.dtype)
+    return apply_epilogue(y, condensed.bias, activation, x.dtype, residual)
   if not BACKENDS[backend].converts:
     x = round_inputs(x, condensed, x.ndim - 1)
   condensed = dequantize(condensed)
-  return _conv(
-    backend, activation, geometry, x, condensed.values, condensed.bias, condensed, layout
-  )
-
-
-def _run(backend: str, x, layout: Layout, values, bias, activation, geometry: Geometry) -> Array:
-  entry = BACKENDS[backend]
-  layout = entry.with_values(layout, values)
-  if entry.conv is None:
-    return conv_patches.conv(entry.matmul, x, layout, bias, activation, geometry)
-  return entry.conv(x, layout, bias, activation, geometry)
+  if residual is not None:
+    residual = residual.reshape(shape)
+  args = x, condensed.values, condensed.bias, residual, condensed, layout
+  return _conv(backend, activation, geometry, *args).reshape(*leading, *shape[1:])
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0, 1, 2))
-def _conv(backend, activation, geometry, x, values, bias, condensed, layout):
+def _conv(backend, activation, geometry, x, values, bias, residual, condensed, layout):
   """The convolution of `x` `[B, *S, C]`: a function of `values` and `bias` to differentiation."""
-  return _run(backend, x, layout, values, bias, activation, geometry)
+  entry = BACKENDS[backend]
+  layout = entry.with_values(layout, values)
+  convolve = entry.conv or functools.partial(conv_patches.conv, entry.matmul)
+  run = lambda activation, *residual: convolve(x, layout, bias, activation, geometry, *residual)
+  if entry.conv is None:
+    entry = entry._replace(adds_residual=False)
+  return entry.finish(run, activation, residual)
 
 
 def _conv_jvp(backend, activation, geometry, primals, tangents):
   """Tangents by a dense convolution, whose transposes are the gradients."""
-  x, values, _, condensed, _ = primals
+  x, values, _, _, condensed, _ = primals
   z = _conv(backend, None, geometry, *primals)
-  dx, dvalues, dbias = (None if isinstance(t, SymbolicZero) else t for t in tangents[:3])
+  tangents = [None if isinstance(t, SymbolicZero) else t for t in tangents[:4]]
+  dx, dvalues, *added = tangents
   convolve = functools.partial(dense.convolve, geometry=geometry)
   parts = []
   if dx is not None:
     parts.append(convolve(dx, _kernel(values, condensed)))
   if dvalues is not None:
     parts.append(convolve(x, _kernel(dvalues, condensed)))
-  if dbias is not None:
-    parts.append(jnp.broadcast_to(dbias.astype(jnp.float32), z.shape))
+  for tangent in added:  # of bias and residual
+    if tangent is not None:
+      parts.append(jnp.broadcast_to(tangent.astype(jnp.float32), z.shape))
   dz = sum(parts, jnp.zeros(z.shape, jnp.float32)).astype(z.dtype)
   if activation is None:
     return z, dz

@@ -84,6 +84,14 @@ So far the estimates of small layers are off: of the 192 layers to which they ar
 slower than dense by more than a tenth without it, the worst by a third, and 4 are with it.
 """
 
+HANDOVER = 2e-5
+"""Seconds lost where native kernels and products of XLA follow each other.
+
+What one of them hands to its threads the other waits for. A program of native kernels alone, some
+microseconds long, is run by XLA at once; with a single product of XLA it took 30 to 90 microseconds
+more.
+"""
+
 # No accelerator was at hand: estimates from published figures, of device time within a program;
 # to be replaced by what `python -m kernels.benchmark --device=gpu --fit=RESULTS` prints.
 #

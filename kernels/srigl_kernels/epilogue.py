@@ -1,6 +1,7 @@
-"""What follows the products on every backend: ablated neurons, bias, activation, rounding."""
+"""What follows the products on every backend: ablated neurons, bias, residual, activation."""
 
 from collections.abc import Callable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -11,8 +12,15 @@ ACTIVATIONS: dict[str | None, Callable[[Array], Array]] = {
   None: lambda y: y,
   "relu": jax.nn.relu,
   "gelu": jax.nn.gelu,  # the tanh form, Flax's default
+  "gelu_exact": partial(jax.nn.gelu, approximate=False),
+  "silu": jax.nn.silu,
+  "relu6": jax.nn.relu6,
+  "hard_silu": jax.nn.hard_silu,
 }
 """Activations that `condensed_matmul` applies, by name."""
+
+COMMON = frozenset({None, "relu", "gelu"})
+"""Those of them that the kernels of every backend know."""
 
 
 def places_of(active: Array, num_neurons: int) -> Array:
@@ -56,15 +64,25 @@ def active_first(active: Array, num_neurons: int) -> Array | None:
   return jnp.argsort(is_ablated, stable=True).astype(jnp.int32)
 
 
-def apply_epilogue(y: Array, bias: Array | None, activation: str | None, dtype: DTypeLike) -> Array:
-  """Adds the bias, applies the activation, both in float32, and rounds to the result's type.
+def apply_epilogue(
+  y: Array,
+  bias: Array | None,
+  activation: str | None,
+  dtype: DTypeLike,
+  residual: Array | None = None,
+) -> Array:
+  """Adds bias and residual, applies the activation, in float32, and rounds to the result's type.
 
   Args:
-    y: `[B, N]` float32.
+    y: `[..., N]` of any float type.
     bias: `[N]`, or None.
     activation: a name in `ACTIVATIONS`.
     dtype: of the result.
+    residual: of y's shape, or None.
   """
+  y = y.astype(jnp.float32)
   if bias is not None:
-    y = y + bias.astype(jnp.float32)[None]
+    y = y + bias.astype(jnp.float32).reshape((1,) * (y.ndim - 1) + (-1,))
+  if residual is not None:
+    y = y + residual.astype(jnp.float32)
   return ACTIVATIONS[activation](y).astype(dtype)

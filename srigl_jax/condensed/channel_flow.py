@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from srigl_jax.condensed.flat_jaxpr import FlatJaxpr, Op
+from srigl_jax.programs.flat_jaxpr import FlatJaxpr, Op
 
 
 class Flow(NamedTuple):

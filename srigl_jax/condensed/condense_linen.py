@@ -1,6 +1,7 @@
 """A sparse Flax Linen model made ready to run."""
 
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,6 +13,7 @@ from srigl_jax.condensed.flax_import import import_with_flax
 from srigl_jax.condensed.stacked import condense_stack, prepare_stack
 from srigl_jax.condensed.transposed_padding import dilations
 from srigl_jax.layers import Axes, check_paths
+from srigl_jax.programs.fuse import fuse
 from srigl_kernels import Condensed, Prepared, prepare
 
 
@@ -34,7 +36,8 @@ class CondensedLinen:
   def __call__(self, *args: Any, **kwargs: Any) -> Any:
     """`module.apply(variables, *args, **kwargs)`."""
     linen = import_with_flax("linen_layers")
-    return linen.apply(self.module.value, self.variables, *args, **kwargs)
+    run = fuse(functools.partial(linen.apply, self.module.value))
+    return run(self.variables, *args, **kwargs)
 
 
 class _Static:

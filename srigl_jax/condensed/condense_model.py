@@ -45,6 +45,10 @@ def condense_model(
   of weights from a layer's neurons, their fan-in becomes the largest one left: the others get
   weights of 0 for inputs that they do not read.
 
+  Under `jax.jit` the activation and the residual that follow a condensed layer are applied by its
+  kernel, as `srigl_jax.fuse` describes: calls of the model are traced and rewritten. With `call`,
+  or for other methods of the model, wrap what calls it in `srigl_jax.fuse`.
+
   Layers that `nnx.vmap` or `nnx.scan` stacked along the first axis of their kernels become a stack
   of condensed layers, swapped and otherwise left alone. One program runs them all, so they get the
   fan-in and the number of neurons of the largest, by weights of 0.
@@ -99,11 +103,13 @@ def condense_model(
     flax.make_condensed_module, backend=backend, gradients=gradients, dtype=dtype
   )
   if inputs is None:
-    return _rebuild(flax, model, condensed, Folded({}, {}, set()), make)
-  arguments = inputs if isinstance(inputs, tuple) else (inputs,)
-  stacks = {path for path, x in modules.items() if flax.is_stack(x)}
-  may_change = {*modules} - ({*sharing} - {*condensed}) - stacks
-  return _fold(flax, model, masks, condensed, may_change, arguments, call, make)
+    result = _rebuild(flax, model, condensed, Folded({}, {}, set()), make)
+  else:
+    arguments = inputs if isinstance(inputs, tuple) else (inputs,)
+    stacks = {path for path, x in modules.items() if flax.is_stack(x)}
+    may_change = {*modules} - ({*sharing} - {*condensed}) - stacks
+    result = _fold(flax, model, masks, condensed, may_change, arguments, call, make)
+  return result if gradients else import_with_flax("nnx_fused").with_fused_call(result)
 
 
 def _what_to_do(model: Any) -> str:

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from srigl_jax.condensed.channel_flow import Flow, Flows, analyze, groups
-from srigl_jax.condensed.flat_jaxpr import FlatJaxpr
+from srigl_jax.programs.flat_jaxpr import FlatJaxpr
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

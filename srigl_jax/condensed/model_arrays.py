@@ -101,7 +101,7 @@ def merge_condensed(
       new[path] = flax.folded_norm(module)
   model = flax.swap(model, new)
   _set_arrays(flax, model, arrays)
-  return model
+  return import_with_flax("nnx_fused").with_fused_call(model)
 
 
 def _check_layer(flax: Any, module: Any, path: str, layer: Condensed) -> None:

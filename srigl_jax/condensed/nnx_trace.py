@@ -7,11 +7,12 @@ import jax
 import numpy as np
 from flax import nnx
 
-from srigl_jax.condensed.flat_jaxpr import FlatJaxpr, inline, is_number, layer_p
+from srigl_jax.condensed.nnx_fused import without_fused_call
 from srigl_jax.condensed.nnx_layers import LAYERS, can_fold_norm, find_modules, why_not_condensable
 from srigl_jax.condensed.nnx_modules import CondensedConv, CondensedLinear, FoldedBatchNorm
 from srigl_jax.condensed.parameter_uses import find_uses
 from srigl_jax.layers import leaf_path
+from srigl_jax.programs.flat_jaxpr import FlatJaxpr, inline, is_number, layer_p
 
 
 class Trace(NamedTuple):
@@ -42,7 +43,7 @@ def trace(
     inputs: positional arguments, arrays or `jax.ShapeDtypeStruct`s.
     call: `(model, *inputs) -> outputs`; by default the model's own call.
   """
-  model = nnx.clone(model)
+  model = without_fused_call(nnx.clone(model))
   marked = [path for path, module in find_modules(model).items() if _mark(module, path)]
   graphdef, state = nnx.split(model)
 

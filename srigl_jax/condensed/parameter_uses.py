@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 from jax.extend import core as jex
 
-from srigl_jax.condensed.flat_jaxpr import bodies, called, layer_p
+from srigl_jax.programs.flat_jaxpr import bodies, called, layer_p
 
 Origins = list[int | None]  # for each variable, which input of the program it is, unchanged
 

@@ -1,5 +1,6 @@
 """Element-wise functions: what they compute, and which of them a traced function is."""
 
+import functools
 import math
 from collections.abc import Callable
 from typing import NamedTuple
@@ -7,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from srigl_jax.export.network import Activation
+from srigl_jax.programs.elementwise import GRID, same_values
 
 
 class Function(NamedTuple):
@@ -64,11 +66,6 @@ ACTIVATIONS: dict[str, Function] = {
 }
 """By name; "gelu" is JAX's default, which approximates it by tanh."""
 
-GRID = np.concatenate(
-  [np.linspace(-12, 12, 481), [-1e3, -100, -30, 0, 30, 100, 1e3], np.linspace(-1, 1, 64)]
-).astype(np.float32)
-"""Where a traced function is compared with the known ones."""
-
 
 def compute(activation: Activation | None, x: np.ndarray) -> np.ndarray:
   """Applies an activation, or None, in the type of x if that is floating."""
@@ -88,7 +85,7 @@ def recognize(on_grid: np.ndarray) -> Activation | tuple[float, float] | None:
     An activation; or `(factor, shift)` if the function is `factor * x + shift`; or None.
   """
   x, y = GRID.astype(np.float64), np.asarray(on_grid, np.float64)
-  same = lambda z: np.allclose(y, z, rtol=2e-6, atol=2e-6)
+  same = functools.partial(same_values, y)
   at = lambda value: float(y[np.flatnonzero(np.float32(value) == GRID)[0]])
   shift = at(0)
   factor = (at(100) - at(-100)) / 200

@@ -3,15 +3,14 @@
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from srigl_jax.condensed.flat_jaxpr import FlatJaxpr, Op
 from srigl_jax.condensed.flax_import import import_with_flax
-from srigl_jax.export.activations import ACTIVATIONS, GRID, recognize
+from srigl_jax.export.activations import ACTIVATIONS, recognize
 from srigl_jax.export.layer_steps import affine_layer, condensed_layer
 from srigl_jax.export.network import (
   Activation,
@@ -24,34 +23,15 @@ from srigl_jax.export.network import (
   as_image,
 )
 from srigl_jax.export.simplify import simplify
+from srigl_jax.programs.elementwise import Curve, curve_of, number_of
+from srigl_jax.programs.flat_jaxpr import FlatJaxpr, Op
 
-_SAME_VALUE = {"copy", "copy_p", "stop_gradient", "optimization_barrier"}
-_ELEMENTWISE = {
-  "abs", "add", "add_any", "clamp", "convert_element_type", "div", "eq", "erf", "erfc", "exp",
-  "exp2", "expm1", "ge", "gt", "integer_pow", "is_finite", "le", "log", "log1p", "logistic", "lt",
-  "max", "min", "mul", "ne", "neg", "pow", "rsqrt", "select_n", "sign", "sqrt", "square", "sub",
-  "tanh", "and", "or", "not", *_SAME_VALUE,
-}  # fmt: skip
 _WHAT_CAN = (
   "What can be exported: linear layers, convolutions (1D, 2D, grouped, dilated), batch norms, max "
   "and mean pooling, sums of two tensors, reshapes, and the activations "
   + ", ".join(ACTIVATIONS)
   + "."
 )
-
-
-class _Curve(NamedTuple):
-  """A tensor that is an element-wise function of another, sampled.
-
-  Attributes:
-    base: the number of that other one.
-    values: of the function on `GRID`.
-    name: of the last primitive, for messages.
-  """
-
-  base: int
-  values: np.ndarray
-  name: str
 
 
 def trace_network(model: Any, inputs: Any) -> Network:
@@ -92,7 +72,7 @@ class _Reader:
   def __init__(self, modules: dict[str, Any], batch: int, input_shape: tuple[int, ...]):
     self.modules, self.batch, self.input_shape = modules, batch, input_shape
     self.steps: list[Step] = []
-    self.env: dict[int, Any] = {}  # tensor of the program -> number of ours, or a _Curve
+    self.env: dict[int, Any] = {}  # tensor of the program -> number of ours, or a Curve
 
   def read(self, jaxpr: FlatJaxpr, scalars: dict[int, np.ndarray]) -> Network:
     self.env.update(scalars)
@@ -120,18 +100,15 @@ class _Reader:
 
   def _apply(self, op: Op, values: list[Any]) -> None:
     name, out = op.primitive.name, op.outputs[0]
-    tensors = [x for x in values if isinstance(x, int | _Curve)]
+    tensors = [x for x in values if isinstance(x, int | Curve)]
     if not tensors:
-      if name == "broadcast_in_dim" and np.ndim(values[0]) == 0:
-        self.env[out] = values[0]  # a number stays one
-      elif op.layer is None and all(x is not None for x in values) and op.out_avals[0].shape == ():
-        self.env[out] = np.asarray(op.primitive.bind(*values, **op.params))
-      return  # of parameters alone: refused where a tensor meets it
+      self.env[out] = number_of(op, values)  # of parameters alone: refused where a tensor meets it
+      return
     if op.layer is not None:
       self.env[out] = self._layer(op, self._settled(values[0], op.layer))
     elif name in ("reshape", "squeeze", "expand_dims") or self._is_widening(op):
       self.env[out] = self._reshape(op, self._settled(values[0], name))
-    elif name in _ELEMENTWISE and (curve := self._curve(op, values)) is not None:
+    elif (curve := self._curve(op, values)) is not None:
       self.env[out] = curve
     elif name in ("add", "add_any") and len(tensors) == 2:
       a, b = (self._settled(x, name) for x in tensors)
@@ -154,34 +131,16 @@ class _Reader:
       return False
     return math.prod(op.out_avals[0].shape) == math.prod(op.in_avals[0].shape)
 
-  def _curve(self, op: Op, values: list[Any]) -> _Curve | None:
+  def _curve(self, op: Op, values: list[Any]) -> Curve | None:
     """The operation sampled on the grid, if it is a function of one tensor and of numbers."""
-    bases = {x if isinstance(x, int) else x.base for x in values if isinstance(x, int | _Curve)}
-    if len(bases) != 1 or any(x is None for x in values):
-      return None
-    if any(isinstance(x, np.ndarray) and x.ndim for x in values):
-      return None
-    base = bases.pop()
-    if op.out_avals[0].shape != (self.batch, *self.shapes[base]):
-      return None
-    if op.primitive.name in _SAME_VALUE:
-      known = values[0]
-      return known if isinstance(known, _Curve) else _Curve(base, GRID, op.primitive.name)
-    sampled: list[Any] = []
-    for x, aval in zip(values, op.in_avals, strict=True):
-      points = x.values if isinstance(x, _Curve) else GRID if isinstance(x, int) else x
-      points = jnp.asarray(points, aval.dtype)
-      keep = op.primitive.name == "clamp" and points.ndim == 0
-      sampled.append(points if keep else jnp.broadcast_to(points, GRID.shape))
-    params = {k: v for k, v in op.params.items() if k != "sharding" or v is not None}
-    y = np.asarray(op.primitive.bind(*sampled, **params))
-    return _Curve(base, y, op.primitive.name)
+    bases = {x if isinstance(x, int) else x.base for x in values if isinstance(x, int | Curve)}
+    return curve_of(op, values, (self.batch, *self.shapes[bases.pop()])) if bases else None
 
   def _settled(self, value: Any, where: str) -> int:
     """The number of a tensor, element-wise functions on it made a step."""
     if isinstance(value, int):
       return value
-    if not isinstance(value, _Curve):
+    if not isinstance(value, Curve):
       raise ValueError(
         f"The model computes {where!r} of something else than its input and its layers' outputs, "
         f"such as a parameter of its own, which cannot be exported. {_WHAT_CAN}"

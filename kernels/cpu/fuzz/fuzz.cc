@@ -14,13 +14,15 @@ namespace srigl {
 namespace {
 
 // The largest error over what the rounding of so many products allows.
-double Error(const Case& c, const float* x, const float* bias, const float* y) {
+double Error(const Case& c, const float* x, const float* bias, const float* residual,
+             const float* y) {
   const int64_t out = c.layer.out_features;
   double worst = 0;
   std::vector<double> sums(out), sizes(out);
   for (int64_t b = 0; b < c.batch; ++b) {
     for (int64_t o = 0; o < out; ++o) {
       sums[o] = c.has_bias ? bias[o] : 0.0;
+      if (c.has_residual) sums[o] += residual[b * out + o];
       sizes[o] = fabs(sums[o]);
     }
     for (int64_t a = 0; a < c.layer.num_active; ++a) {
@@ -49,6 +51,8 @@ void FuzzDots(const Case& c, Random* random, const Exact<float>& x, int64_t* ref
   std::vector<uint8_t> raw(2 * count);
   for (uint8_t& byte : raw) byte = static_cast<uint8_t>(Uniform(random, 0, 255));
   const Exact<float> scales(layer.out_features), range(2), y(c.batch * layer.out_features);
+  const Exact<float> residual(c.has_residual ? y.size() : 0);
+  std::fill_n(residual.data(), residual.size(), 0.25f);
   std::fill_n(scales.data(), scales.size(), 0.5f);
   range.data()[0] = -1;
   range.data()[1] = 2;
@@ -80,6 +84,7 @@ void FuzzDots(const Case& c, Random* random, const Exact<float>& x, int64_t* ref
         call.scales = quantized ? scales.data() : nullptr;
         call.quantized = quantized;
         call.range = i == 2 ? range.data() : nullptr;
+        call.residual = c.has_residual ? residual.data() : nullptr;
         ++*(CondensedMatMul(packed, call, &executor) == nullptr ? accepted : refused);
       }
     }
@@ -104,13 +109,16 @@ bool RunCase(uint64_t seed, int64_t* refused, int64_t* accepted) {
   std::normal_distribution<float> normal;
   for (size_t i = 0; i < x.size(); ++i) x.data()[i] = normal(random);
   for (size_t i = 0; i < bias.size(); ++i) bias.data()[i] = normal(random);
+  const Exact<float> residual(c.has_residual ? c.batch * c.layer.out_features : 0);
+  for (size_t i = 0; i < residual.size(); ++i) residual.data()[i] = normal(random);
 
   SplitExecutor executor(Uniform(&random, 1, 9));
   const auto multiply = [&](const Buffers& buffers, const Exact<float>& y) {
-    const MatMul call = {x.data(),     c.has_bias ? bias.data() : nullptr,
-                         y.data(),     c.batch,
-                         c.layer.in_features, c.layer.out_features,
-                         c.activation};
+    MatMul call = {x.data(),     c.has_bias ? bias.data() : nullptr,
+                   y.data(),     c.batch,
+                   c.layer.in_features, c.layer.out_features,
+                   c.activation};
+    call.residual = c.has_residual ? residual.data() : nullptr;
     return CondensedMatMul(buffers.Layer(c.layer.value_type), call, &executor);
   };
 
@@ -125,7 +133,7 @@ bool RunCase(uint64_t seed, int64_t* refused, int64_t* accepted) {
       std::fill_n(y.data(), y.size(), NAN);  // every output must be written
       const char* error = multiply(buffers, y);
       const double worst =
-          error == nullptr ? Error(c, x.data(), bias.data(), y.data()) : 0.0;
+          error == nullptr ? Error(c, x.data(), bias.data(), residual.data(), y.data()) : 0.0;
       // What embedding does to a weight, 2**-19 of it, is twice what the bound allows already.
       if (error != nullptr || !(worst <= (embed ? 3.0 : 1.0))) {
         printf("seed %lu: %s, %s: %s, error %.2f times the bound\n",

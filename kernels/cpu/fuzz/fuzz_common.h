@@ -100,7 +100,7 @@ struct Case {
   std::vector<int32_t> indices, active;
   int64_t batch = 0;
   Activation activation = Activation::kNone;
-  bool has_bias = false;
+  bool has_bias = false, has_residual = false;
 
   Case(Random* random, int64_t in_features, int64_t out_features) {
     layer.in_features = in_features;
@@ -128,8 +128,9 @@ struct Case {
     // Large products are slow under the sanitizers and find nothing that small ones do not.
     while (layer.num_active * layer.fan_in > 60000) layer.fan_in = layer.fan_in / 2;
     batch = layer.num_active * layer.fan_in > 5000 ? Uniform(random, 0, 40) : Size(random, 0, 150);
-    activation = static_cast<Activation>(Uniform(random, 0, 2));
+    activation = static_cast<Activation>(Uniform(random, 0, static_cast<int>(Activation::kLast)));
     has_bias = Uniform(random, 0, 1) == 1;
+    has_residual = Uniform(random, 0, 2) == 0;
     layer.value_type = Uniform(random, 0, 2) == 0 ? ValueType::kBFloat16 : ValueType::kFloat32;
 
     active = Choose(random, layer.out_features, layer.num_active);
@@ -167,6 +168,10 @@ inline double Activated(double v, Activation activation) {
   if (activation == Activation::kGelu) {
     return 0.5 * v * (1 + tanh(sqrt(2 / M_PI) * (v + 0.044715 * v * v * v)));
   }
+  if (activation == Activation::kGeluExact) return 0.5 * v * erfc(-v * M_SQRT1_2);
+  if (activation == Activation::kSilu) return v / (1 + exp(-v));
+  if (activation == Activation::kRelu6) return std::min(std::max(v, 0.0), 6.0);
+  if (activation == Activation::kHardSilu) return v * std::min(std::max(v + 3, 0.0), 6.0) / 6;
   return v;
 }
 

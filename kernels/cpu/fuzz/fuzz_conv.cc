@@ -38,6 +38,7 @@ double ConvError(const Case& c, const Conv& conv) {
     const int64_t first_x = pixel % p.x.out * p.x.stride - p.x.padding;
     for (int64_t o = 0; o < conv.out_features; ++o) {
       sums[o] = conv.bias == nullptr ? 0.0 : conv.bias[o];
+      if (conv.residual != nullptr) sums[o] += conv.residual[pixel * conv.out_features + o];
       sizes[o] = fabs(sums[o]);
     }
     for (int64_t a = 0; a < c.layer.num_active; ++a) {
@@ -123,6 +124,9 @@ bool RunConvCase(uint64_t seed, int64_t* refused, int64_t* accepted) {
     return CondensedConv(buffers.Layer(c.layer.value_type), call, &executor);
   };
   const size_t out_size = conv.images * y.axis.out * x.axis.out * conv.out_features;
+  const Exact<float> residual(c.has_residual ? out_size : 0);
+  for (size_t i = 0; i < residual.size(); ++i) residual.data()[i] = normal(random);
+  conv.residual = c.has_residual ? residual.data() : nullptr;
   for (int isa = 0; isa < kNumIsas; ++isa) {
     if (!SetIsa(static_cast<Isa>(isa))) continue;
     const Buffers buffers = {Copy(tiles.bytes), Copy(tile_values), Copy({}), Copy({})};

@@ -1,11 +1,12 @@
 """What a backend is: the record that each exports, as `BACKEND`, and `registry` lists."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import NamedTuple
 
 from jax import Array
 
 from srigl_kernels.conv_geometry import Geometry
+from srigl_kernels.epilogue import COMMON, apply_epilogue
 from srigl_kernels.format import Condensed
 from srigl_kernels.prepared import Layout
 
@@ -35,6 +36,9 @@ class Backend(NamedTuple):
     conv_groups: whether `conv` takes groups; for other backends the layer's are expanded.
     converts: whether `pack` and what reads its layouts take layers of int8, and round inputs where
       the layer says so; others get float32, and inputs that are rounded already.
+    fuses: the activations that `matmul` and `conv` apply; others follow them.
+    adds_residual: whether `matmul` and `conv` take one more argument, an array of y's shape or
+      None, which they add to y before the activation.
     is_linear: `(layout) -> bool`, whether `matmul` is linear in x, so that it has derivatives.
   """
 
@@ -51,4 +55,23 @@ class Backend(NamedTuple):
   conv: Callable[[Array, Layout, Array | None, str | None, Geometry], Array] | None = None
   conv_groups: bool = False
   converts: bool = False
+  fuses: Collection[str | None] = COMMON
+  adds_residual: bool = False
   is_linear: Callable[[Layout], bool] = lambda layout: True
+
+  def finish(
+    self, run: Callable[..., Array], activation: str | None, residual: Array | None
+  ) -> Array:
+    """What `run(activation)` gives, a residual added before the activation.
+
+    Args:
+      run: `matmul` or `conv`, of all but the activation and what follows it.
+      activation: a name in `ACTIVATIONS`.
+      residual: of the shape of the result, or None.
+    """
+    if self.adds_residual and activation in self.fuses:
+      return run(activation, residual)
+    if residual is None and activation in self.fuses:
+      return run(activation)
+    y = run(None)
+    return apply_epilogue(y, None, activation, y.dtype, residual)

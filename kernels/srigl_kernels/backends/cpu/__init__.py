@@ -37,6 +37,8 @@ BACKEND = Backend(
   values_gradient=gradients.values_gradient,
   conv=conv.conv,
   converts=True,
+  fuses=matmul.ACTIVATIONS,
+  adds_residual=True,
   is_linear=lambda layout: not getattr(layout, "is_quantized", False),
 )
 """CPUs, where the library is installed."""

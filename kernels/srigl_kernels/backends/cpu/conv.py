@@ -10,14 +10,20 @@ from jax import Array
 
 from srigl_kernels import conv_patches
 from srigl_kernels.backends.cpu.library import CONV
-from srigl_kernels.backends.cpu.matmul import ACTIVATIONS, Packed, matmul
+from srigl_kernels.backends.cpu.matmul import ACTIVATIONS, Packed, as_float32, matmul
 from srigl_kernels.batching import in_one_call
 from srigl_kernels.conv_geometry import Geometry
+from srigl_kernels.epilogue import apply_epilogue
 from srigl_kernels.precision import round_to_steps
 
 
 def conv(
-  x: Array, packed: Packed, bias: Array | None, activation: str | None, geometry: Geometry
+  x: Array,
+  packed: Packed,
+  bias: Array | None,
+  activation: str | None,
+  geometry: Geometry,
+  residual: Array | None = None,
 ) -> Array:
   """The convolution; with three or more spatial axes by `matmul`, as which it takes the rest.
 
@@ -27,12 +33,14 @@ def conv(
     bias: `[N]`, or None.
     activation: a name in `matmul.ACTIVATIONS`.
     geometry: the convolution; of one group.
+    residual: of the result's shape, or None.
 
   Returns:
-    `[B, *S_out, N]` of x's type; sums, bias and activation are in float32.
+    `[B, *S_out, N]` of x's type; sums, bias, residual and activation are in float32.
   """
   if len(geometry.kernel_size) > 2:
-    return conv_patches.conv(matmul, x, packed, bias, activation, geometry)
+    y = conv_patches.conv(matmul, x, packed, bias, None, geometry)
+    return apply_epilogue(y, None, activation, y.dtype, residual)
   if len(geometry.kernel_size) == 1:
     flat = Geometry(
       (1, *geometry.kernel_size),
@@ -41,12 +49,13 @@ def conv(
       ((0, 0), *geometry.padding),
       geometry.groups,
     )
-    return conv(x[:, None], packed, bias, activation, flat)[:, 0]
+    residual = None if residual is None else residual[:, None]
+    return conv(x[:, None], packed, bias, activation, flat, residual)[:, 0]
   if packed.is_quantized:
     x = round_to_steps(x, packed.input_range if packed.input_range.size else None, 3)
   bias = jnp.zeros(0) if bias is None else bias
   y = _batched_call(ACTIVATIONS[activation], packed.out_features, geometry)(
-    x.astype(jnp.float32), packed, bias.astype(jnp.float32)
+    as_float32((x, residual)), packed, bias.astype(jnp.float32)
   )
   return y.astype(x.dtype)
 
@@ -54,7 +63,8 @@ def conv(
 @functools.cache
 def _batched_call(activation: int, out_features: int, geometry: Geometry) -> Any:
 
-  def call(x: Array, packed: Packed, bias: Array) -> Array:
+  def call(inputs: tuple[Array, Array | None], packed: Packed, bias: Array) -> Array:
+    x, residual = inputs
     shape = (*x.shape[:-3], *geometry.output_size(x.shape[-3:-1]), out_features)
     return jax.ffi.ffi_call(CONV, jax.ShapeDtypeStruct(shape, jnp.float32))(
       x,
@@ -62,6 +72,7 @@ def _batched_call(activation: int, out_features: int, geometry: Geometry) -> Any
       packed.tile_values,
       bias,
       packed.scales,
+      jnp.zeros(0) if residual is None else residual,
       activation=np.int64(activation),
       kernel=np.array(geometry.kernel_size, np.int64),
       strides=np.array(geometry.strides, np.int64),

@@ -21,11 +21,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from srigl_kernels import epilogue
 from srigl_kernels.backends.cpu import library
 from srigl_kernels.batching import in_one_call
 
-ACTIVATIONS = {None: 0, "relu": 1, "gelu": 2}
-"""Activations the kernel applies, and how it calls them; gelu is the tanh form, as in Flax."""
+ACTIVATIONS = {name: number for number, name in enumerate(epilogue.ACTIVATIONS)}
+"""Activations the kernel applies, all of them, and how it calls them."""
 
 _VALUE_TYPES = (np.dtype(np.float32), np.dtype(jnp.bfloat16), np.dtype(np.int8))
 _FLOAT16 = 2  # of the dot types
@@ -173,9 +174,13 @@ def _pack_dots(native, values, scales, arguments, sizes) -> np.ndarray:
 
 
 def matmul(
-  x: Array, packed: Packed, bias: Array | None = None, activation: str | None = None
+  x: Array,
+  packed: Packed,
+  bias: Array | None = None,
+  activation: str | None = None,
+  residual: Array | None = None,
 ) -> Array:
-  """`y[..., active[a]] = activation(sum_j values[a, j] * x[..., indices[a, j]] + bias)`.
+  """`y[..., active[a]] = activation(sum_j values[a, j] * x[..., indices[a, j]] + bias + residual)`.
 
   Works under jit, vmap, scan, pmap and shard_map. Has no derivative of its own.
 
@@ -184,9 +189,10 @@ def matmul(
     packed: the layer.
     bias: `[N]` or None; the output of an ablated neuron is the activation of its bias.
     activation: a name in `ACTIVATIONS`.
+    residual: `[..., N]` or None.
 
   Returns:
-    `[..., N]` of x's type; sums, bias and activation are in float32.
+    `[..., N]` of x's type; sums, bias, residual and activation are in float32.
 
   Raises:
     ValueError: if shapes, types or the activation do not fit.
@@ -204,20 +210,27 @@ def matmul(
   if bias.shape not in ((packed.out_features,), (0,)):
     raise ValueError(f"`bias` must have shape ({packed.out_features},), not {bias.shape}.")
   y = _batched_call(ACTIVATIONS[activation], packed.out_features)(
-    x.astype(jnp.float32), packed, bias.astype(jnp.float32)
+    as_float32((x, residual)), packed, bias.astype(jnp.float32)
   )
   return y.astype(x.dtype)
+
+
+def as_float32(arrays: Any) -> Any:
+  """Arrays of a pytree as the kernels read them."""
+  return jax.tree.map(lambda x: x.astype(jnp.float32), arrays)
 
 
 @functools.cache
 def _batched_call(activation: int, out_features: int) -> Any:
 
-  def call(x: Array, packed: Packed, bias: Array) -> Array:
+  def call(inputs: tuple[Array, Array | None], packed: Packed, bias: Array) -> Array:
+    x, residual = inputs
     return jax.ffi.ffi_call(
       library.MATMUL, jax.ShapeDtypeStruct((*x.shape[:-1], out_features), jnp.float32)
     )(
       x, packed.tile_pattern, packed.tile_values, packed.window_pattern, packed.window_values,
       packed.dot_pattern, bias, packed.scales, packed.input_range,
+      jnp.zeros(0) if residual is None else residual,
       activation=np.int64(activation), quantized=packed.is_quantized,
     )  # fmt: skip
 

@@ -1,6 +1,6 @@
 """Traced programs with calls written out, in which each layer with parameters is one operation."""
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -37,6 +37,7 @@ class Op(NamedTuple):
   outputs: tuple[int, ...]
   in_avals: tuple[Any, ...]
   out_avals: tuple[Any, ...]
+  has_effects: bool = False
 
   @property
   def layer(self) -> str | None:
@@ -51,11 +52,13 @@ class FlatJaxpr(NamedTuple):
     inputs: the arguments' tensors.
     ops: in order of execution.
     outputs: tensors, or values of scalars.
+    consts: the tensors that are constants of the program.
   """
 
   inputs: tuple[int, ...]
   ops: tuple[Op, ...]
   outputs: tuple[Any, ...]
+  consts: dict[int, Any]
 
   def fingerprint(self) -> list[tuple[Any, ...]]:
     """What is computed apart from shapes: operations and scalars, in order."""
@@ -84,13 +87,39 @@ def is_number(x: Any) -> bool:
   return np.ndim(x) == 0 and not jax.dtypes.issubdtype(jnp.result_type(x), jax.dtypes.extended)
 
 
-def inline(closed: Any) -> FlatJaxpr:
-  """Writes out the calls of a closed jaxpr: of jit, of functions with their own derivative."""
+_BODIES = {
+  "jit": "jaxpr",
+  "pjit": "jaxpr",
+  "checkpoint": "jaxpr",
+  "remat2": "jaxpr",
+  "closed_call": "call_jaxpr",
+  "custom_jvp_call": "call_jaxpr",
+  "custom_vjp_call": "call_jaxpr",
+}
+JIT = frozenset({"jit", "pjit"})
+
+
+def inline(closed: Any, calls: Container[str] = frozenset(_BODIES)) -> FlatJaxpr:
+  """Writes out the calls of a closed jaxpr.
+
+  Args:
+    closed: the jaxpr.
+    calls: the primitives whose calls are written out: by default those of jit, of functions with
+      their own derivative, and of such that are computed again in the backward pass.
+  """
   ops: list[Op] = []
   numbers = iter(range(2**62))
+  constants: dict[int, Any] = {}
+
+  def constant(value):
+    if is_number(value) and not isinstance(value, jax.core.Tracer):
+      return np.asarray(value)
+    number = next(numbers)
+    constants[number] = value
+    return number
 
   def walk(jaxpr, consts, args):
-    known = [np.asarray(c) if is_number(c) else next(numbers) for c in consts]
+    known = [constant(c) for c in consts]
     env = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*known, *args], strict=True))
 
     def read(atom):
@@ -98,11 +127,11 @@ def inline(closed: Any) -> FlatJaxpr:
 
     for eqn in jaxpr.eqns:
       inputs = tuple(read(atom) for atom in eqn.invars)
-      body = called(eqn)
+      body = called(eqn) if eqn.primitive.name in calls else None
       if body is None:
         outputs = tuple(next(numbers) for _ in eqn.outvars)
         avals = tuple(a.aval for a in eqn.invars), tuple(v.aval for v in eqn.outvars)
-        ops.append(Op(eqn.primitive, eqn.params, inputs, outputs, *avals))
+        ops.append(Op(eqn.primitive, eqn.params, inputs, outputs, *avals, bool(eqn.effects)))
       else:
         outputs = walk(*body, inputs)
       env.update(zip(eqn.outvars, outputs, strict=True))
@@ -110,20 +139,22 @@ def inline(closed: Any) -> FlatJaxpr:
 
   inputs = tuple(next(numbers) for _ in closed.jaxpr.invars)
   outputs = walk(closed.jaxpr, closed.consts, inputs)
-  return FlatJaxpr(inputs, tuple(ops), outputs)
+  return FlatJaxpr(inputs, tuple(ops), outputs, constants)
+
+
+def evaluate(op: Op, values: Sequence[Any]) -> Sequence[Any]:
+  """The outputs of an operation for these values of its inputs."""
+  values = [
+    jnp.asarray(x, aval.dtype) if isinstance(x, np.ndarray) and x.ndim == 0 else x
+    for x, aval in zip(values, op.in_avals, strict=True)
+  ]
+  outputs = op.primitive.bind(*values, **op.primitive.get_bind_params(op.params))
+  return outputs if op.primitive.multiple_results else [outputs]
 
 
 def called(eqn: Any) -> tuple[Any, Sequence[Any]] | None:
   """The jaxpr and constants of an equation that only calls a function."""
-  name = {
-    "jit": "jaxpr",
-    "pjit": "jaxpr",
-    "checkpoint": "jaxpr",
-    "remat2": "jaxpr",
-    "closed_call": "call_jaxpr",
-    "custom_jvp_call": "call_jaxpr",
-    "custom_vjp_call": "call_jaxpr",
-  }.get(eqn.primitive.name)
+  name = _BODIES.get(eqn.primitive.name)
   body = eqn.params.get(name)
   if body is None:
     return None

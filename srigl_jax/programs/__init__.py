@@ -1,0 +1,1 @@
+"""Traced programs: read operation by operation, and rewritten."""
