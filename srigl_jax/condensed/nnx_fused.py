@@ -1,6 +1,5 @@
 """Flax NNX models whose calls are fused: condensed layers do what follows them."""
 
-import copyreg
 import functools
 from typing import Any
 
@@ -50,7 +49,7 @@ def _fused_class(base: Any) -> type:
 
   def __reduce_ex__(self, protocol):  # a pickle names the class that can be imported
     make, given, *rest = super(new, self).__reduce_ex__(protocol)
-    if make is not copyreg.__newobj__:
+    if getattr(make, "__name__", "") != "__newobj__":
       return (make, given, *rest)
     return (_new_fused, (base, *given[1:]), *rest)
 

@@ -85,7 +85,8 @@ def number_of(op: Op, values: Sequence[Any]) -> Any:
     return None
   if op.primitive.name == "broadcast_in_dim":
     return values[0]
-  if len(op.out_avals) != 1 or op.out_avals[0].shape != () or op.primitive.multiple_results:
+  aval = op.out_avals[0] if len(op.out_avals) == 1 and not op.has_effects else None
+  if aval is None or aval.shape != () or jax.dtypes.issubdtype(aval.dtype, jax.dtypes.extended):
     return None
   with jax.ensure_compile_time_eval():
     return np.asarray(evaluate(op, values)[0])

@@ -101,6 +101,7 @@ def evaluate_fused(closed: Any, inputs: Sequence[Any]) -> list[Any]:
     if not needed.intersection(op.outputs) and not op.has_effects:
       continue
     found = sums.get(op.outputs[0]) if op.outputs else None
+    outputs: Sequence[Any]
     if found is not None:
       product = deferred.Product([read(x) for x in found.product.inputs], found.product.params)
       added = None if found.residual is None else env[found.residual]
@@ -141,9 +142,9 @@ def _find_sums(jaxpr: FlatJaxpr) -> dict[int, _Sum]:
       source = {x if isinstance(x, int) else x.base for x in values if isinstance(x, int | Curve)}
       if number is not None:
         known[out] = number
-      elif (base := _residual_base(op, bases, readers)) is not None:
-        other = next(x for x in op.inputs if x != base)
-        bases[out], shapes[out] = bases[base]._replace(residual=other), shapes[base]
+      elif (summand := _residual_base(op, bases, readers)) is not None:
+        other = next(x for x in op.inputs if x != summand)
+        bases[out], shapes[out] = bases[summand]._replace(residual=other), shapes[summand]
         known[out] = out
       elif len(source) == 1:
         curve = curve_of(op, values, shapes[next(iter(source))])
