@@ -5,13 +5,20 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from configs import cifar10_resnet18, cifar10_tiny, cifar10_wrn22
-from experiments.training.methods import PRESETS
+from configs import cifar10_mlp, cifar10_resnet18, cifar10_tiny, cifar10_wrn22
+from experiments.training.methods import METHODS, PRESETS
 
-RUNS = {"quick": cifar10_tiny, "resnet18": cifar10_resnet18, "wrn22": cifar10_wrn22}
+RUNS = {
+  "quick": cifar10_tiny,
+  "mlp": cifar10_mlp,
+  "resnet18": cifar10_resnet18,
+  "wrn22": cifar10_wrn22,
+}
 """`--config=configs/sweeps/NAME.py:SCALE`."""
 
 PAPER_SEEDS = (8746, 6037, 7303, 2078, 42)
+STUDY_SEEDS = tuple(range(8))  # of the `mlp` scale, see docs/studies/protocol.md
+CHOOSING_SEEDS = (100, 101)  # of runs on the validation part, by which settings are chosen
 
 # 3 × 2 FLOPs for each multiply-accumulate of an image, at an eighth of an H100's bfloat16 rate.
 _IMAGES_PER_S = {"resnet18": 37_000.0, "wrn22": 130_000.0}
@@ -26,7 +33,7 @@ def study(name: str, kind: str, scale: str, variants, *, quick_seeds=(0, 1, 2)) 
     kind: of study, a key of `experiments.sweeps.spec.STUDIES`.
     scale: a key of `RUNS`.
     variants: see `experiments.sweeps.spec.variants_of`.
-    quick_seeds: at the quick scale; the others take the paper's five.
+    quick_seeds: at the quick scale; `mlp` takes eight, the others the paper's five.
   """
   if scale not in RUNS:
     raise ValueError(f"There is no scale {scale!r} here: give one of {', '.join(RUNS)}.")
@@ -36,7 +43,7 @@ def study(name: str, kind: str, scale: str, variants, *, quick_seeds=(0, 1, 2)) 
     "study": kind,
     "base": run,
     "variants": tuple(variants),
-    "seeds": quick_seeds if scale == "quick" else PAPER_SEEDS,
+    "seeds": {"quick": quick_seeds, "mlp": STUDY_SEEDS}.get(scale, PAPER_SEEDS),
   }
   if scale in _IMAGES_PER_S:
     run.model.dtype = "bfloat16"
@@ -54,3 +61,20 @@ def fields(method: str, *, kwargs: Mapping[str, Any] | None = None, **changes) -
   """
   chosen = PRESETS.get(method, {"name": method})
   return {"method": chosen | changes | {"kwargs": chosen.get("kwargs", {}) | dict(kwargs or {})}}
+
+
+def condensed_fields(method: str, **changes: Any) -> dict:
+  """As `fields`, in condensed form if the method has one, in a fraction of the time.
+
+  `set` keeps a constant fan-in then; of `static`, name the preset that does, `static_fan_in`.
+  """
+  name = PRESETS.get(method, {"name": method})["name"]
+  engine = "condensed" if METHODS[name].condensed else "masked"
+  return fields(method, engine=engine, **changes)
+
+
+def on_validation_part(sweep: ConfigDict) -> ConfigDict:
+  """The sweep with a tenth of the training images held out to be tested on, and other seeds."""
+  sweep.base.data.validation_fraction = 0.1
+  sweep.seeds = CHOOSING_SEEDS
+  return sweep

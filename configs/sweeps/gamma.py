@@ -2,11 +2,12 @@
 
 `python -m experiments.sweep --config=configs/sweeps/gamma.py:quick`
 
-Scales: `quick` (a tiny network), `resnet18`, `wrn22`. `dense` after a scale, as in `quick-dense`,
-takes γ_sal as a share of the dense fan-in instead of the constant one.
+Scales: `quick` (a tiny network), `mlp` (in condensed form, on a validation part of the training
+images), `resnet18`, `wrn22`. `dense` after a scale, as in `quick-dense`, takes γ_sal as a share of
+the dense fan-in instead of the constant one.
 """
 
-from configs.sweeps import fields, study
+from configs.sweeps import condensed_fields, fields, on_validation_part, study
 
 _GAMMAS = (0.0, 0.1, 0.3, 0.5, 0.7, 0.9, 0.95)
 _DENSE_GAMMAS = (0.0, 0.005, 0.01, 0.02, 0.05, 0.1)
@@ -17,15 +18,17 @@ def get_config(argument: str = "quick"):
   scale, _, dense = argument.partition("-")
   if dense not in ("", "dense"):
     raise ValueError(f"The argument is {argument!r}; give SCALE or SCALE-dense.")
+  choose = condensed_fields if scale == "mlp" else fields
   base = "dense_fan_in" if dense else "constant_fan_in"
   variants = [
     (
       f"srigl_{100 * sparsity:g}_gamma_{100 * gamma:g}",
-      fields("srigl", sparsity=sparsity, kwargs={"gamma_sal": gamma, "salient_base": base}),
+      choose("srigl", sparsity=sparsity, kwargs={"gamma_sal": gamma, "salient_base": base}),
       {"axes": {"method": "srigl", "sparsity": sparsity, "gamma_sal": gamma}},
     )
-    for sparsity in (0.9, 0.95, 0.99)
+    for sparsity in ((0.95, 0.98, 0.99, 0.995) if scale == "mlp" else (0.9, 0.95, 0.99))
     for gamma in (_DENSE_GAMMAS if dense else _GAMMAS)
   ]
   name = f"γ_sal as a share of the {'dense' if dense else 'constant'} fan-in"
-  return study(name, "gamma", scale, variants, quick_seeds=(0, 1))
+  sweep = study(name, "gamma", scale, variants, quick_seeds=(0, 1))
+  return on_validation_part(sweep) if scale == "mlp" else sweep

@@ -24,6 +24,7 @@ STUDIES = {
   "gamma": "gamma_sal",
   "length": "length",
   "neurons": "sparsity",
+  "rate": "learning_rate",
 }
 
 

@@ -16,7 +16,7 @@ from experiments.common.files import read_json
 from experiments.sweeps.spec import expand
 from experiments.training import loop
 from experiments.training.loop import train
-from experiments.training.method_plan import make_method, own_arguments
+from experiments.training.method_plan import make_method, own_arguments, plan_method
 from experiments.training.methods import PRESETS
 from experiments.training.optimizer import make_optimizer
 from tests.experiments.tiny import abstract_model, devices, quick_compiler
@@ -40,6 +40,7 @@ SMALL = {
 
 # Compiling these takes many seconds; others train the same optimizers, test_models their layers.
 LONG = (
+  "cifar10_mlp",
   "cifar10_quick",
   "cifar10_wrn22",
   "imagenet_mobilenetv3",
@@ -182,3 +183,31 @@ def test_a_sweep_expands_to_unique_runs(name):
     del values["name"]
     distinct.add(json.dumps(values, sort_keys=True))
   assert len(distinct) == len(runs)  # no run is another one's twin under a second name
+
+
+def test_the_order_of_methods_is_measured_at_equal_flops():
+  spent = {}
+  for name, config in expand(sweep_config("order")).items():
+    if not name.endswith("/seed0") or not ("_flops" in name or name.startswith("srigl_9")):
+      continue
+    total_steps = round(390 * config.train.total_epochs)
+    density = 1 - config.method.sparsity
+    plan = plan_method(config.method, total_steps=total_steps)
+    done = [0, *plan.updates]
+    cubic = lambda step, total=total_steps: (1 - min(1, max(0, step / total - 0.1) / 0.65)) ** 3
+    history = {step: density + (1 - density) * cubic(step) for step in done[:-1]}
+    history |= {done[-1]: density}
+    relative = plan.training_flops(density, update_every=100, history=history)
+    flops = relative * total_steps
+    spent.setdefault(config.method.sparsity, {})[name.rpartition("_")[0]] = flops
+  assert len(spent) == 6
+  for flops in spent.values():
+    tolerance = {"gradual_pruning_flops": 0.2}  # in steps of ΔT, of 129 steps
+    assert len(flops) == 5
+    for name, value in flops.items():
+      assert value == pytest.approx(flops["srigl"], rel=tolerance.get(name, 0.01)), name
+
+
+def test_an_unknown_argument_of_the_order_is_refused():
+  with pytest.raises(ValueError, match="'epochs'; give all, condensed or rate"):
+    importlib.import_module("configs.sweeps.order").get_config("epochs")

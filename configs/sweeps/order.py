@@ -1,0 +1,86 @@
+"""Which method is best, and whether ablation matters, on an MLP wide enough for 99.9 % sparsity.
+
+`python -m experiments.sweep --config=configs/sweeps/order.py`
+
+Questions (a), (b) and (d) of docs/studies/protocol.md, which was written before any of these runs.
+Arguments: `all`, `condensed` (without what needs masks: RigL, pruning, dense; the same directory
+takes these later, without repeating a run), `rate` (learning rates, on the validation part).
+
+Static, SET and SRigL all have a constant fan-in here, so that neighbours in the order differ in one
+thing: static and SET in whether connections move, SET and SRigL without ablation in what they grow
+by, SRigL without and with it in ablation, RigL and SRigL without it in the constant fan-in. All
+train for as many epochs. Those with `_flops` in their name train for as many as make their training
+FLOPs those of SRigL at the same sparsity; RigL's are SRigL's anyway.
+"""
+
+import srigl_jax as sx
+from configs.sweeps import condensed_fields, on_validation_part, study
+
+_SPARSITIES = (0.9, 0.95, 0.98, 0.99, 0.995, 0.999)
+_CONDENSED = (
+  "static_fan_in", "set", "srigl_no_ablation", "srigl", "small_dense",
+  "static_fan_in_flops", "set_flops", "small_dense_flops",
+)  # fmt: skip
+_MASKED = ("rigl", "gradual_pruning", "gradual_pruning_flops")
+_RATES = (0.01, 0.02, 0.05, 0.1, 0.2)
+
+
+def get_config(argument: str = "all"):
+  """The sweep of an argument."""
+  if argument == "rate":
+    return _rates()
+  if argument not in ("all", "condensed"):
+    raise ValueError(f"The argument is {argument!r}; give all, condensed or rate.")
+  whole = argument == "all"
+  variants = [("dense", condensed_fields("dense"))] if whole else []
+  variants += [
+    (
+      f"{name}_{100 * sparsity:g}",
+      _differences(name, sparsity),
+      {"axes": {"method": name, "sparsity": sparsity}},
+    )
+    for name in (*_CONDENSED, *(_MASKED if whole else ()))
+    for sparsity in _SPARSITIES
+  ]
+  sweep = study("Order of the methods", "sparsity", "mlp", variants)
+  sweep.comparisons = (("srigl", "srigl_no_ablation"), *([("srigl", "rigl")] if whole else []))
+  return sweep
+
+
+_EPOCHS = 20.0
+_EVERY = 100
+
+
+def _differences(name: str, sparsity: float) -> dict:
+  """A method from the base, and how long it trains.
+
+  All layers of an MLP cost a multiply-accumulate for each weight, so that the relative FLOPs of a
+  forward pass are the density.
+  """
+  method = name.removesuffix("_flops")
+  if name == method:
+    return condensed_fields(method, sparsity=sparsity)
+  density = 1 - sparsity
+  relative, every = density, _EVERY
+  if method == "gradual_pruning":
+    # Dense for a tenth of the run, then falling by a cubic until T_end, three quarters of it.
+    relative = 0.1 + 0.65 * (density + (1 - density) / 4) + 0.25 * density
+    every = 10  # of few steps, or it would not prune
+  of_srigl = sx.training_flops(density, update_every=_EVERY, convention="srigl")
+  return condensed_fields(method, sparsity=sparsity, update_every_steps=every) | {
+    "train": {"total_epochs": _EPOCHS * of_srigl / relative}
+  }
+
+
+def _rates():
+  """Learning rates of every kind of training, at the middle of the sparsities."""
+  variants = [
+    (
+      f"{method}_{rate:g}",
+      condensed_fields(method, sparsity=0.98) | {"optimizer": {"learning_rate": rate}},
+      {"axes": {"method": method, "learning_rate": rate}},
+    )
+    for method in ("static_fan_in", "set", "srigl", "small_dense", "rigl", "dense")
+    for rate in _RATES
+  ]
+  return on_validation_part(study("Learning rates", "rate", "mlp", variants))
