@@ -26,6 +26,7 @@ from experiments.deploy.evaluation import evaluate
 from experiments.deploy.exported import Exported, load_data, load_exported
 from experiments.deploy.formats import calibration
 from experiments.deploy.inference import num_bytes
+from experiments.models.gpt import GPT, unstacked
 from experiments.training.load_run import LoadedRun, load_run
 from srigl_kernels import DTYPES
 
@@ -89,8 +90,11 @@ def condensed(trained: LoadedRun) -> nnx.Module:
   if trained.run.is_condensed:
     return sx.condense_trained(trained.model)
   inputs = trained.run.task.inputs(trained.run.shapes, 1)
+  model, masks = trained.model, trained.masks
+  if isinstance(model, GPT):
+    model, masks = unstacked(model, masks)  # a file holds no stacks
   try:
-    return sx.condense_model(trained.model, trained.masks, inputs)
+    return sx.condense_model(model, masks, inputs)
   except ValueError as error:
     raise ValueError(
       f"The run {config.name!r} was trained by {config.method.name!r} and cannot be exported. "
@@ -103,6 +107,8 @@ def _provenance(trained: LoadedRun) -> dict[str, Any]:
   """What the file says of the network: how to build and feed it, and what trained it."""
   shapes, settings = as_json(trained.run.shapes), trained.run.config.to_dict()
   settings["data"].pop("data_dir")  # of the machine, not of the network
+  if isinstance(trained.model, GPT):
+    settings["model"]["kwargs"]["scan"] = False
   return {
     **(shapes if "image_shape" in shapes else {"shapes": shapes}),
     "step": trained.step,

@@ -7,7 +7,7 @@ normalisations normalise by the batch and update their running statistics; `rngs
 dropout masks, needed only where there is dropout.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -48,6 +48,7 @@ __all__ = [
   "WideResNet",
   "build",
   "builder",
+  "construct",
   "flatten",
   "functional",
   "init",
@@ -103,14 +104,40 @@ def build(
     raise ValueError(
       f"image_shape must be three positive sizes (H, W, C), got {tuple(image_shape)}."
     )
+  shapes: dict[str, Any] = {"num_classes": num_classes, "image_shape": image_shape}
+  return construct(MODELS, tuple(shapes), name, rngs=rngs, dtype=dtype, **shapes, **kwargs)
+
+
+def construct(
+  table: Mapping[str, Callable[..., nnx.Module]],
+  shapes: Sequence[str],
+  name: str,
+  *,
+  rngs: nnx.Rngs,
+  dtype: DTypeLike = jnp.float32,
+  **arguments: Any,
+) -> nnx.Module:
+  """Builds a model of a table by name.
+
+  Args:
+    table: models by name.
+    shapes: the arguments that say how large inputs and outputs are; the others are the model's own.
+    name: a key of the table.
+    rngs: source of the initial parameters.
+    dtype: compute type, float32 or bfloat16.
+    **arguments: of the model.
+
+  Raises:
+    ValueError: if the name, the type or an argument is unknown.
+  """
   dtype_name = dtype if isinstance(dtype, str) else jnp.dtype(dtype).name
   if dtype_name not in _DTYPES:
     raise ValueError(f"dtype must be one of {', '.join(_DTYPES)}, got {dtype_name}.")
-  constructor = choose(MODELS, name, "model name")
-  common = {"num_classes": num_classes, "image_shape": image_shape, "rngs": rngs, "dtype": dtype}
+  constructor = choose(table, name, "model name")
+  own = [key for key in arguments if key not in shapes]
   what = f"config.model.kwargs of {name!r}"
-  check_arguments(constructor, kwargs, reserved=common, what=what)
-  return constructor(**common, **kwargs)
+  check_arguments(constructor, own, reserved=["rngs", "dtype", *shapes], what=what)
+  return constructor(rngs=rngs, dtype=dtype, **arguments)
 
 
 def init(

@@ -7,12 +7,14 @@ from ml_collections import ConfigDict
 
 from experiments.common.registry import check_arguments, choose
 from experiments.tasks.image_classification import image_classification
+from experiments.tasks.language_modelling import language_modelling
 from experiments.tasks.task import Sums, Task
 
 __all__ = ["TASKS", "Sums", "Task", "make_task"]
 
 TASKS: dict[str, Callable[..., Task]] = {
   "image_classification": image_classification,
+  "language_modelling": language_modelling,
 }
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 import pytest
 from ml_collections import ConfigDict
@@ -13,13 +14,16 @@ from ml_collections import ConfigDict
 import srigl_jax as sx
 from configs import base
 from experiments.common.files import read_json
+from experiments.models import init_functional
 from experiments.sweeps.spec import expand
+from experiments.tasks import make_task
 from experiments.training import loop
 from experiments.training.loop import train
 from experiments.training.method_plan import make_method, own_arguments, plan_method
 from experiments.training.methods import PRESETS
+from experiments.training.network import network_builder
 from experiments.training.optimizer import make_optimizer
-from tests.experiments.tiny import abstract_model, devices, quick_compiler
+from tests.experiments.tiny import devices, quick_compiler
 from tests.helpers import mostly_slow
 
 CONFIGS = Path(base.__file__).parent
@@ -34,7 +38,20 @@ SMALL = {
   "wide_resnet22_2": {"depth": 10, "widen": 1},
   "resnet50": {"stage_sizes": (1,), "width": 4},
   "mobilenet_v3_large": {"blocks": ((3, 16, 16, False, False, 1),), "hidden": 96},
+  "gpt": {"depth": 2, "width": 8, "num_heads": 2, "mlp_width": 16},
   "vit_b16": {"patch_size": 2, "depth": 1, "width": 8, "num_heads": 2, "mlp_width": 16},
+}
+
+# Of each task; 32 examples to train on.
+SMALL_DATA = {
+  "image_classification": (
+    "synthetic",
+    {"image_shape": (4, 4, 3), "num_train": 32, "num_test": 10},
+  ),
+  "language_modelling": (
+    "synthetic_text",
+    {"length": 10, "num_words": 80, "test_chars": 72},
+  ),
 }
 
 
@@ -43,6 +60,7 @@ LONG = (
   "cifar10_mlp",
   "cifar10_quick",
   "cifar10_wrn22",
+  "gpt_gcide",
   "imagenet_mobilenetv3",
   "imagenet_resnet50",
   "imagenet_vit_b16",
@@ -79,9 +97,8 @@ def with_lists(value):
 def shrink(config):
   """The config with small images, a small model and two steps."""
   with config.unlocked():
-    config.data.name = "synthetic"
+    config.data.name, config.data.kwargs = SMALL_DATA[config.task.name]
     config.data.batch_size = 16
-    config.data.kwargs = {"image_shape": (4, 4, 3), "num_train": 32, "num_test": 10}
     config.model.kwargs = SMALL[config.model.name]
     config.model.init_from = ""  # of a run that is not there
     if config.method.name == "prune_pretrained":
@@ -141,24 +158,22 @@ def test_a_config_trains_two_steps(name, tmp_path, monkeypatch):
 def test_a_config_fits_its_model_at_its_true_size(name):
   """Sparsity, rules and initialisation, in shapes only."""
   config = run_config(name)
-  image_shape, num_classes = {
-    "digits": ((8, 8, 1), 10),
-    "cifar10": ((32, 32, 3), 10),
-    "imagenet2012": ((224, 224, 3), 1000),
+  images = lambda *shape, classes: {"image_shape": shape, "num_classes": classes}
+  shapes = {
+    "digits": images(8, 8, 1, classes=10),
+    "cifar10": images(32, 32, 3, classes=10),
+    "imagenet2012": images(224, 224, 3, classes=1000),
+    "gcide": {"vocab_size": 97, "length": 256},
   }[config.data.name]
-  _, params, _ = abstract_model(
-    config.model.name,
-    num_classes=num_classes,
-    image_shape=image_shape,
-    **config.model.kwargs,
-  )
+  build = network_builder(config, make_task(config), shapes, config.model.kwargs.to_dict())
+  _, params, _ = init_functional(build, jax.random.key(0), abstract=True)
   inner = make_optimizer(config.optimizer, optax.constant_schedule(0.1))
   tx = make_method(config.method, inner, total_steps=1000, seed=0)
   masks = sx.get_masks(jax.eval_shape(tx.init, params))
   budgets = sx.allocate(params, config.method.sparsity, config.method.distribution).budgets
   assert masks.keys() == budgets.keys()
   kernels = {path: leaf.size for path, leaf in params.items() if path.endswith("kernel")}
-  active = sum(budgets.get(path, size) for path, size in kernels.items())
+  active = sum(np.sum(budgets.get(path, size)) for path, size in kernels.items())  # of a stack many
   assert 1 - active / sum(kernels.values()) == pytest.approx(config.method.sparsity, abs=0.01)
   if scheme := config.method.sparse_init:  # else the model's own
     weights = jax.eval_shape(
