@@ -176,6 +176,7 @@ def main() -> int:
     layers=flags.FLAGS.layers,
     batch_size=flags.FLAGS.batch,
     num_examples=flags.FLAGS.examples or None,
+    normalize=flags.FLAGS.normalize,
   )
   out = Path(flags.FLAGS.out or workdir / "diversity.json")
   figure = Path(flags.FLAGS.figure or workdir / "figures" / "diversity.png")
@@ -198,6 +199,7 @@ if __name__ == "__main__":
   flags.DEFINE_list("layers", [], "Modules to look at; default: all with a kernel but the head.")
   flags.DEFINE_integer("batch", 200, "Test images at a time.", lower_bound=4)
   flags.DEFINE_integer("examples", 0, "Test images to use; 0: all.", lower_bound=0)
+  flags.DEFINE_bool("normalize", False, "Scale every neuron to variance 1 first, as a norm would.")
   flags.DEFINE_string("data_dir", "", "TFDS folder, if $TFDS_DATA_DIR is not it.")
   flags.DEFINE_string("out", "", "Results file; default: diversity.json of the sweep.")
   flags.DEFINE_string("figure", "", "Image; default: figures/diversity.png of the sweep.")

@@ -58,6 +58,24 @@ def add_moments(moments: Moments, features: Array) -> Moments:
   )
 
 
+def neuron_scales(moments: Moments) -> Array:
+  """`[C]`, what each feature is multiplied with to have variance 1; 0 if it is constant.
+
+  A variance below C times the type's precision times the largest cannot be told from 0.
+  """
+  variances = jnp.diagonal(moments.scatter) / jnp.maximum(moments.num_seen, 1)
+  floor = variances.shape[0] * jnp.finfo(variances.dtype).eps * variances.max()
+  varies = variances > floor
+  return jnp.where(varies, 1 / jnp.sqrt(jnp.where(varies, variances, 1)), 0)
+
+
+def scaled_moments(moments: Moments, scales: Array) -> Moments:
+  """The moments of features multiplied by `scales` `[C]`."""
+  return Moments(
+    moments.num_seen, moments.mean * scales, moments.scatter * jnp.outer(scales, scales)
+  )
+
+
 def effective_rank(moments: Moments) -> Array:
   """Effective rank of the centred features: `[]`, from 1 to C; 0 if they are constant.
 

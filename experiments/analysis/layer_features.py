@@ -2,7 +2,7 @@
 
 import functools
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -16,6 +16,8 @@ from experiments.analysis.feature_measures import (
   centred_gram,
   cka,
   effective_rank,
+  neuron_scales,
+  scaled_moments,
   zero_moments,
 )
 from experiments.common.progress import progress
@@ -71,6 +73,12 @@ def _check_layers(layers: Sequence[str], known: Mapping[str, Any]) -> None:
 
 
 _add_moments = jax.jit(lambda moments, features: list(map(add_moments, moments, features)))
+_scaled = jax.jit(
+  lambda features, scales: [
+    x * scale.astype(x.dtype).reshape(*[1] * (x.ndim - 1), -1)
+    for x, scale in zip(features, scales, strict=True)
+  ]
+)
 _grams = jax.jit(lambda features: jnp.stack([centred_gram(x) for x in features]))
 _add_hsic = jax.jit(add_hsic)
 
@@ -82,6 +90,7 @@ def measure(
   layers: Sequence[str] = (),
   batch_size: int = 200,
   num_examples: int | None = None,
+  normalize: bool = False,
 ) -> Measured:
   """Looks at the features of networks on the test set.
 
@@ -92,6 +101,9 @@ def measure(
       kernel but the classifier, so what they return before norm and activation.
     batch_size: images at a time, at least 4. A last batch that is not full is left out.
     num_examples: test images to use, from the first; None: all.
+    normalize: whether every neuron is scaled to variance 1 over these images, as a norm behind it
+      would: without, a few neurons with large weights decide both measures. The images are then
+      passed through the networks twice.
 
   Returns:
     `Measured`. Sums are kept in float64.
@@ -108,21 +120,39 @@ def measure(
   moments: dict[Run, list] = {}
   total = np.zeros((len(runs) * len(layers),) * 2)
   num_batches = num_images // batch_size
-  batches = itertools.islice(test_examples(data, batch_size=batch_size), num_batches)
-  with progress("features", step=0, total_steps=num_batches) as show:
+
+  def passing(show, done: int) -> Iterator[dict[Run, list[jax.Array]]]:
+    """The features of all networks, batch by batch."""
+    batches = itertools.islice(test_examples(data, batch_size=batch_size), num_batches)
     for i, (images, _) in enumerate(batches):
       batch = jnp.asarray(images)
-      grams = []
-      for run, (graphdef, state) in parts.items():
-        features = look(graphdef, state, batch)
-        grams.append(_grams(features))
-        with jax.enable_x64(True):
-          if run not in moments:
-            moments[run] = [zero_moments(x.shape[-1], jnp.float64) for x in features]
-          moments[run] = _add_moments(moments[run], features)
+      yield {run: look(graphdef, state, batch) for run, (graphdef, state) in parts.items()}
+      show(done + i + 1)
+
+  def add_to_moments(of_runs: dict[Run, list[jax.Array]]) -> None:
+    with jax.enable_x64(True):
+      for run, features in of_runs.items():
+        if run not in moments:
+          moments[run] = [zero_moments(x.shape[-1], jnp.float64) for x in features]
+        moments[run] = _add_moments(moments[run], features)
+
+  with progress("features", step=0, total_steps=num_batches * (1 + normalize)) as show:
+    scales: dict[Run, list[jax.Array]] = {}
+    if normalize:
+      for of_runs in passing(show, 0):
+        add_to_moments(of_runs)
+      with jax.enable_x64(True):
+        scales = {run: [neuron_scales(m) for m in layers] for run, layers in moments.items()}
+        for run, of_run in moments.items():
+          moments[run] = list(map(scaled_moments, of_run, scales[run]))
+    for of_runs in passing(show, num_batches * normalize):
+      if normalize:
+        of_runs = {run: _scaled(features, scales[run]) for run, features in of_runs.items()}
+      else:
+        add_to_moments(of_runs)
+      grams = [_grams(features) for features in of_runs.values()]
       with jax.enable_x64(True):
         total = _add_hsic(jnp.asarray(total), jnp.concatenate(grams))
-      show(i + 1)
   with jax.enable_x64(True):
     ranks = [[float(effective_rank(m)) for m in moments[run]] for run in runs]
     similarity = np.asarray(cka(jnp.asarray(total)))

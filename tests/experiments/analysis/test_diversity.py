@@ -98,6 +98,30 @@ def test_similarities_are_those_of_the_layers_outputs(loaded, measured):
   np.testing.assert_allclose(measured.cka.reshape(8, 8), expected, atol=1e-4)
 
 
+def test_normalized_measures_are_those_of_neurons_of_variance_1(loaded):
+  """And do not see that a neuron has weights a hundred times as large, which the others do."""
+  networks, data = loaded
+  run = ("dense", 0)
+  model = networks[run]
+  found = measure({run: model}, data, batch_size=13, normalize=True)
+  for features, rank in zip(by_hand(model, data), found.effective_ranks[0], strict=True):
+    spread = features.std(0)
+    x = (features - features.mean(0))[:, spread > 1e-6] / spread[spread > 1e-6]
+    singular = np.linalg.svd(x, compute_uv=False)
+    shares = singular[singular > 1e-6] / singular.sum()
+    assert rank == pytest.approx(np.exp(-(shares * np.log(shares)).sum()), rel=1e-3)
+  larger = nnx.clone(model)
+  layer = larger.hidden[1]
+  factors = np.array([100.0, 1, 1, 1, 1, 1], np.float32)
+  layer.kernel.set_value(layer.kernel[...] * factors[None])
+  layer.bias.set_value(layer.bias[...] * factors)
+  both = {run: model, ("larger", 1): larger}
+  same = measure(both, data, batch_size=13, normalize=True)
+  np.testing.assert_allclose(same.effective_ranks[1], found.effective_ranks[0], rtol=1e-4)
+  np.testing.assert_allclose(same.cka[0, 1, 1, 1], 1, atol=1e-4)
+  assert measure(both, data, batch_size=13).cka[0, 1, 1, 1] < 0.9
+
+
 def test_only_whole_batches_count(loaded, measured):
   networks, data = loaded
   fewer = measure(networks, data, batch_size=10)

@@ -15,6 +15,8 @@ from experiments.analysis.feature_measures import (
   centred_gram,
   cka,
   effective_rank,
+  neuron_scales,
+  scaled_moments,
   zero_moments,
 )
 
@@ -196,3 +198,13 @@ def test_positions_count_as_examples():
 
 def test_constant_features_have_rank_0():
   assert rank_of(np.full((8, 3), 7, np.float32)) == 0
+
+
+def test_scales_of_neurons():
+  x = np.float32([[1, 5, 0], [3, 5, 4], [5, 5, 8], [7, 5, 12]])
+  moments = add_moments(zero_moments(3), jnp.asarray(x))
+  scales = neuron_scales(moments)
+  np.testing.assert_allclose(scales, [1 / np.sqrt(5), 0, 1 / np.sqrt(20)], rtol=1e-6)
+  expected = add_moments(zero_moments(3), jnp.asarray(x * np.asarray(scales)))
+  for found, array in zip(scaled_moments(moments, scales), expected, strict=True):
+    np.testing.assert_allclose(found, array, rtol=1e-5, atol=1e-6)
