@@ -13,7 +13,6 @@ train for as many epochs. Those with `_flops` in their name train for as many as
 FLOPs those of SRigL at the same sparsity; RigL's are SRigL's anyway.
 """
 
-import srigl_jax as sx
 from configs.sweeps import condensed_fields, on_validation_part, study
 
 _SPARSITIES = (0.9, 0.95, 0.98, 0.99, 0.995, 0.999)
@@ -66,7 +65,8 @@ def _differences(name: str, sparsity: float) -> dict:
     # Dense for a tenth of the run, then falling by a cubic until T_end, three quarters of it.
     relative = 0.1 + 0.65 * (density + (1 - density) / 4) + 0.25 * density
     every = 10  # of few steps, or it would not prune
-  of_srigl = sx.training_flops(density, update_every=_EVERY, convention="srigl")
+  # As `srigl_jax.training_flops`: one step in ΔT + 1 forms the dense gradient for an update.
+  of_srigl = (3 * density * _EVERY + 4 * density + 1) / (3 * (_EVERY + 1))
   return condensed_fields(method, sparsity=sparsity, update_every_steps=every) | {
     "train": {"total_epochs": _EPOCHS * of_srigl / relative}
   }
