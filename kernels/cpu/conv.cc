@@ -52,6 +52,8 @@ const char* CondensedConv(const PackedLayer& layer, const Conv& conv, Executor* 
   call.bias = conv.bias;
   call.scales = conv.scales;
   call.residual = conv.residual;
+  call.quantized = conv.quantized;
+  call.range = conv.range;
   call.y = conv.out;
   call.out_features = conv.out_features;
   call.activation = conv.activation;

@@ -19,6 +19,8 @@ struct Conv {
   Activation activation;
   const float* scales = nullptr;    // [out_features], what sums are multiplied by
   const float* residual = nullptr;  // as `out`, what is added before the activation
+  bool quantized = false;           // see MatMul
+  const float* range = nullptr;
 };
 
 // out = activation(the layer applied to every patch of x + bias + residual). The layer's inputs are ordered

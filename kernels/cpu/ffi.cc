@@ -69,6 +69,7 @@ ffi::Error CondensedMatMulHandler(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x,
       window_values.element_type() != tile_values.element_type()) {
     return ffi::Error::InvalidArgument("Packed values must all be float32, bfloat16 or int8.");
   }
+  AdviseHugePages(*y);
   PoolExecutor executor(pool);
   if (const char* error = CondensedMatMul(layer, call, &executor)) {
     return ffi::Error::InvalidArgument(std::string("Packed layer: ") + error + ".");

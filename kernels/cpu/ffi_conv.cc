@@ -11,14 +11,16 @@ namespace {
 
 using Numbers = ffi::Span<const int64_t>;
 
-// x: [..., height, width, channels]; bias, scales: [out], or [0] for none; y and residual:
-// [..., height, width, out], or [0] for none.
+// x: [..., height, width, channels]; bias, scales: [out], or [0] for none; range: [2], or [0] for that
+// of each image; y and residual: [..., height, width, out], or [0] for none.
 // Of the attributes, kernel, strides and dilation are (y, x), and the padding is (top, bottom,
 // left, right).
 ffi::Error CondensedConvHandler(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x,
                                 ffi::Buffer<ffi::U8> tile_pattern, ffi::AnyBuffer tile_values,
-                                ffi::Buffer<ffi::F32> bias, ffi::Buffer<ffi::F32> scales,
-                                ffi::Buffer<ffi::F32> residual, ffi::ResultBuffer<ffi::F32> y, int64_t activation,
+                                ffi::Buffer<ffi::U8> dot_pattern, ffi::Buffer<ffi::F32> bias,
+                                ffi::Buffer<ffi::F32> scales, ffi::Buffer<ffi::F32> range,
+                                ffi::Buffer<ffi::F32> residual, ffi::ResultBuffer<ffi::F32> y,
+                                int64_t activation, bool quantized,
                                 Numbers kernel, Numbers strides, Numbers dilation,
                                 Numbers padding) {
   const auto x_dims = x.dimensions();
@@ -56,16 +58,23 @@ ffi::Error CondensedConvHandler(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x,
   if (!AsResidual(residual, y, &conv.residual)) {
     return ffi::Error::InvalidArgument("The residual must have the shape of y, or be none.");
   }
+  if (range.element_count() != 0 && range.element_count() != 2) {
+    return ffi::Error::InvalidArgument("The range of the inputs must be two numbers, or none.");
+  }
   conv.scales = num_scales == 0 ? nullptr : scales.typed_data();
+  conv.range = range.element_count() == 0 ? nullptr : range.typed_data();
+  conv.quantized = quantized;
   conv.x = x.typed_data();
   conv.out = y->typed_data();
   conv.bias = bias_size == 0 ? nullptr : bias.typed_data();
   conv.activation = static_cast<Activation>(activation);
 
-  PackedLayer layer = {AsBytes(tile_pattern), AsBytes(tile_values), {}, {}, ValueType::kFloat32};
+  PackedLayer layer = {AsBytes(tile_pattern), AsBytes(tile_values), {}, {}, ValueType::kFloat32,
+                       AsBytes(dot_pattern)};
   if (!AsWeightType(tile_values.element_type(), &layer.value_type)) {
     return ffi::Error::InvalidArgument("Packed values must be float32, bfloat16 or int8.");
   }
+  AdviseHugePages(*y);
   PoolExecutor executor(pool);
   if (const char* error = CondensedConv(layer, conv, &executor)) {
     return ffi::Error::InvalidArgument(std::string("Packed layer: ") + error + ".");
@@ -84,11 +93,14 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(srigl_condensed_conv, srigl::CondensedConvHandler,
                                   .Arg<xla::ffi::Buffer<xla::ffi::F32>>()  // x
                                   .Arg<xla::ffi::Buffer<xla::ffi::U8>>()   // tile pattern
                                   .Arg<xla::ffi::AnyBuffer>()              // tile values
+                                  .Arg<xla::ffi::Buffer<xla::ffi::U8>>()   // dot pattern
                                   .Arg<xla::ffi::Buffer<xla::ffi::F32>>()  // bias
                                   .Arg<xla::ffi::Buffer<xla::ffi::F32>>()  // scales
-                              .Arg<xla::ffi::Buffer<xla::ffi::F32>>()  // residual
+                                  .Arg<xla::ffi::Buffer<xla::ffi::F32>>()  // range
+                                  .Arg<xla::ffi::Buffer<xla::ffi::F32>>()  // residual
                                   .Ret<xla::ffi::Buffer<xla::ffi::F32>>()  // y
                                   .Attr<int64_t>("activation")
+                                  .Attr<bool>("quantized")
                                   .Attr<srigl::Numbers>("kernel")
                                   .Attr<srigl::Numbers>("strides")
                                   .Attr<srigl::Numbers>("dilation")

@@ -45,6 +45,42 @@ inline void WriteGroup(const View& view, const MatMul& call, int64_t g, int64_t 
   }
 }
 
+// As WriteGroup for neighbouring rows: of `count` rows from `row` on, `sums` are [count][kGroupRows],
+// to be multiplied by `weight_scales` of the neurons times `row_scales` of the rows.
+template <typename View>
+inline void WriteGroupRows(const View& view, const MatMul& call, int64_t g, int64_t row,
+                           int64_t count, const float* sums, const float* weight_scales,
+                           const float* row_scales) {
+  const __m512 scales = _mm512_loadu_ps(weight_scales);
+  const int64_t begin = view.groups[g].output_begin, step = call.out_features;
+  if (view.groups[g + 1].output_begin - begin != kGroupRows ||
+      view.masks[view.groups[g].mask_begin] != 0xffff || call.scales != nullptr) {
+    for (int64_t r = 0; r < count; ++r) {
+      const __m512 scale = _mm512_mul_ps(scales, _mm512_set1_ps(row_scales[r]));
+      WriteGroup(view, call, g, row + r,
+                 _mm512_mul_ps(_mm512_loadu_ps(sums + r * kGroupRows), scale));
+    }
+    return;
+  }
+  const __m512 bias =
+      call.bias == nullptr ? _mm512_setzero_ps() : _mm512_loadu_ps(call.bias + begin);
+  const Activation activation = call.activation;
+  const float* residual =
+      call.residual == nullptr ? nullptr : call.residual + row * step + begin;
+  float* y = call.y + row * step + begin;
+  for (int64_t r = 0; r < count; ++r, y += step) {
+    const __m512 scale = _mm512_mul_ps(scales, _mm512_set1_ps(row_scales[r]));
+    __m512 out = _mm512_mul_ps(_mm512_loadu_ps(sums + r * kGroupRows), scale);
+    asm("" : "+v"(out));  // rounded, as by WriteGroup
+    out = _mm512_add_ps(out, bias);
+    if (residual != nullptr) {
+      out = _mm512_add_ps(out, _mm512_loadu_ps(residual));
+      residual += step;
+    }
+    _mm512_storeu_ps(y, Activate(out, activation));
+  }
+}
+
 }  // namespace
 }  // namespace avx512
 }  // namespace srigl

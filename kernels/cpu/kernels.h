@@ -61,6 +61,7 @@ struct MatMul {
   bool quantized = false;
   const float* range = nullptr;  // [2], the least and the largest input
   const float* residual = nullptr;  // [batch, out]: what is added before the activation, if given
+  const float* image_ranges = nullptr;  // [images, 2] of a convolution without `range`
 };
 
 // dvalues[a, j] = sum over b of g[b, active[a]] * x[b, index of (a, j)]; all row-major.
@@ -161,6 +162,7 @@ constexpr int64_t DotRowBytes(DotType type, int64_t in_features) {
 }
 
 inline constexpr size_t kStageFloats = 1 << 18;  // of a convolution's images: 1 MB
+inline constexpr int kMaxDotLines = 64;  // of a convolution's outputs, that a task of dots takes
 
 // Lanes of a tile, so that a block's inputs stay in the first-level cache.
 constexpr int64_t TileLanes(int64_t block_columns) {
@@ -258,12 +260,16 @@ struct Kernels {
 
   int64_t width;  // floats of a register
 
-  // Batch rows [row_begin, row_end) of x as integers, in float32, and the scale of each.
+  // Batch rows [row_begin, row_end) of x as integers, in float32, and the scale of each; of a
+  // convolution whole images, which are the rows of `call` then.
   void (*quantize)(const MatMul& call, int64_t row_begin, int64_t row_end, float* integers,
                    float* row_scales);
+
+  // The least and the largest of `size` numbers and 0; NaN if one of them is.
+  void (*range_of)(const float* x, int64_t size, float* range);
 };
 
-// What later processors add to AVX-512.
+// Of processors with AVX-512, and what later ones add to it.
 struct DotKernels {
   DotFunction dots[kNumDotTypes];  // by type of the dot pattern; nullptr where the target cannot
 
@@ -278,6 +284,7 @@ extern const Kernels kGenericKernels;
 #if defined(__x86_64__)
 extern const Kernels kAvx2Kernels;
 extern const Kernels kAvx512Kernels;
+extern const DotKernels kAvx512Dots;
 extern const DotKernels kVnniDots;
 extern const DotKernels kBf16Dots;
 extern const DotKernels kFp16Dots;

@@ -21,6 +21,7 @@ const Kernels kAvx2Kernels = {"avx2",
                               avx2::GradientKeys,
                               avx2::FindReaching,
                               8,
-                              avx2::Quantize};
+                              avx2::Quantize,
+                              avx2::RangeOf};
 
 }  // namespace srigl

@@ -148,6 +148,7 @@ const Kernels kAvx512Kernels = {"avx512",
                                 avx512::GradientKeys,
                                 avx512::FindReaching,
                                 16,
-                                avx512::Quantize};
+                                avx512::Quantize,
+                                avx512::RangeOf};
 
 }  // namespace srigl

@@ -1,4 +1,4 @@
-// Kernels of 8 and 16 bits for x86-64 with AVX-512 and what later processors add to it.
+// Dot kernels for x86-64 with AVX-512 and, of 8 and 16 bits, with what later processors add to it.
 
 #define SRIGL_TARGET avx512
 #define SRIGL_WIDTH 16
@@ -10,6 +10,7 @@
 
 #include "groups-inl.h"
 #include "outputs-inl.h"
+#include "patch-inl.h"
 #include "quantize-inl.h"
 
 #include "dots-inl.h"
@@ -19,11 +20,14 @@
 
 namespace srigl {
 
-const DotKernels kVnniDots = {{avx512::DotsInt8, nullptr, nullptr}, nullptr};
-const DotKernels kBf16Dots = {{avx512::DotsInt8, avx512::DotsBFloat16, nullptr}, nullptr};
+const DotKernels kAvx512Dots = {{nullptr, nullptr, nullptr, avx512::DotsFloat32}, nullptr};
+const DotKernels kVnniDots = {{avx512::DotsInt8, nullptr, nullptr, avx512::DotsFloat32}, nullptr};
+const DotKernels kBf16Dots = {
+    {avx512::DotsInt8, avx512::DotsBFloat16, nullptr, avx512::DotsFloat32}, nullptr};
 #ifdef SRIGL_HAS_FP16
-const DotKernels kFp16Dots = {{avx512::DotsInt8, avx512::DotsBFloat16, avx512::DotsFloat16},
-                              avx512::HalfTile};
+const DotKernels kFp16Dots = {
+    {avx512::DotsInt8, avx512::DotsBFloat16, avx512::DotsFloat16, avx512::DotsFloat32},
+    avx512::HalfTile};
 #else
 const DotKernels kFp16Dots = kBf16Dots;
 #endif

@@ -21,6 +21,7 @@ const Kernels kGenericKernels = {"generic",
                                  generic::GradientKeys,
                                  generic::FindReaching,
                                  4,
-                                 generic::Quantize};
+                                 generic::Quantize,
+                                 generic::RangeOf};
 
 }  // namespace srigl

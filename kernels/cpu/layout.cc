@@ -124,18 +124,26 @@ bool WindowLayout(const PatternHeader& header, WindowSections* sections) {
 }
 
 bool DotLayout(const PatternHeader& header, DotSections* sections) {
-  if (!SaneHeader(header) || header.block_columns < 0 || header.block_columns >= kNumDotTypes) {
+  if (!SaneHeader(header) || header.block_columns < 0 || header.block_columns >= kNumDotTypes ||
+      header.is_embedded < 0 || header.is_embedded > 1) {
     return false;
   }
+  const auto type = static_cast<DotType>(header.block_columns);
+  const bool dense = header.is_embedded == 1;
   const int64_t groups = CeilDiv(header.num_active, kGroupRows);
+  int64_t dense_steps;
+  if (__builtin_mul_overflow(groups, DenseSteps(type, header.in_features), &dense_steps) ||
+      (dense ? header.num_values != dense_steps : type == DotType::kFloat32)) {
+    return false;
+  }
   Cursor cursor;
   cursor.Add(1, sizeof(PatternHeader));
   sections->groups = cursor.Add(groups + 1, sizeof(WindowGroup));
   sections->masks = cursor.Add(header.num_masks, sizeof(uint16_t));
   sections->scales = cursor.Add(groups * kGroupRows, sizeof(float));
   sections->sums = cursor.Add(groups * kGroupRows, sizeof(int32_t));
-  sections->starts = cursor.Add(header.num_values, sizeof(uint32_t));
-  sections->steps = cursor.Add(header.num_values, sizeof(DotStep));
+  sections->starts = cursor.Add(dense ? 0 : header.num_values, sizeof(uint32_t));
+  sections->steps = cursor.Add(header.num_values, dense ? kDotBytes : sizeof(DotStep));
   sections->total = cursor.end();
   return cursor.ok();
 }
@@ -235,6 +243,8 @@ const char* ParseDots(Bytes pattern, DotView* view) {
   view->sums = Section<int32_t>(pattern.data, sections.sums);
   view->starts = Section<uint32_t>(pattern.data, sections.starts);
   view->steps = Section<DotStep>(pattern.data, sections.steps);
+  view->dense =
+      header.is_embedded ? Section<uint8_t>(pattern.data, sections.steps) : nullptr;
   if (!GroupsFit(header, view->groups, view->num_groups, view->num_steps)) {
     return "the dot pattern's groups do not fit together";
   }

@@ -33,6 +33,9 @@
 //   instruction multiplies by as many weights, and adds up in 32 bits. Windows begin anywhere and go
 //   from left to right: each begins at the leftmost input that some row still needs, and every row
 //   takes the next ones that lie within. Values, their scales and places are one byte string.
+//   Of a layer that is nearly dense a step has values only: those of the next four bytes of a batch
+//   row, which every lane reads. It costs less than half as much, and so such a pattern is chosen where
+//   there are not that many more steps (see pack_dots.cc). Float32 has no other.
 
 #ifndef SRIGL_KERNELS_CPU_LAYOUT_H_
 #define SRIGL_KERNELS_CPU_LAYOUT_H_
@@ -62,11 +65,17 @@ constexpr size_t ValueBytes(ValueType type) {
 }
 
 // Types of the numbers that dot patterns hold, weights and inputs alike.
-enum class DotType : int32_t { kInt8 = 0, kBFloat16 = 1, kFloat16 = 2 };
-inline constexpr int kNumDotTypes = 3;
+enum class DotType : int32_t { kInt8 = 0, kBFloat16 = 1, kFloat16 = 2, kFloat32 = 3 };
+inline constexpr int kNumDotTypes = 4;
 
 inline constexpr int kDotBytes = 64;  // of a window, and of its weights and their places
-constexpr int DotElementBytes(DotType type) { return type == DotType::kInt8 ? 1 : 2; }
+constexpr int DotElementBytes(DotType type) {
+  return type == DotType::kInt8 ? 1 : type == DotType::kFloat32 ? 4 : 2;
+}
+// Steps of a group in a dense dot pattern: of each, a lane has four bytes.
+constexpr int64_t DenseSteps(DotType type, int64_t in_features) {
+  return (in_features * DotElementBytes(type) + 3) / 4;
+}
 
 // First bytes of either pattern.
 struct PatternHeader {
@@ -75,7 +84,7 @@ struct PatternHeader {
   int32_t out_features;
   int32_t num_active;
   int32_t block_columns;  // tile pattern; of a dot pattern its DotType; 0 in a window pattern
-  int32_t is_embedded;    // window pattern, 0 or 1: columns stand within the values
+  int32_t is_embedded;    // window pattern, 0 or 1: columns stand within the values; dot: is dense
   int64_t num_values;  // tile: weights; window: packets * 64; dot: steps
   int64_t num_masks;   // window and dot pattern; 0 in a tile pattern
 };
@@ -158,6 +167,9 @@ struct DotView {
   const int32_t* sums;        // [num_groups * kGroupRows] of int8, the sum of a row's weights
   const uint32_t* starts;     // [num_steps] first byte of the window in a batch row
   const DotStep* steps;       // [num_steps]
+  // Of a dense pattern, in place of both, [num_groups, DenseSteps][kDotBytes], else nullptr: of lane
+  // r the r-th four bytes.
+  const uint8_t* dense;
 };
 
 // A read-only buffer.

@@ -153,11 +153,37 @@ void RunDotTask(const void* context, int64_t task) {
 // Each task converts the inputs of its rows: with many rows they are shared out, with few the groups.
 constexpr int64_t kDotRowsPerTask = 32;
 
-void Dots(int64_t threads, Executor* executor, DotPlan* plan) {
+// Output lines of a convolution that a task of dots takes, at most those that its scratch memory has
+// room for, or 0: enough for taps that overlap to share what is converted, few enough for some tasks.
+// The same for any number of threads, as numbers of a task may have a scale together.
+int64_t DotLines(const Patches& patches, DotType type, int64_t pixels) {
+  constexpr int64_t kLeastPixels = 48, kTasks = 8;
+  const Axis &y = patches.y, &x = patches.x;
+  const int64_t reach = (y.kernel - 1) * y.dilation + 1, all = pixels / x.out;
+  const double width = static_cast<double>((x.out - 1) * x.stride + (x.kernel - 1) * x.dilation + 1);
+  const double line = width * static_cast<double>(patches.channels) * DotElementBytes(type);
+  const auto fits = [&](int64_t lines) {
+    const int64_t images = (lines + y.out - 2) / y.out + 1;
+    const double staged = static_cast<double>(lines) * static_cast<double>(y.stride) +
+                          static_cast<double>(images) * static_cast<double>(reach);
+    return staged * line + kDotBytes <= static_cast<double>(kStageFloats * sizeof(float));
+  };
+  int64_t lines = std::max(std::min(all / kTasks, kMaxTaskPixels / x.out),
+                           CeilDiv(kLeastPixels, x.out));
+  lines = std::min({lines, all, int64_t{kMaxDotLines}});
+  while (lines > 0 && !fits(lines)) lines /= 2;
+  return lines;
+}
+
+void RunDots(int64_t threads, int64_t lines, Executor* executor, DotPlan* plan) {
   const int64_t batch = plan->call.batch, groups = plan->view.num_groups;
   plan->rows_per_task = std::min(kDotRowsPerTask, batch);
   int64_t ranges = 1;
-  if (batch >= 16 * threads) {
+  if (plan->call.patches != nullptr) {
+    plan->rows_per_task = lines * plan->call.patches->x.out;
+    const int64_t tasks = CeilDiv(batch, plan->rows_per_task);
+    if (tasks < 2 * threads) ranges = CeilDiv(2 * threads, tasks);
+  } else if (batch >= 16 * threads) {
     plan->rows_per_task = std::min(kDotRowsPerTask, CeilDiv(CeilDiv(batch, 4 * threads), 8) * 8);
   } else if (threads > 1) {
     // Each range converts its rows anew, which with several takes as long as some of the groups.
@@ -252,6 +278,7 @@ const DotKernels& CurrentDots() {
   if (isa == Isa::kAvx512Fp16) return kFp16Dots;
   if (isa == Isa::kAvx512Bf16) return kBf16Dots;
   if (isa == Isa::kAvx512Vnni) return kVnniDots;
+  if (isa == Isa::kAvx512) return kAvx512Dots;
 #endif
   static constexpr DotKernels kNone = {};
   return kNone;
@@ -363,6 +390,80 @@ const char* TileMatMul(const PackedLayer& layer, const MatMul& call, const DotVi
   return nullptr;
 }
 
+// Numbers that a task looks through for their range.
+constexpr int64_t kRangePiece = 1 << 15;
+
+struct RangePlan {
+  const float* x;
+  int64_t size, pieces;  // of an image
+  void (*range_of)(const float*, int64_t, float*);
+  float* ranges;  // [images, pieces, 2]
+};
+
+void RunRangeTask(const void* context, int64_t task) {
+  const RangePlan& plan = *static_cast<const RangePlan*>(context);
+  const int64_t begin = task % plan.pieces * kRangePiece;
+  plan.range_of(plan.x + task / plan.pieces * plan.size + begin,
+                std::min(kRangePiece, plan.size - begin), plan.ranges + 2 * task);
+}
+
+// Finds the range of each image that a convolution reads, which it then has as `image_ranges`.
+const char* FindRanges(MatMul* call, std::unique_ptr<float[]>* ranges, Executor* executor) {
+  const Patches& patches = *call->patches;
+  const int64_t images = call->batch / (patches.y.out * patches.x.out);
+  RangePlan plan = {call->x, patches.y.size * patches.x.size * patches.channels, 0,
+                    CurrentKernels().range_of, nullptr};
+  plan.pieces = CeilDiv(plan.size, kRangePiece);
+  ranges->reset(new (std::nothrow) float[static_cast<size_t>(2 * images * (plan.pieces + 1))]);
+  if (*ranges == nullptr) return "there is no memory for the ranges of its inputs";
+  float* const whole = ranges->get();
+  plan.ranges = whole + 2 * images;
+  executor->Run(images * plan.pieces,
+                ThreadsFor(static_cast<double>(images * plan.size) / 4, *executor), RunRangeTask,
+                &plan);
+  for (int64_t image = 0; image < images; ++image) {
+    float low = 0, high = 0;
+    for (int64_t i = image * plan.pieces; i < (image + 1) * plan.pieces; ++i) {
+      const float *piece = plan.ranges + 2 * i;
+      low = piece[0] >= low ? low : piece[0];  // NaN stays
+      high = piece[1] <= high ? high : piece[1];
+      if (low != low) break;
+    }
+    whole[2 * image] = low;
+    whole[2 * image + 1] = high;
+  }
+  call->image_ranges = whole;
+  return nullptr;
+}
+
+// Of inputs rounded to 8 bits, for targets without dots. The rows that have a scale are batch rows,
+// of a convolution images.
+const char* QuantizedTiles(const PackedLayer& layer, const MatMul& call, Executor* executor) {
+  MatMul rows = call;
+  int64_t pixels = 1;  // to which a scale belongs
+  if (const Patches* patches = call.patches) {
+    pixels = patches->y.out * patches->x.out;
+    rows.batch = call.batch / pixels;
+    rows.in_features = patches->y.size * patches->x.size * patches->channels;
+  }
+  const size_t size = static_cast<size_t>(rows.batch) * static_cast<size_t>(rows.in_features);
+  const std::unique_ptr<float[]> integers(new (std::nothrow) float[size + 1]);
+  const std::unique_ptr<float[]> row_scales(
+      new (std::nothrow) float[static_cast<size_t>(call.batch) + 1]);
+  if (integers == nullptr || row_scales == nullptr) return "there is no memory for its inputs";
+  QuantizePlan plan = {rows, &CurrentKernels(), integers.get(), row_scales.get(),
+                       call.patches == nullptr ? 8 : 1};
+  executor->Run(CeilDiv(rows.batch, plan.rows_per_task),
+                ThreadsFor(static_cast<double>(size), *executor), RunQuantizeTask, &plan);
+  for (int64_t row = call.batch - 1; pixels > 1 && row > 0; --row) {
+    row_scales[row] = row_scales[row / pixels];
+  }
+  MatMul rounded = call;
+  rounded.x = integers.get();
+  rounded.row_scales = row_scales.get();
+  return TileMatMul(layer, rounded, nullptr, executor);
+}
+
 }  // namespace
 
 const char* CondensedMatMul(const PackedLayer& layer, const MatMul& call, Executor* executor) {
@@ -372,14 +473,19 @@ const char* CondensedMatMul(const PackedLayer& layer, const MatMul& call, Execut
   if ((layer.value_type == ValueType::kInt8) != (call.scales != nullptr)) {
     return "weights of 8 bits have a scale for each output, and no others";
   }
-  if (call.quantized && (call.patches != nullptr || call.columns != nullptr ||
-                         layer.value_type != ValueType::kInt8)) {
-    return "inputs can be rounded to 8 bits for weights of 8 bits in a product only";
+  if (call.quantized && (call.columns != nullptr || layer.value_type != ValueType::kInt8)) {
+    return "inputs can be rounded to 8 bits for weights of 8 bits, and for all columns, only";
   }
   const Kernels& kernels = CurrentKernels();
+  MatMul ranged = call;
+  std::unique_ptr<float[]> ranges;
+  if (call.quantized && call.patches != nullptr && call.range == nullptr && call.batch > 0) {
+    const char* error = FindRanges(&ranged, &ranges, executor);
+    if (error != nullptr) return error;
+  }
   if (layer.dot_pattern.size > 0 && call.batch > 0) {
     DotPlan plan = {};
-    plan.call = call;
+    plan.call = ranged;
     plan.call.scales = nullptr;  // the pattern has them
     if (const char* error = ParseDots(layer.dot_pattern, &plan.view)) return error;
     const DotView& view = plan.view;
@@ -389,39 +495,30 @@ const char* CondensedMatMul(const PackedLayer& layer, const MatMul& call, Execut
     if ((view.type == DotType::kInt8) != call.quantized) {
       return "the dot pattern's numbers are of another type than the call's";
     }
-    const bool is_half = view.type != DotType::kInt8;
+    if (call.columns != nullptr) return "columns are chosen for tile patterns only";
+    const bool is_half = view.type == DotType::kBFloat16 || view.type == DotType::kFloat16;
     const DotKernels& dots = CurrentDots();
-    if (is_half && call.batch > kMostHalfRows) {
+    if (is_half && view.dense == nullptr && call.patches == nullptr && call.batch > kMostHalfRows) {
       const bool by_halves = view.type == DotType::kFloat16 && dots.half_tile != nullptr &&
                              layer.value_type == ValueType::kBFloat16;
       return TileMatMul(layer, call, by_halves ? &view : nullptr, executor);
     }
     plan.dots = dots.dots[static_cast<int>(view.type)];
-    const bool by_windows = is_half && call.batch == 1 && kernels.window != nullptr &&
-                            layer.window_pattern.size > 0;
-    const bool fits = DotRowBytes(view.type, view.in_features) <=
-                      static_cast<int64_t>(kScratchFloats * sizeof(float));
+    const bool by_windows = is_half && view.dense == nullptr && call.batch == 1 &&
+                            kernels.window != nullptr && layer.window_pattern.size > 0;
+    const int64_t lines =
+        call.patches == nullptr ? 1 : DotLines(*call.patches, view.type, call.batch);
+    const bool fits = lines > 0 && DotRowBytes(view.type, view.in_features) <=
+                                       static_cast<int64_t>(kScratchFloats * sizeof(float));
     if (plan.dots != nullptr && fits && view.num_groups > 0 && !by_windows) {
       // A step of 16-bit numbers does as much as two of windows, one of bytes as much as four.
       const double work = static_cast<double>(view.num_steps) * static_cast<double>(call.batch);
-      Dots(ThreadsFor(work * kGroupRows, *executor), executor, &plan);
+      RunDots(ThreadsFor(work * kGroupRows, *executor), lines, executor, &plan);
       return nullptr;
     }
   }
-  if (!call.quantized) return TileMatMul(layer, call, nullptr, executor);
-
-  const size_t size = static_cast<size_t>(call.batch) * static_cast<size_t>(call.in_features);
-  const std::unique_ptr<float[]> integers(new (std::nothrow) float[size + 1]);
-  const std::unique_ptr<float[]> row_scales(
-      new (std::nothrow) float[static_cast<size_t>(call.batch) + 1]);
-  if (integers == nullptr || row_scales == nullptr) return "there is no memory for its inputs";
-  QuantizePlan plan = {call, &kernels, integers.get(), row_scales.get(), 8};
-  executor->Run(CeilDiv(call.batch, plan.rows_per_task),
-                ThreadsFor(static_cast<double>(size), *executor), RunQuantizeTask, &plan);
-  MatMul rounded = call;
-  rounded.x = integers.get();
-  rounded.row_scales = row_scales.get();
-  return TileMatMul(layer, rounded, nullptr, executor);
+  if (!call.quantized || call.batch == 0) return TileMatMul(layer, call, nullptr, executor);
+  return QuantizedTiles(layer, ranged, executor);
 }
 
 }  // namespace srigl

@@ -61,10 +61,31 @@ class DotPacker {
   const int64_t last_start_;
 };
 
+// What a dense step takes, in steps with places: of bytes, on one core of an Intel Xeon, 0.15 ns and
+// 0.43 ns for each batch row, in layers of ResNet-50.
+constexpr double kDenseStepCost = 0.4;
+
+// The steps of a dense pattern.
+std::vector<uint8_t> DenseValues(const Condensed& layer, DotType type) {
+  const int64_t steps = DenseSteps(type, layer.in_features), size = DotElementBytes(type);
+  std::vector<uint8_t> dense(CeilDiv(layer.num_active, kGroupRows) * steps * kDotBytes);
+  for (int64_t row = 0; row < layer.num_active; ++row) {
+    uint8_t* lane = dense.data() + row / kGroupRows * steps * kDotBytes +
+                    row % kGroupRows * kLaneBytes;
+    for (int64_t j = row * layer.fan_in; j < (row + 1) * layer.fan_in; ++j) {
+      const int64_t byte = layer.indices[j] * size;
+      memcpy(lane + byte / kLaneBytes * kDotBytes + byte % kLaneBytes,
+             static_cast<const uint8_t*>(layer.values) + j * size, size);
+    }
+  }
+  return dense;
+}
+
 }  // namespace
 
 std::vector<uint8_t> PackDots(const Condensed& layer, DotType type, const float* scales) {
   const int64_t num_groups = CeilDiv(layer.num_active, kGroupRows);
+  const int64_t dense_steps = DenseSteps(type, layer.in_features);
   std::vector<WindowGroup> groups(num_groups + 1);
   std::vector<uint16_t> masks;
   std::vector<float> row_scales(num_groups * kGroupRows);
@@ -75,8 +96,12 @@ std::vector<uint8_t> PackDots(const Condensed& layer, DotType type, const float*
   for (int64_t g = 0; g <= num_groups; ++g) {
     groups[g].packet_begin = static_cast<int64_t>(steps.size());
     BeginGroup(layer, g, num_groups, &groups[g], &masks);
-    if (g < num_groups) packer.Pack(g, &starts, &steps);
+    if (g < num_groups && type != DotType::kFloat32) packer.Pack(g, &starts, &steps);
   }
+  const bool dense = type == DotType::kFloat32 ||
+                     static_cast<double>(steps.size()) >
+                         kDenseStepCost * static_cast<double>(num_groups * dense_steps);
+  for (int64_t g = 0; dense && g <= num_groups; ++g) groups[g].packet_begin = g * dense_steps;
   for (int64_t row = 0; row < layer.num_active; ++row) {
     row_scales[row] = scales[row];
     for (int64_t j = row * layer.fan_in; type == DotType::kInt8 && j < (row + 1) * layer.fan_in;
@@ -87,7 +112,8 @@ std::vector<uint8_t> PackDots(const Condensed& layer, DotType type, const float*
 
   PatternHeader header = Header(layer, kDotMagic);
   header.block_columns = static_cast<int32_t>(type);
-  header.num_values = static_cast<int64_t>(steps.size());
+  header.is_embedded = dense;
+  header.num_values = dense ? num_groups * dense_steps : static_cast<int64_t>(steps.size());
   header.num_masks = static_cast<int64_t>(masks.size());
   DotSections sections;
   if (!DotLayout(header, &sections)) return {};
@@ -97,8 +123,12 @@ std::vector<uint8_t> PackDots(const Condensed& layer, DotType type, const float*
   CopySection(masks, sections.masks, &bytes);
   CopySection(row_scales, sections.scales, &bytes);
   CopySection(sums, sections.sums, &bytes);
-  CopySection(starts, sections.starts, &bytes);
-  CopySection(steps, sections.steps, &bytes);
+  if (dense) {
+    CopySection(DenseValues(layer, type), sections.steps, &bytes);
+  } else {
+    CopySection(starts, sections.starts, &bytes);
+    CopySection(steps, sections.steps, &bytes);
+  }
   return bytes;
 }
 

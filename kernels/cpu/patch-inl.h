@@ -208,7 +208,7 @@ inline int64_t CeilDivClamped(int64_t a, int64_t b, int64_t low, int64_t high) {
 }
 
 // Fills the stage with `channels` channels from `channel` on.
-void StageImages(const MatMul& call, const Stage& stage, int64_t channel, int64_t channels) {
+inline void StageImages(const MatMul& call, const Stage& stage, int64_t channel, int64_t channels) {
   const Patches& patches = *call.patches;
   const Axis &y = patches.y, &x = patches.x;
   const int64_t height = PaddedSize(y);

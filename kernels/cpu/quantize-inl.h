@@ -29,7 +29,8 @@ inline Steps StepsOf(float low, float high, bool has_nan) {
   return steps;
 }
 
-inline Steps StepsOfRow(const float* x, int64_t size, const float* range) {
+// Sets the least and the largest of some numbers and 0; whether one is NaN, or infinite.
+inline bool LimitsOf(const float* x, int64_t size, float* least, float* largest) {
   Vec low = {}, high = {}, sum = {};
   for (int64_t i = 0; i < size; i += kWidth) {
     const Vec v = LoadSome(x + i, size - i);
@@ -37,14 +38,24 @@ inline Steps StepsOfRow(const float* x, int64_t size, const float* range) {
     high = v > high ? v : high;
     sum += v - v;  // NaN of NaN, and of infinity, which the range below excludes
   }
-  float least = 0, largest = 0;
-  bool has_nan = false, is_infinite = false;
+  bool has_nan = false;
+  *least = *largest = 0;
   for (int i = 0; i < kWidth; ++i) {
-    least = low[i] < least ? low[i] : least;
-    largest = high[i] > largest ? high[i] : largest;
+    *least = low[i] < *least ? low[i] : *least;
+    *largest = high[i] > *largest ? high[i] : *largest;
     has_nan |= sum[i] != sum[i];
   }
-  is_infinite = least < -3.4e38f || largest > 3.4e38f;
+  return has_nan;
+}
+
+inline void RangeOf(const float* x, int64_t size, float* range) {
+  if (LimitsOf(x, size, range, range + 1)) range[0] = range[1] = __builtin_nanf("");
+}
+
+inline Steps StepsOfRow(const float* x, int64_t size, const float* range) {
+  float least, largest;
+  bool has_nan = LimitsOf(x, size, &least, &largest);
+  const bool is_infinite = least < -3.4e38f || largest > 3.4e38f;
   if (range == nullptr) return StepsOf(least, largest, has_nan);
   if (has_nan && is_infinite) {  // infinity is clipped, NaN is not
     has_nan = false;
@@ -70,7 +81,8 @@ inline void Quantize(const MatMul& call, int64_t row_begin, int64_t row_end, flo
   const int64_t size = call.in_features;
   for (int64_t row = row_begin; row < row_end; ++row) {
     const float* x = call.x + row * size;
-    const Steps steps = StepsOfRow(x, size, call.range);
+    const float* range = call.image_ranges == nullptr ? call.range : call.image_ranges + 2 * row;
+    const Steps steps = StepsOfRow(x, size, range);
     row_scales[row] = steps.scale;
     for (int64_t i = 0; i < size; i += kWidth) {
       const Vec v = Integers(LoadSome(x + i, size - i), steps);

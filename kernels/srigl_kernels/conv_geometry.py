@@ -82,7 +82,7 @@ def read(
       f"`padding` {padding!r} has no meaning with an `input_dilation` of {input_dilation!r}: give "
       "the numbers of zeros."
     )
-  if padding in _WRAPPING:
+  if isinstance(padding, str) and padding in _WRAPPING:
     around = [(0, 0), *(((r - 1) // 2, r // 2) for r in reach), (0, 0)]
     x, pads = jnp.pad(x, around, mode=_WRAPPING[padding]), ((0, 0),) * rank
   else:

@@ -5,10 +5,11 @@ The time of a call is taken to be a sum over what it has to do, each at a consta
     call + weights * W + products * W * B' + features * B * (I + N) + scatter * B * N + rows * B'
 
 `W` is the number of weights that the backend reads: `A * I` (structured), `N * I` (dense) or, of
-all others, `A * K`. `B'` is the batch; the cpu backend's tiles round it up to a multiple of 16, but
-for the kernel for up to 12 rows that it has on AVX-512; of grouped it is the batch over the size of
-a group, in units of 16. `scatter` is for backends that put the outputs of active neurons in their
-places in a pass of its own, where neurons are ablated.
+all others, `A * K`; of the cpu backend on AVX-512, whose products are dense where that is faster,
+at most `DENSE_SHARE` of `A * I`. `B'` is the batch; the cpu backend's tiles round it up to a
+multiple of 16, but for the kernel for up to 12 rows that it has on AVX-512; of grouped it is the
+batch over the size of a group, in units of 16. `scatter` is for backends that put the outputs of
+active neurons in their places in a pass of its own, where neurons are ablated.
 
 The constants in `SECONDS` are fitted to measured times of random layers of many shapes and
 densities (`python -m kernels.benchmark --fit` measures, fits and prints them). They hold for one
@@ -137,6 +138,9 @@ SECONDS |= {
 PORTABLE = ("xla", "structured", "dense")
 """Backends that need no native library."""
 
+DENSE_SHARE = 0.55
+"""What a dense product of the cpu backend takes, over one that has the same number of weights."""
+
 _SCATTERING = ("xla", "structured")
 _FUSED_ON_GPU = ("pallas", "grouped")
 _GROUP_SIZE = 16  # that the constants of the grouped backend are for
@@ -150,6 +154,8 @@ def terms(name: str, sizes: Sizes, batch: int) -> Rates:
   backend = name.partition(" ")[0]
   weights = {"structured": num_active * num_inputs, "dense": num_neurons * num_inputs}
   num_weights = weights.get(backend, num_active * fan_in)
+  if name == "cpu avx512":
+    num_weights = min(num_weights, math.ceil(DENSE_SHARE * num_active * num_inputs))
   rows: float = batch
   if name.startswith("cpu") and batch > _WINDOW_ROWS.get(name, 0):
     rows = _TILE_ROWS * math.ceil(batch / _TILE_ROWS)

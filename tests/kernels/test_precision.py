@@ -138,6 +138,46 @@ def test_convolutions(dtype):
   np.testing.assert_allclose(got, want, rtol=0, atol=2**-6 * np.abs(want).max())
 
 
+CONVOLUTIONS = (
+  # kernel, strides, dilation, padding, channels, fan-in: nearly dense and not
+  ((3, 3), 1, 1, ((1, 1), (1, 1)), 20, 25),
+  ((3, 2), 2, (1, 2), ((2, 0), (1, 3)), 5, 24),
+  ((1, 1), (1, 2), 1, ((0, 0), (0, 0)), 40, 36),
+)
+
+
+@pytest.mark.skipif(not library.is_available(), reason="the native library is not built")
+@pytest.mark.parametrize("geometry", CONVOLUTIONS, ids=str)
+def test_native_convolutions_on_every_target(geometry):
+  kernel, strides, dilation, padding, channels, fan_in = geometry
+  kernel_shape = (*kernel, channels, 37)
+  condensed = layer(kernel[0] * kernel[1] * channels, 37, 35, fan_in, kernel_shape)
+  x = jnp.asarray(np.random.default_rng(1).normal(size=(3, 9, 11, channels)), jnp.float32)
+  arguments = {"strides": strides, "padding": padding, "kernel_dilation": dilation}
+  run = jax.jit(lambda x, layer: condensed_conv(x, layer, backend="cpu", **arguments))
+  before = library.isa()
+  try:
+    for dtype, bounds in (("float32", None), *PRECISIONS[:4]):
+      rounded = convert(condensed, dtype, bounds)
+      inputs, clean = np.asarray(round_inputs(x, rounded, 3)), dequantize(rounded)
+      plain = dataclasses.replace(clean, values=clean.values.astype(jnp.float32))
+      exact = condensed_conv(jnp.asarray(inputs), plain, backend="reference", **arguments)
+      for isa in ISAS.get(dtype, ISAS["int8"][:3]):
+        try:
+          library.set_isa(isa)
+        except ValueError:
+          continue  # this CPU does not have it
+        prepared = prepare(condensed, backend="cpu", dtype=dtype, input_range=bounds)
+        got = np.asarray(run(x, prepared))
+        allowed = 2**-7 if dtype == "bfloat16" else 1e-5
+        scale = np.abs(exact).max(axis=(0, 1, 2))
+        assert np.all(np.abs(got - exact) <= allowed * scale), (dtype, bounds, isa)
+        spoilt = np.asarray(run(x.at[1, 4, 4:6].set(jnp.nan), prepared))
+        assert np.array_equal(spoilt[::2], got[::2]) and np.isnan(spoilt[1]).any()
+  finally:
+    library.set_isa(before)
+
+
 def test_weights_survive_a_second_conversion():
   once = convert(layer(60, 40, 30, 12), "int8")
   twice = convert(dequantize(once), "int8")

@@ -48,7 +48,7 @@ void FuzzDots(const Case& c, Random* random, const Exact<float>& x, int64_t* ref
               int64_t* accepted) {
   const Condensed& layer = c.layer;
   const int64_t count = layer.num_active * layer.fan_in;
-  std::vector<uint8_t> raw(2 * count);
+  std::vector<uint8_t> raw(4 * count);
   for (uint8_t& byte : raw) byte = static_cast<uint8_t>(Uniform(random, 0, 255));
   const Exact<float> scales(layer.out_features), range(2), y(c.batch * layer.out_features);
   const Exact<float> residual(c.has_residual ? y.size() : 0);
@@ -61,8 +61,11 @@ void FuzzDots(const Case& c, Random* random, const Exact<float>& x, int64_t* ref
     const bool quantized = type == 0;
     Condensed numbers = layer;
     numbers.values = raw.data();
-    numbers.value_type = quantized ? ValueType::kInt8 : ValueType::kBFloat16;
-    const Pattern tiles = PackTiles(numbers, !quantized);
+    const bool is_half = !quantized && type != static_cast<int>(DotType::kFloat32);
+    numbers.value_type = quantized  ? ValueType::kInt8
+                         : is_half ? ValueType::kBFloat16
+                                   : ValueType::kFloat32;
+    const Pattern tiles = PackTiles(numbers, is_half);
     const std::vector<uint8_t> tile_values = GatherValues(numbers, tiles);
     const std::vector<uint8_t> dots =
         PackDots(numbers, static_cast<DotType>(type), scales.data());

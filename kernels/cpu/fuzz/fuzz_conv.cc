@@ -80,6 +80,58 @@ std::string Name(const Case& c, const Conv& conv) {
   return c.Name() + name;
 }
 
+// Dot patterns of a convolution, whole and corrupted, of any type; of float32 and bfloat16, as far as
+// that is exact, also what they compute.
+bool FuzzConvDots(const Case& c, const Conv& conv, size_t out_size, Random* random,
+                  Executor* executor, int64_t* refused, int64_t* accepted) {
+  Condensed layer = c.layer;
+  const int64_t count = layer.num_active * layer.fan_in;
+  std::vector<uint8_t> raw(4 * count);
+  for (uint8_t& byte : raw) byte = static_cast<uint8_t>(Uniform(random, 0, 255));
+  const Exact<float> ones(conv.out_features), range(2);
+  std::fill_n(ones.data(), ones.size(), 1.0f);
+  range.data()[0] = -1;
+  range.data()[1] = 2;
+  for (int type = 0; type < kNumDotTypes; ++type) {
+    const bool quantized = type == static_cast<int>(DotType::kInt8);
+    const bool exact = type == static_cast<int>(DotType::kFloat32) &&
+                       c.layer.value_type == ValueType::kFloat32;
+    layer.values = exact ? c.layer.values : raw.data();
+    layer.value_type = quantized ? ValueType::kInt8
+                       : type == static_cast<int>(DotType::kFloat32) ? ValueType::kFloat32
+                                                                     : ValueType::kBFloat16;
+    const Pattern tiles = PackTiles(layer);
+    const std::vector<uint8_t> tile_values = GatherValues(layer, tiles);
+    const std::vector<uint8_t> dots = PackDots(layer, static_cast<DotType>(type), ones.data());
+    for (int isa = 0; isa < kNumIsas; ++isa) {
+      if (!SetIsa(static_cast<Isa>(isa))) continue;
+      for (int i = 0; i < 5; ++i) {
+        const Buffers buffers = {Copy(i == 3 ? Corrupt(random, tiles.bytes) : tiles.bytes),
+                                 Copy(tile_values), Copy({}), Copy({})};
+        const auto pattern = Copy(i % 4 == 0 ? dots : Corrupt(random, dots));
+        PackedLayer packed = buffers.Layer(layer.value_type);
+        packed.dot_pattern = {pattern.data(), pattern.size()};
+        Conv call = conv;
+        if (i == 4) Disturb(random, &call);
+        call.scales = quantized ? ones.data() : nullptr;
+        call.quantized = quantized;
+        call.range = quantized && i % 2 == 0 ? range.data() : nullptr;
+        const Exact<float> out(out_size);
+        std::fill_n(out.data(), out.size(), NAN);
+        call.out = out.data();
+        const char* error = CondensedConv(packed, call, executor);
+        ++*(error == nullptr ? accepted : refused);
+        if (i == 0 && (error != nullptr || (exact && !(ConvError(c, call) <= 1.0)))) {
+          printf("%s, dots of type %d, %s: %s\n", Name(c, conv).c_str(), type,
+                 IsaName(static_cast<Isa>(isa)), error == nullptr ? "wrong" : error);
+          return false;
+        }
+      }
+    }
+  }
+  return true;
+}
+
 }  // namespace
 
 void Disturb(Random* random, Conv* conv) {
@@ -151,6 +203,10 @@ bool RunConvCase(uint64_t seed, int64_t* refused, int64_t* accepted) {
       const Buffers ruined = {Copy(tile), Copy(tile_data), Copy({}), Copy({})};
       ++*(run(ruined, call, Exact<float>(out_size)) == nullptr ? accepted : refused);
     }
+  }
+  if (!FuzzConvDots(c, conv, out_size, &random, &executor, refused, accepted)) {
+    printf("seed %lu\n", static_cast<unsigned long>(seed));
+    return false;
   }
   return FuzzTrainingConv(c, conv, &random, seed, refused, accepted);
 }

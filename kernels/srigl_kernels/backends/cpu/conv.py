@@ -14,7 +14,6 @@ from srigl_kernels.backends.cpu.matmul import ACTIVATIONS, Packed, as_float32, m
 from srigl_kernels.batching import in_one_call
 from srigl_kernels.conv_geometry import Geometry
 from srigl_kernels.epilogue import apply_epilogue
-from srigl_kernels.precision import round_to_steps
 
 
 def conv(
@@ -51,8 +50,6 @@ def conv(
     )
     residual = None if residual is None else residual[:, None]
     return conv(x[:, None], packed, bias, activation, flat, residual)[:, 0]
-  if packed.is_quantized:
-    x = round_to_steps(x, packed.input_range if packed.input_range.size else None, 3)
   bias = jnp.zeros(0) if bias is None else bias
   y = _batched_call(ACTIVATIONS[activation], packed.out_features, geometry)(
     as_float32((x, residual)), packed, bias.astype(jnp.float32)
@@ -70,10 +67,13 @@ def _batched_call(activation: int, out_features: int, geometry: Geometry) -> Any
       x,
       packed.tile_pattern,
       packed.tile_values,
+      packed.dot_pattern,
       bias,
       packed.scales,
+      packed.input_range,
       jnp.zeros(0) if residual is None else residual,
       activation=np.int64(activation),
+      quantized=packed.is_quantized,
       kernel=np.array(geometry.kernel_size, np.int64),
       strides=np.array(geometry.strides, np.int64),
       dilation=np.array(geometry.dilation, np.int64),
