@@ -34,7 +34,15 @@ def get_config(argument: str = "srigl") -> ConfigDict:
   config.task.name = "language_modelling"
   config.data.name = "gcide"
   config.data.batch_size = 32
-  config.data.kwargs = ConfigDict({"length": 256, "test_chars": 200_000})
+  config.data.kwargs = ConfigDict(
+    {
+      "length": 256,
+      "test_chars": 200_000,
+      "tokenizer": "characters",
+      "vocab_size": 2048,  # of byte pairs
+      "path": "",  # of config.data.name "text"
+    }
+  )
   config.model.name = "gpt"
   config.model.kwargs = ConfigDict(
     {"depth": 6, "width": 384, "num_heads": 6, "mlp_width": 1536, "scan": True}

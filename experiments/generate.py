@@ -14,7 +14,7 @@ from absl import flags
 from flax import nnx
 
 from experiments.common import cli
-from experiments.data.text import Text
+from experiments.data.text.corpus import Text
 from experiments.deploy.exported import load_data, load_exported
 from experiments.deploy.generation import generate
 from experiments.training.load_run import load_run

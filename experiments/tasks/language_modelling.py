@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from experiments import models
-from experiments.data.text import load_text, text_pipeline
+from experiments.data.text.corpus import load_text, text_pipeline
 from experiments.models.gpt import GPT
 from experiments.tasks.task import Task
 from experiments.workdir.scores import Score

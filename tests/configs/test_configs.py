@@ -38,12 +38,17 @@ SMALL = {
   "wide_resnet22_2": {"depth": 10, "widen": 1},
   "resnet50": {"stage_sizes": (1,), "width": 4},
   "mobilenet_v3_large": {"blocks": ((3, 16, 16, False, False, 1),), "hidden": 96},
+  "bag_of_words": {"width": 16, "num_blocks": 2},
   "gpt": {"depth": 2, "width": 8, "num_heads": 2, "mlp_width": 16},
   "vit_b16": {"patch_size": 2, "depth": 1, "width": 8, "num_heads": 2, "mlp_width": 16},
 }
 
 # Of each task; 32 examples to train on.
 SMALL_DATA = {
+  "extreme_classification": (
+    "synthetic_labels",
+    {"num_labels": 20, "num_features": 30, "num_train": 32, "num_test": 10},
+  ),
   "image_classification": (
     "synthetic",
     {"image_shape": (4, 4, 3), "num_train": 32, "num_test": 10},
@@ -64,6 +69,8 @@ LONG = (
   "imagenet_mobilenetv3",
   "imagenet_resnet50",
   "imagenet_vit_b16",
+  "reverse_dictionary",
+  "xmc",
 )
 
 
@@ -163,6 +170,12 @@ def test_a_config_fits_its_model_at_its_true_size(name):
     "digits": images(8, 8, 1, classes=10),
     "cifar10": images(32, 32, 3, classes=10),
     "imagenet2012": images(224, 224, 3, classes=1000),
+    "files": {
+      "num_features": 53_609,
+      "num_labels": 236_148,
+      "max_features": 64,
+      "max_labels": 28,
+    },
     "gcide": {"vocab_size": 97, "length": 256},
   }[config.data.name]
   build = network_builder(config, make_task(config), shapes, config.model.kwargs.to_dict())

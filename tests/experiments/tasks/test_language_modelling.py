@@ -10,9 +10,9 @@ from flax import nnx
 
 from configs import gpt_gcide
 from experiments.common.files import read_json
-from experiments.data.dictd import decode, read_dictd
-from experiments.data.text import load_text, make_text, text_pipeline
-from experiments.data.tokens import Characters
+from experiments.data.text.corpus import load_text, make_text, text_pipeline
+from experiments.data.text.dictd import decode, read_dictd
+from experiments.data.text.tokens import Characters
 from experiments.deploy.generation import generate
 from experiments.models.gpt import GPT
 from experiments.training.loop import train

@@ -11,9 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.common.registry import check_arguments, choose
-from experiments.data.dictd import read_dictd
 from experiments.data.input_pipeline import InputPipeline, memory_pipeline
-from experiments.data.tokens import BytePairs, Characters, Tokenizer
+from experiments.data.text.dictd import read_dictd
+from experiments.data.text.tokens import BytePairs, Characters, Tokenizer
 
 _PIECE = 4096  # characters; the test text is pieces from everywhere
 _TOKENIZERS = ("characters", "byte_pairs")
@@ -99,8 +99,13 @@ def make_text(
   return data
 
 
-def _gcide(*, data_dir: str | None) -> str:
+def _gcide(*, data_dir: str | None, path: str = "") -> str:
   """The GNU Collaborative International Dictionary of English, 40 million characters."""
+  if path:
+    raise ValueError(
+      f"config.data.kwargs.path is {path!r}, but config.data.name is 'gcide': for a file of your "
+      "own it must be 'text'."
+    )
   return read_dictd("gcide", data_dir).text.decode(errors="replace")
 
 
@@ -112,9 +117,9 @@ def _text_file(*, data_dir: str | None, path: str = "") -> str:
   return place.read_text(encoding="utf-8", errors="replace")
 
 
-def _synthetic_text(*, data_dir: str | None, num_words: int = 2000) -> str:
+def _synthetic_text(*, data_dir: str | None, path: str = "", num_words: int = 2000) -> str:
   """Few words in random order, for tests."""
-  del data_dir
+  del data_dir, path
   words = ["sparse", "networks", "grow", "where", "gradients", "are", "large", "and", "fan", "in"]
   philox = np.random.Philox(key=np.array([0, 1], np.uint64))
   chosen = philox.random_raw(num_words) % np.uint64(len(words))

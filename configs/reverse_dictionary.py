@@ -1,0 +1,65 @@
+r"""The reverse dictionary (Hill et al. 2016): a definition in, its word out, among 236,148.
+
+A bag of words, an embedding of 512, and a head in condensed form with 32 connections for each word.
+The data set is built from WordNet and GCIDE (apt-get install wordnet-base dict-gcide):
+
+    python -m experiments.build_reverse_dictionary --out=runs/dictionary
+    python -m experiments.train --config=configs/reverse_dictionary.py:quick \
+      --config.data.data_dir=runs/dictionary --workdir=runs/reverse
+
+What follows a colon chooses a method, `:static`, and a size: `:quick` (width 128, fan-in 16,
+200 steps: minutes on two cores) or `:static-quick`. SRigL and SET train in condensed form, and with
+`--config.method.engine=condensed` so does a static constant fan-in; `dense`, `rigl` and others have
+dense heads, with masks. An intermediate layer: `--config.model.kwargs.hidden=1024,`.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import base
+
+_CONDENSED = ("srigl", "srigl_no_ablation", "set")
+
+
+def get_config(argument: str = "srigl") -> ConfigDict:
+  """Fan-in 32 of 512.
+
+  Args:
+    argument: a method of `base.get_config` and "quick", each at most once, joined by hyphens;
+      SRigL by default.
+  """
+  given = base.read_argument(argument, method=base.preset_names(), size=("quick",))
+  method = given.get("method", "srigl")
+  config = base.get_config(method)
+  config.name = f"reverse dictionary, {method}"
+  config.task.name = "extreme_classification"
+  config.data.name = "files"
+  config.data.batch_size = 128
+  config.data.kwargs = ConfigDict(
+    {"train": "train.txt", "test": "test.txt", "max_features": 64, "a": 0.55, "b": 1.5}
+  )
+  config.model.name = "bag_of_words"
+  config.model.kwargs = ConfigDict({"width": 512, "hidden": (), "num_blocks": 4, "loss": "softmax"})
+  if method in _CONDENSED:
+    config.method.engine = "condensed"
+  config.method.sparsity = 0.9375
+  config.method.distribution = "uniform"
+  config.method.never_ablate = ("^head/",)
+  config.method.update_every_steps = 200
+  config.optimizer.name = "adam"
+  config.optimizer.learning_rate = 2e-3
+  config.optimizer.weight_decay = 0.0
+  config.train.total_epochs = 5.0
+  config.train.steps_per_dispatch = 10
+  config.train.eval_batch_size = 100
+  config.train.eval_every_epochs = 1.0
+  if "size" in given:
+    config.name += ", quick"
+    config.model.kwargs.width = 128
+    config.method.sparsity = 0.875
+    config.method.update_every_steps = 50
+    config.optimizer.learning_rate = 5e-3
+    config.train.total_epochs = 0.0875  # 200 steps
+    config.train.log_every_steps = 20
+    config.train.eval_every_epochs = 0.0875
+    config.train.checkpoint_every_epochs = 0.0875
+  return config

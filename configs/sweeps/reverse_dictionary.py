@@ -1,0 +1,38 @@
+"""A head of 236,148 words: dense against constant fan-in, static, SET and SRigL.
+
+`python -m experiments.sweep --config=configs/sweeps/reverse_dictionary.py:quick --workdir=runs/rd`
+
+The data set is read from runs/dictionary, where `experiments.build_reverse_dictionary` puts it.
+Scales: `quick` (width 128, 200 steps: minutes for each of 15 runs on two cores) and `full` (width
+512, 5 epochs: hours).
+"""
+
+from ml_collections import ConfigDict
+
+from configs import reverse_dictionary
+from configs.sweeps import fields
+
+
+def get_config(argument: str = "quick") -> ConfigDict:
+  """The sweep at a scale."""
+  if argument not in ("quick", "full"):
+    raise ValueError(f"There is no scale {argument!r} here: give quick or full.")
+  base = reverse_dictionary.get_config("quick" if argument == "quick" else "srigl")
+  base.data.data_dir = "runs/dictionary"
+  static = {"structure": "constant_fan_in"}
+  variants = (
+    ("dense", fields("dense", engine="masked")),
+    ("static", fields("static", kwargs=static)),
+    ("set", fields("set")),
+    ("srigl", fields("srigl")),
+    ("srigl_intermediate", fields("srigl") | {"model": {"kwargs": {"hidden": (256,)}}}),
+  )
+  return ConfigDict(
+    {
+      "name": f"Reverse dictionary ({argument})",
+      "base": base,
+      "variants": variants,
+      "seeds": (0, 1, 2),
+      "comparisons": (("srigl", "dense"), ("srigl", "static"), ("srigl_intermediate", "srigl")),
+    }
+  )

@@ -1,0 +1,1 @@
+"""Text to model, as tokens."""

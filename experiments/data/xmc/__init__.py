@@ -1,0 +1,1 @@
+"""Examples of few labels among very many."""
