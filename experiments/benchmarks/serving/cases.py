@@ -91,6 +91,16 @@ NETWORKS = {
 """What is measured, by name."""
 
 
+_CALIBRATION = 4  # examples of one image
+
+
+def calibration(network: Network) -> list[tuple[np.ndarray, ...]]:
+  """Inputs of batch 1 by which ranges are found: the numbers of `inputs(1)` in another order."""
+  rng = np.random.default_rng(3)
+  shuffled = lambda x: rng.permutation(x.reshape(-1)).reshape(x.shape)
+  return [tuple(map(shuffled, network.inputs(1))) for _ in range(_CALIBRATION)]
+
+
 class Rival(NamedTuple):
   """What serves a network.
 

@@ -5,11 +5,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 import srigl_jax as sx
 from experiments.benchmarks.serving import models
-from experiments.benchmarks.serving.cases import ENGINES, NETWORKS, OURS
+from experiments.benchmarks.serving.cases import ENGINES, NETWORKS, OURS, calibration
 from experiments.benchmarks.serving.engine import Arrays, Call, Engine, Task
 
 
@@ -27,8 +28,14 @@ def make(task: Task) -> Engine:
     return dense(model)
   shapes = tuple(jax.ShapeDtypeStruct(x.shape, x.dtype) for x in network.inputs(1))
   precision = ENGINES[task.engine].precision
-  kwargs: dict[str, Any] = {} if precision == "float32" else {"dtype": precision}
+  is_calibrated = precision == "int8" and network.is_image
+  kwargs: dict[str, Any] = {}
+  if precision != "float32" and not is_calibrated:
+    kwargs["dtype"] = precision
   condensed = sx.condense_model(model, masks, shapes, **kwargs)
+  if is_calibrated:
+    examples = tuple(map(np.concatenate, zip(*calibration(network), strict=True)))
+    condensed, _ = sx.quantize_model(condensed, examples, calibrate=True)
   # Weights are constants of the compiled program, as a server has one network for long.
   return _engine(jax.jit(lambda *x: condensed(*x)))
 

@@ -9,12 +9,10 @@ import numpy as np
 from flax import nnx
 
 from experiments.benchmarks.serving import models
-from experiments.benchmarks.serving.cases import NETWORKS, TWIN_SPARSITY, Network
+from experiments.benchmarks.serving.cases import NETWORKS, TWIN_SPARSITY, Network, calibration
 from experiments.benchmarks.serving.engine import Arrays
 from experiments.benchmarks.serving.jax_engines import dense
 from experiments.models.functional import flatten
-
-_CALIBRATION = 4  # examples of one image
 
 
 def prepare(name: str, folder: Path, sparsities: Sequence[float], engines: Sequence[str]) -> None:
@@ -70,9 +68,7 @@ def _write_onnx(network: Network, folder: Path, engines: Sequence[str]) -> None:
     ]
     twin = lambda ops, *x: network.twin(ops, weights, *x)
     write_onnx(twin, shapes, [x.dtype for x in one], path)
-  rng = np.random.default_rng(3)
-  shuffled = lambda x: rng.permutation(x.reshape(-1)).reshape(x.shape)
-  examples = [tuple(map(shuffled, one)) for _ in range(_CALIBRATION)]
+  examples = [for_rivals(network, 1, example) for example in calibration(network)]
   if "ort-int8" in engines:
     made = quantize(path, iter(examples), static=network.is_image)
     target = folder / "int8.onnx"

@@ -19,6 +19,7 @@ import jax
 import numpy as np
 
 _FILE = "libsrigl_cpu.so"
+_INTERFACE = 2  # of `srigl_interface`
 
 # Handlers of the library.
 MATMUL = "srigl_condensed_matmul"
@@ -43,6 +44,7 @@ _HANDLERS = (
 _POINTER, _INT32, _INT64 = ctypes.c_void_p, ctypes.c_int32, ctypes.c_int64
 # Other functions of the library: what each returns, and its arguments.
 _FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {
+  "srigl_interface": (_INT32, []),
   "srigl_isa": (ctypes.c_char_p, []),
   "srigl_set_isa": (_INT32, [ctypes.c_char_p]),
   "srigl_pack_layer": (
@@ -153,6 +155,8 @@ def _library() -> tuple[Any, str]:
       missing = [name for name in (*_HANDLERS, *_FUNCTIONS) if not hasattr(library, name)]
       if missing:
         return None, f"{path} is of another version than this package, it lacks {missing[0]}"
+      if library.srigl_interface() != _INTERFACE:
+        return None, f"{path} is of another version than this package"
       return _register(library), ""
   return None, f"{_FILE} is not installed"
 
