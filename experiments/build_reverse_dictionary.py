@@ -12,7 +12,13 @@ from absl import flags
 
 from experiments.common import cli
 from experiments.data.text.dictd import read_dictd
-from experiments.data.xmc.reverse_dictionary import read_gcide, read_wordnet, split, write_xmc
+from experiments.data.xmc.reverse_dictionary import (
+  most_defined,
+  read_gcide,
+  read_wordnet,
+  split,
+  write_xmc,
+)
 
 
 def main() -> int:
@@ -23,6 +29,8 @@ def main() -> int:
     raise ValueError(f"{out} holds a data set: give another --out, or --overwrite to replace it.")
   wordnet = read_wordnet(options.wordnet or None)
   gcide = read_gcide(read_dictd("gcide", options.gcide or None))
+  if options.num_words:
+    wordnet, gcide = most_defined(wordnet, gcide, options.num_words)
   made = split(wordnet, gcide, num_test=options.num_test, seed=options.seed)
   sizes = write_xmc(made, out)
   print(
@@ -37,6 +45,9 @@ if __name__ == "__main__":
   flags.DEFINE_string("out", None, "Folder to write.", required=True)
   flags.DEFINE_string("wordnet", "", "Folder of data.noun and so on, if not /usr/share/wordnet.")
   flags.DEFINE_string("gcide", "", "Folder of gcide.dict.dz, if not /usr/share/dictd.")
+  flags.DEFINE_integer(
+    "num_words", 0, "Keep the words with the most definitions; 0: all.", lower_bound=0
+  )
   flags.DEFINE_integer("num_test", 5000, "Glosses to hold out.", lower_bound=1)
   flags.DEFINE_integer("seed", 0, "Of the split.", lower_bound=0)
   flags.DEFINE_bool("overwrite", False, "Replace what is in the folder.")

@@ -2,9 +2,9 @@
 
 `python -m experiments.sweep --config=configs/sweeps/reverse_dictionary.py:quick --workdir=runs/rd`
 
-The data set is read from runs/dictionary, where `experiments.build_reverse_dictionary` puts it.
-Scales: `quick` (width 128, 200 steps: minutes for each of 15 runs on two cores) and `full` (width
-512, 5 epochs: hours).
+The data set is that of `experiments.build_reverse_dictionary --out=runs/dictionary`; at the scale
+`quick` (width 128, 3 epochs: minutes for each of 15 runs on two cores) that of `--out=runs/words
+--num_words=20000`. `full` has width 512 and 5 epochs: hours for each.
 """
 
 from ml_collections import ConfigDict
@@ -18,7 +18,7 @@ def get_config(argument: str = "quick") -> ConfigDict:
   if argument not in ("quick", "full"):
     raise ValueError(f"There is no scale {argument!r} here: give quick or full.")
   base = reverse_dictionary.get_config("quick" if argument == "quick" else "srigl")
-  base.data.data_dir = "runs/dictionary"
+  base.data.data_dir = "runs/words" if argument == "quick" else "runs/dictionary"
   static = {"structure": "constant_fan_in"}
   variants = (
     ("dense", fields("dense", engine="masked")),

@@ -116,6 +116,28 @@ def _definition(words: Sequence[str], text: str) -> list[Definition]:
   return [Definition(tuple(dict.fromkeys(words)), kept)] if len(set(kept)) >= _FEWEST else []
 
 
+def most_defined(
+  definitions: Sequence[Definition], others: Sequence[Definition], num_words: int
+) -> tuple[list[Definition], list[Definition]]:
+  """Definitions of the words that have the most of them, in both together.
+
+  Args:
+    definitions: of one dictionary.
+    others: of the other.
+    num_words: to keep; of words with as many definitions the first of the alphabet.
+
+  Returns:
+    Those of the former and of the latter, other words left out.
+  """
+  counts = collections.Counter(word for one in (*definitions, *others) for word in one.words)
+  kept = set(sorted(counts, key=lambda word: (-counts[word], word))[:num_words])
+  parts = []
+  for part in (definitions, others):
+    named = [one._replace(words=tuple(w for w in one.words if w in kept)) for one in part]
+    parts.append([one for one in named if one.words])
+  return parts[0], parts[1]
+
+
 def split(
   wordnet: Sequence[Definition], gcide: Sequence[Definition], *, num_test: int, seed: int
 ) -> ReverseDictionary:

@@ -14,6 +14,7 @@ from experiments.data.text.dictd import Dictd
 from experiments.data.xmc.dataset import load, make_synthetic, xmc_pipeline
 from experiments.data.xmc.reverse_dictionary import (
   Definition,
+  most_defined,
   read_gcide,
   read_wordnet,
   split,
@@ -181,6 +182,10 @@ def test_no_definition_is_on_both_sides(tmp_path):
   made = split(wordnet, [*gcide, Definition(("x",), wordnet[0].text)], num_test=1, seed=3)
   assert made.test == [Definition(("tiger",), wordnet[0].text)]
   assert {one.words for one in made.train} == {("tiger",), ("oak",)}
+  assert most_defined(wordnet, gcide, 1) == (
+    [wordnet[0]._replace(words=("tiger",))],
+    gcide,
+  )
   alike = Definition(("tiger",), (*wordnet[0].text, "black"))
   with pytest.raises(ValueError, match="Of 2 glosses 0 can be held out, not 1"):
     split(wordnet, [alike], num_test=1, seed=0)
@@ -208,13 +213,14 @@ def test_both_engines_train_the_same_head(tmp_path):
 def test_quick_trains_on_files(tmp_path):
   random = np.random.default_rng(0)
   for name, number in (("train", 2560), ("test", 100)):
-    lines = [f"{number} 50 3000"]
-    for label in random.integers(0, 3000, number):
-      lines.append(f"{label} {label % 50}:1 {label // 60}:1")
+    lines = [f"{number} 35 300"]
+    for label in random.integers(0, 300, number):
+      lines.append(f"{label} {label % 20}:1 {20 + label // 20}:1")
     (tmp_path / f"{name}.txt").write_text("\n".join(lines) + "\n")
   config = reverse_dictionary.get_config("quick")
   config.data.data_dir = str(tmp_path)
+  config.optimizer.learning_rate = 1e-2
   config.train.total_epochs = 10.0
   config.train.eval_every_epochs = 10.0
   results = train(config, tmp_path / "run")
-  assert results["engine"] == "condensed" and results["score"]["last"] > 0.01  # chance: 0.0003
+  assert results["engine"] == "condensed" and results["score"]["last"] > 0.1  # chance: 0.003
