@@ -3,19 +3,25 @@
 Accuracy, size and latency by batch size, of the exported network, of the same with dense matrices
 of the active neurons only ("structured"), and of its dense twin. The twin is the trained network
 itself if `--workdir=DIR` names the run, and computes its batch norms, which are folded in the file;
-else, or if the network has never been dense, it is what the file's layers expand to.
+else, or if the network has never been dense, it is what the file's layers expand to. With
+`--dtypes=bfloat16 --dtypes=int8` also the accuracy of its products in fewer bits.
 """
 
+import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from absl import flags
 
+import srigl_jax as sx
 from experiments.common import cli
 from experiments.common.environment import command_line, environment
 from experiments.common.files import write_json, write_text
 from experiments.deploy.exported import Exported, load_data, load_exported
+from experiments.deploy.formats import calibration
 from experiments.deploy.inference import (
   accuracy,
   format_latencies,
@@ -26,6 +32,7 @@ from experiments.deploy.inference import (
 )
 from experiments.reports import figures
 from experiments.training.load_run import load_run
+from srigl_kernels import DTYPES
 
 
 def infer(
@@ -33,6 +40,7 @@ def infer(
   *,
   batch_sizes: list[int],
   rounds: int,
+  dtypes: Sequence[str] = (),
   workdir: Path | None = None,
   data_dir: str = "",
 ) -> dict[str, Any]:
@@ -42,6 +50,8 @@ def infer(
     exported: the network.
     batch_sizes: to time.
     rounds: of timing.
+    dtypes: of `srigl_jax.quantize_model`, in which it is evaluated, too, every layer of it; their
+      ranges are calibrated on training images.
     workdir: of the run that trained it, for the dense twin.
     data_dir: folder of the TensorFlow Datasets; empty: `$TFDS_DATA_DIR`.
 
@@ -73,7 +83,7 @@ def infer(
       dense = trained.model
   structured = load_exported(exported.path, backend="structured").model
   candidates = {"dense": dense, "structured": structured, "condensed": exported.model}
-  logits, labels = predict(candidates, data)
+  logits, labels = predict(candidates | _in_fewer_bits(exported, data, dtypes), data)
   times = {
     size: latencies(candidates, data, batch_size=size, rounds=rounds) for size in batch_sizes
   }
@@ -94,6 +104,15 @@ def infer(
     "command": command_line("experiments.infer"),
     "environment": environment(),
   }
+
+
+def _in_fewer_bits(exported: Exported, data: Any, dtypes: Sequence[str]) -> dict[str, Any]:
+  """The network in each of these precisions, whatever the error of a layer."""
+  images = jnp.asarray(calibration(data)) if dtypes else None
+  quantize = lambda dtype: sx.quantize_model(
+    exported.model, images, dtype, max_error=math.inf, calibrate=dtype == "int8"
+  )
+  return {f"condensed {dtype}": quantize(dtype)[0] for dtype in dtypes}
 
 
 def write_report(results: dict[str, Any], directory: Path) -> Path:
@@ -135,6 +154,7 @@ def main() -> int:
     load_exported(path),
     batch_sizes=[_positive(size) for size in options.batch],
     rounds=options.rounds,
+    dtypes=options.dtypes,
     workdir=Path(options.workdir) if options.workdir else None,
     data_dir=options.data_dir,
   )
@@ -156,6 +176,7 @@ if __name__ == "__main__":
   flags.DEFINE_string("workdir", None, "Directory of the run that trained it, for the dense twin.")
   flags.DEFINE_list("batch", ["1", "16", "64", "256"], "Batch sizes to time.")
   flags.DEFINE_integer("rounds", 20, "Rounds of timing.", lower_bound=1)
+  flags.DEFINE_multi_enum("dtypes", [], DTYPES[1:], "Fewer bits, in which it is evaluated, too.")
   flags.DEFINE_string("data_dir", "", "TFDS folder, if $TFDS_DATA_DIR is not it.")
   flags.DEFINE_string("out", None, "Directory for report and figure; default: beside the model.")
   flags.DEFINE_bool("overwrite", False, "Replace the results there.")

@@ -105,9 +105,21 @@ def test_an_existing_file_is_kept(exported_run):
 @pytest.mark.parametrize("give_workdir", [True, False])
 def test_infer(exported_run, tmp_path, give_workdir):
   workdir, trained, exported = exported_run
-  results = infer(exported, batch_sizes=[1, 3], rounds=2, workdir=workdir if give_workdir else None)
+  dtypes = ["int8"] if give_workdir else []
+  results = infer(
+    exported,
+    batch_sizes=[1, 3],
+    rounds=2,
+    dtypes=dtypes,
+    workdir=workdir if give_workdir else None,
+  )
+  rounded = [f"condensed {dtype}" for dtype in dtypes]
+  errors = [results["largest_difference"].pop(name) for name in rounded]
+  assert all(1e-4 < error < 0.1 for error in errors)
   logits, labels = predict({"trained": trained.model}, trained.run.data)
-  assert set(results["accuracy"].values()) == {accuracy(logits["trained"], labels)}
+  exact = [x for name, x in results["accuracy"].items() if name not in rounded]
+  assert {*exact} == {accuracy(logits["trained"], labels)}
+  assert len(results["accuracy"]) == 3 + len(dtypes)
   assert max(results["largest_difference"].values()) < 1e-5
   assert results["bytes_on_disk"]["condensed"] == exported.path.stat().st_size
   assert results["table"].count("\n") == 3
