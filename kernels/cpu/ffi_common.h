@@ -76,12 +76,13 @@ inline bool AsResidual(const ffi::Buffer<ffi::F32>& residual, ffi::Result<ffi::B
 
 // Asks for huge pages below a large result that is about to be written, to their bounds. XLA maps the
 // memory of a program's temporary arrays anew in each call: a training step would take a fault for
-// every 4 KB of them, which costs a sixth of its time.
+// every 4 KB of them, which costs a sixth of its time. What lies around a result within these bounds
+// is mostly another array of the same program.
 template <typename Buffer>
 void AdviseHugePages(const Buffer& buffer) {
 #if defined(__linux__)
   constexpr uintptr_t kHugePage = 2 << 20;
-  if (buffer.size_bytes() < kHugePage) return;
+  if (buffer.size_bytes() < kHugePage / 4) return;
   const uintptr_t data = reinterpret_cast<uintptr_t>(buffer.untyped_data());
   const uintptr_t begin = data / kHugePage * kHugePage;
   const uintptr_t end = (data + buffer.size_bytes() + kHugePage - 1) / kHugePage * kHugePage;

@@ -77,6 +77,23 @@ struct ValuesGradient {
   int64_t fan_in;
 };
 
+// Entries of a neuron that lie in one block of inputs.
+struct Segment {
+  int32_t neuron;  // within its chunk
+  int32_t first, count;  // of the neuron's entries
+};
+
+// A layer in training as a call takes it: chunks of neurons, and blocks of inputs of which a tile
+// stays in the nearest cache. In each (chunk, block) neurons come by their count: the loops over
+// entries then end after as many turns as before, which branch prediction lives on.
+struct Cut {
+  Segment* segments;  // [num_chunks, num_blocks, chunk]; nullptr: each task cuts what it comes to
+  const int32_t* block_of;  // [in_features / 16 and 1 more] the block of 16 inputs
+  int64_t chunk, num_chunks;  // neurons of a chunk, at most kTrainingNeurons
+  int64_t block, num_blocks;  // inputs of a block, a multiple of 16
+  bool exact;  // else a block has eights of a neuron's entries, those whose last one lies in it
+};
+
 // A layer in training and a batch of it. The layer is read as the optimizer keeps it, so its pattern
 // may change from call to call: entry e belongs to the active neuron e / fan_in. Activations and
 // their gradients (x, g, y, dx) are all float32, or all bfloat16; sums are float32.
@@ -97,6 +114,7 @@ struct Training {
   int64_t fan_in;
   bool wide_indices;  // int32
   bool bfloat16;
+  Cut cut;  // made anew in each call; see training.cc
 };
 
 // A row's entries in one block of inputs.
@@ -175,14 +193,13 @@ constexpr int64_t TrainingLanes(int64_t in_features) {
   return in_features <= 6144 ? kMaxLanes : in_features <= 12288 ? kMaxLanes / 2 : kMaxLanes / 4;
 }
 
-inline constexpr int64_t kTrainingNeurons = 256;  // whose sums are kept at a time
+inline constexpr int64_t kTrainingNeurons = 128;  // whose sums are kept at a time
 
 // Scratch memory of a training kernel: of each lane its inputs and its neurons, as whole registers,
-// and zeros; then a place in the entries of each neuron.
+// and zeros.
 constexpr size_t TrainingScratchFloats(int64_t in_features) {
   return static_cast<size_t>(in_features + kTrainingNeurons + 2 * 16 + 1) *
-             static_cast<size_t>(TrainingLanes(in_features)) +
-         kTrainingNeurons;
+         static_cast<size_t>(TrainingLanes(in_features));
 }
 
 // Of topology updates: inputs of a panel of the packed batch, neurons whose gradients are formed at
@@ -224,19 +241,26 @@ struct Kernels {
   void (*gather)(const void* values, int64_t num_values, const int32_t* sources, int64_t begin,
                  int64_t end, ValueType type, void* packed);
 
-  // Training; see training.h. Each returns false on an index beyond the inputs, with part of the
-  // result unwritten. `scratch`: TrainingScratchFloats, 64-aligned.
+  // Training; see training.h.
 
-  // y for batch rows [row_begin, row_end), of active neurons [begin, end) and the ablated ones up to
-  // the next active one, with the first also those before it.
+  // Cuts a chunk of neurons. False if an index lies beyond the inputs. `starts`: room for
+  // chunk * (num_blocks + 1).
+  bool (*train_cut)(const Training& call, int64_t chunk, int32_t* starts);
+
+  // The others return false on an index beyond the inputs, with part of the result unwritten, if
+  // they are given a layer that is not cut. `scratch`: TrainingScratchFloats, 64-aligned, and room
+  // for a chunk's segments and `starts`.
+
+  // y for batch rows [row_begin, row_end), of active neurons [begin, end), whole chunks, and the
+  // ablated ones up to the next active one, with the first also those before it.
   bool (*train_forward)(const Training& call, int64_t row_begin, int64_t row_end, int64_t begin,
                         int64_t end, float* scratch);
 
-  // dx for batch rows [row_begin, row_end) and inputs [begin, end).
+  // dx for batch rows [row_begin, row_end) and inputs [begin, end), whole blocks; of an exact cut.
   bool (*train_input_gradient)(const Training& call, int64_t row_begin, int64_t row_end,
                                int64_t begin, int64_t end, float* scratch);
 
-  // dvalues of active neurons [begin, end).
+  // dvalues of active neurons [begin, end), whole chunks.
   bool (*train_values_gradient)(const Training& call, int64_t begin, int64_t end, float* scratch);
 
   // Convolutions in training, see training_conv.h: output pixels [begin, end) of one panel.

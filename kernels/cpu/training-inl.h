@@ -4,8 +4,8 @@
 //
 // All inputs of a tile's batch rows are packed [input, lane], which the second-level cache holds.
 // Then neurons are taken a few hundred at a time, and their entries block by block of inputs, so
-// that a block's inputs are read from the first-level cache: since entries ascend, each neuron just
-// goes on where it stopped in the block before.
+// that a block's inputs are read from the first-level cache: since entries ascend, those of a neuron
+// in a block are neighbours.
 
 #include "gradients-inl.h"
 
@@ -13,26 +13,37 @@ namespace srigl {
 namespace SRIGL_TARGET {
 namespace {
 
-constexpr int64_t kBlockBytes = 48 << 10;  // the best of 24..96 KB with first-level caches of 48
-constexpr int64_t kBlockEntries = 12;      // of a neuron: fewer cost more to begin than to multiply
-
-// Entries of the active neurons [begin, begin + count), and where each neuron goes on.
+// Entries of a chunk: the active neurons [begin, begin + count).
 template <typename Index>
 struct Neurons {
   const Index* indices;
   const float* values;
   int64_t fan_in;
   int64_t count;
-  int32_t* next;
 };
 
 template <typename Index>
-Neurons<Index> Take(const Training& call, int64_t begin, int64_t end, int32_t* next) {
-  const int64_t count = Min(end - begin, kTrainingNeurons), first = begin * call.fan_in;
-  memset(next, 0, count * sizeof(int32_t));
+Neurons<Index> Take(const Training& call, int64_t begin) {
+  const int64_t first = begin * call.fan_in;
   const float* values = call.values == nullptr ? nullptr : call.values + first;
-  return {static_cast<const Index*>(call.indices) + first, values, call.fan_in, count, next};
+  return {static_cast<const Index*>(call.indices) + first, values, call.fan_in,
+          Min(call.num_active - begin, call.cut.chunk)};
 }
+
+constexpr int64_t kAhead = 2;  // segments
+
+// Fetches the entries of a segment some time before they are read: processors foresee reading from
+// beginning to end, but here each neuron's entries lie elsewhere.
+template <typename Index, typename T>
+inline void Fetch(const Neurons<Index>& neurons, const Segment& segment, const T* numbers) {
+  const int64_t entry = segment.neuron * neurons.fan_in + segment.first;
+  __builtin_prefetch(neurons.indices + entry);
+  __builtin_prefetch(neurons.indices + entry + 20);
+  __builtin_prefetch(numbers + entry);
+  __builtin_prefetch(numbers + entry + 16);
+}
+
+// ---- cutting ----
 
 inline uint16_t ToUnsigned(uint16_t index) { return index; }
 inline uint32_t ToUnsigned(int32_t index) { return static_cast<uint32_t>(index); }
@@ -51,11 +62,88 @@ bool AreInside(const Neurons<Index>& neurons, int64_t in_features) {
   return neurons.count * neurons.fan_in == 0 || int64_t{largest} < in_features;
 }
 
-template <int kVecs>
-int64_t BlockInputs(const Training& call) {
-  const int64_t cached = kBlockBytes / (kVecs * kWidth * sizeof(float));
-  const int64_t entries = kBlockEntries * call.in_features / (call.fan_in + 1);
-  return cached > entries ? cached : entries;
+// Where the entries of a neuron begin in each block, and end in the last one.
+template <typename Index>
+void FindStarts(const Training& call, const Index* indices, int32_t* starts) {
+  const Cut& cut = call.cut;
+  memset(starts, 0, (cut.num_blocks + 1) * sizeof(int32_t));
+  for (int64_t j = 8; j <= call.fan_in; j += 8) {
+    starts[cut.block_of[ToUnsigned(indices[j - 1]) / 16] + 1] = static_cast<int32_t>(j);
+  }
+  for (int64_t b = 1; b < cut.num_blocks; ++b) {  // blocks in which no eight ends
+    starts[b] = starts[b] > starts[b - 1] ? starts[b] : starts[b - 1];
+  }
+  starts[cut.num_blocks] = static_cast<int32_t>(call.fan_in);
+  if (!cut.exact) return;
+  for (int64_t b = 1; b < cut.num_blocks; ++b) {
+    const int64_t left = call.fan_in - starts[b];
+    const auto end = static_cast<decltype(ToUnsigned(Index{}))>(b * cut.block);
+    const Index* next = indices + starts[b];
+    int32_t before = 0;
+    if (left >= 8) {
+      for (int i = 0; i < 8; ++i) before += ToUnsigned(next[i]) < end;
+    } else {
+      for (int64_t i = 0; i < left; ++i) before += ToUnsigned(next[i]) < end;
+    }
+    starts[b] += before;
+  }
+}
+
+template <typename Index>
+bool CutChunk(const Training& call, int64_t begin, Segment* segments, int32_t* starts) {
+  const Cut& cut = call.cut;
+  const Neurons<Index> neurons = Take<Index>(call, begin);
+  if (!AreInside(neurons, call.in_features)) return false;
+  const int64_t stride = cut.num_blocks + 1;
+  for (int64_t a = 0; a < neurons.count; ++a) {
+    FindStarts(call, neurons.indices + a * call.fan_in, starts + a * stride);
+  }
+  // Four blocks at once: counting goes on only when it knows what was counted before.
+  constexpr int64_t kBlocks = 4;
+  constexpr int32_t kMost = 63;  // more are sorted no further
+  for (int64_t first = 0; first < cut.num_blocks; first += kBlocks) {
+    const int64_t blocks = Min(cut.num_blocks - first, kBlocks);
+    int32_t places[kBlocks][kMost + 1] = {};
+    const auto rank = [](int32_t count) { return count < kMost ? kMost - count : 0; };
+    for (int64_t a = 0; a < neurons.count; ++a) {
+      const int32_t* start = starts + a * stride + first;
+      for (int64_t b = 0; b < blocks; ++b) ++places[b][rank(start[b + 1] - start[b])];
+    }
+    for (int64_t b = 0; b < blocks; ++b) {
+      for (int32_t i = 0, sum = 0; i <= kMost; ++i) {
+        sum += places[b][i];
+        places[b][i] = sum - places[b][i];
+      }
+    }
+    for (int64_t a = 0; a < neurons.count; ++a) {
+      const int32_t* start = starts + a * stride + first;
+      for (int64_t b = 0; b < blocks; ++b) {
+        const int32_t count = start[b + 1] - start[b];
+        segments[(first + b) * cut.chunk + places[b][rank(count)]++] = {static_cast<int32_t>(a),
+                                                                        start[b], count};
+      }
+    }
+  }
+  return true;
+}
+
+bool TrainCut(const Training& call, int64_t chunk, int32_t* starts) {
+  const int64_t begin = chunk * call.cut.chunk;
+  Segment* segments = call.cut.segments + begin * call.cut.num_blocks;
+  return call.wide_indices ? CutChunk<int32_t>(call, begin, segments, starts)
+                           : CutChunk<uint16_t>(call, begin, segments, starts);
+}
+
+// The segments of a chunk, [num_blocks, chunk], cut now if they are not there; nullptr if an index
+// lies beyond the inputs.
+template <typename Index>
+const Segment* Segments(const Training& call, int64_t begin, float* scratch) {
+  const Cut& cut = call.cut;
+  if (cut.segments != nullptr) return cut.segments + begin * cut.num_blocks;
+  Segment* segments =
+      reinterpret_cast<Segment*>(scratch + TrainingScratchFloats(call.in_features));
+  int32_t* starts = reinterpret_cast<int32_t*>(segments + cut.num_blocks * cut.chunk);
+  return CutChunk<Index>(call, begin, segments, starts) ? segments : nullptr;
 }
 
 // Four indices with one load: with registers this wide, loads are what limits the kernels.
@@ -77,19 +165,21 @@ inline Vec Broadcast(float value) { return value - Vec{}; }  // exact, so nothin
 
 // ---- forward ----
 
-// sums[neuron, lane] += entries that lie before input `end` times their inputs; with the first block
-// `=`, with the last one to the very end. Entries are taken by fours, a four in the block in which
-// its last one lies. Not inlined, for the reason given at MultiplyPanel.
+// sums[neuron, lane] += the entries of a block times their inputs; with the first block `=`. Not
+// inlined, for the reason given at MultiplyPanel.
 template <int kVecs, typename Index>
-__attribute__((noinline)) void AddProducts(const Neurons<Index>& neurons, int64_t end, bool first,
-                                           bool last, const float* tile, float* sums) {
+__attribute__((noinline)) void AddProducts(const Neurons<Index>& neurons, const Segment* segments,
+                                           bool first, const float* tile, float* sums) {
   constexpr int kLanes = kVecs * kWidth;
   constexpr int kChains = kVecs > 4 ? 1 : kVecs == 4 ? 2 : 4 / kVecs;  // hide the latency
-  const int64_t fan_in = neurons.fan_in;
-  for (int64_t a = 0; a < neurons.count; ++a) {
-    const Index* indices = neurons.indices + a * fan_in;
-    const float* values = neurons.values + a * fan_in;
-    float* sum = sums + a * kLanes;
+  for (int64_t i = 0; i < neurons.count; ++i) {
+    const int64_t count = segments[i].count, neuron = segments[i].neuron;
+    if (count == 0 && !first) return;
+    const int64_t entry = neuron * neurons.fan_in + segments[i].first;
+    const Index* indices = neurons.indices + entry;
+    const float* values = neurons.values + entry;
+    if (i + kAhead < neurons.count) Fetch(neurons, segments[i + kAhead], neurons.values);
+    float* sum = sums + neuron * kLanes;
     Vec total[kChains][kVecs];
 #pragma GCC unroll 8
     for (int v = 0; v < kVecs; ++v) {
@@ -97,10 +187,9 @@ __attribute__((noinline)) void AddProducts(const Neurons<Index>& neurons, int64_
 #pragma GCC unroll 4
       for (int c = 1; c < kChains; ++c) total[c][v] = Vec{};
     }
-    int64_t j = neurons.next[a];
-    for (; j + 4 <= fan_in; j += 4) {
+    int64_t j = 0;
+    for (; j + 4 <= count; j += 4) {
       const FourIndices four(indices + j);
-      if (!last && four.Get<Index>(3) >= end) break;
 #pragma GCC unroll 4
       for (int u = 0; u < 4; ++u) {
         const float* x = tile + four.Get<Index>(u) * kLanes;
@@ -109,15 +198,12 @@ __attribute__((noinline)) void AddProducts(const Neurons<Index>& neurons, int64_
         for (int v = 0; v < kVecs; ++v) total[u % kChains][v] += Load(x + v * kWidth) * value;
       }
     }
-    if (last) {
-      for (; j < fan_in; ++j) {
-        const float* x = tile + int64_t{indices[j]} * kLanes;
-        const Vec value = Broadcast(values[j]);
+    for (; j < count; ++j) {
+      const float* x = tile + int64_t{indices[j]} * kLanes;
+      const Vec value = Broadcast(values[j]);
 #pragma GCC unroll 8
-        for (int v = 0; v < kVecs; ++v) total[0][v] += Load(x + v * kWidth) * value;
-      }
+      for (int v = 0; v < kVecs; ++v) total[0][v] += Load(x + v * kWidth) * value;
     }
-    neurons.next[a] = static_cast<int32_t>(j);
 #pragma GCC unroll 8
     for (int v = 0; v < kVecs; ++v) {
 #pragma GCC unroll 4
@@ -166,15 +252,15 @@ void WriteNeurons(const Training& call, int64_t row_begin, int64_t num_rows, int
                   int64_t end, const float* sums, const float* zeros) {
   constexpr int kLanes = kVecs * kWidth;
   const int64_t last = end == call.num_active ? call.out_features : call.active[end];
-  int64_t a = begin, count;
-  for (int64_t o = begin == 0 ? 0 : call.active[begin]; o < last; o += count) {
-    count = Min(kWidth - o % kWidth, last - o);  // the next stores are aligned as the outputs are
-    const float* sources[kWidth];
-    for (int i = 0; i < kWidth; ++i) {
-      const bool is_active = i < count && a < end && call.active[a] == o + i;
-      sources[i] = is_active ? sums + (a++ - begin) * kLanes : zeros;
-    }
-    for (int64_t lane = 0; lane < num_rows; lane += kWidth) {
+  for (int64_t lane = 0; lane < num_rows; lane += kWidth) {
+    int64_t a = begin, count;
+    for (int64_t o = begin == 0 ? 0 : call.active[begin]; o < last; o += count) {
+      count = Min(kWidth - o % kWidth, last - o);  // the next stores are aligned as the outputs are
+      const float* sources[kWidth];
+      for (int i = 0; i < kWidth; ++i) {
+        const bool is_active = i < count && a < end && call.active[a] == o + i;
+        sources[i] = is_active ? sums + (a++ - begin) * kLanes : zeros;
+      }
       WriteColumns(sources, call.bias, lane, num_rows, row_begin, o, count, call.out_features,
                    static_cast<Element*>(call.y));
     }
@@ -188,40 +274,40 @@ bool ForwardTile(const Training& call, int64_t row_begin, int64_t num_rows, int6
   float* tile = scratch;
   float* zeros = tile + (call.in_features + kWidth) * kLanes;  // packing writes whole registers
   float* sums = zeros + kLanes;
-  int32_t* next = reinterpret_cast<int32_t*>(sums + kTrainingNeurons * kLanes);
   memset(zeros, 0, kLanes * sizeof(float));
   PackRows<kVecs>(static_cast<const Element*>(call.x), call.in_features, row_begin, num_rows, 0,
                   call.in_features, tile);
-  const int64_t step = BlockInputs<kVecs>(call);
   int64_t a = begin;
   do {  // at least once: a layer without active neurons has outputs too
-    const Neurons<Index> neurons = Take<Index>(call, a, end, next);
-    if (!AreInside(neurons, call.in_features)) return false;
-    for (int64_t input = 0; input == 0 || input < call.in_features; input += step) {
-      AddProducts<kVecs>(neurons, input + step, input == 0, input + step >= call.in_features, tile,
-                         sums);
+    const Neurons<Index> neurons = Take<Index>(call, a);
+    const Segment* segments = Segments<Index>(call, a, scratch);
+    if (segments == nullptr) return false;
+    for (int64_t block = 0; block < call.cut.num_blocks; ++block) {
+      AddProducts<kVecs>(neurons, segments + block * call.cut.chunk, block == 0, tile, sums);
     }
     WriteNeurons<kVecs, Element>(call, row_begin, num_rows, a, a + neurons.count, sums, zeros);
-    a += neurons.count;
+    a += call.cut.chunk;
   } while (a < end);
   return true;
 }
 
 // ---- gradient in the inputs ----
 
-// dx[input, lane] += value * g[neuron, lane] for the entries before input `end`. Exactly these, as
-// each range of inputs has its own task.
+// dx[input, lane] += value * g[neuron, lane] for the entries of a block.
 template <int kVecs, typename Index>
-__attribute__((noinline)) void Scatter(const Neurons<Index>& neurons, int64_t end, const float* g,
-                                       float* dx) {
+__attribute__((noinline)) void Scatter(const Neurons<Index>& neurons, const Segment* segments,
+                                       const float* g, float* dx) {
   constexpr int kLanes = kVecs * kWidth;
-  const int64_t fan_in = neurons.fan_in;
-  for (int64_t a = 0; a < neurons.count; ++a) {
-    const Index* indices = neurons.indices + a * fan_in;
-    const float* values = neurons.values + a * fan_in;
+  for (int64_t i = 0; i < neurons.count; ++i) {
+    const int64_t count = segments[i].count, neuron = segments[i].neuron;
+    if (count == 0) return;
+    const int64_t entry = neuron * neurons.fan_in + segments[i].first;
+    const Index* indices = neurons.indices + entry;
+    const float* values = neurons.values + entry;
+    if (i + kAhead < neurons.count) Fetch(neurons, segments[i + kAhead], neurons.values);
     Vec lanes[kVecs];
 #pragma GCC unroll 8
-    for (int v = 0; v < kVecs; ++v) lanes[v] = Load(g + a * kLanes + v * kWidth);
+    for (int v = 0; v < kVecs; ++v) lanes[v] = Load(g + neuron * kLanes + v * kWidth);
     const auto add = [&](int64_t index, float weight) __attribute__((always_inline)) {
       float* to = dx + index * kLanes;
       const Vec value = Broadcast(weight);
@@ -230,28 +316,13 @@ __attribute__((noinline)) void Scatter(const Neurons<Index>& neurons, int64_t en
         Store(to + v * kWidth, Load(to + v * kWidth) + lanes[v] * value);
       }
     };
-    int64_t j = neurons.next[a];
-    for (; j + 4 <= fan_in; j += 4) {
+    int64_t j = 0;
+    for (; j + 4 <= count; j += 4) {
       const FourIndices four(indices + j);
-      if (four.Get<Index>(3) >= end) break;
 #pragma GCC unroll 4
       for (int u = 0; u < 4; ++u) add(four.Get<Index>(u), values[j + u]);
     }
-    for (; j < fan_in && indices[j] < end; ++j) add(indices[j], values[j]);
-    neurons.next[a] = static_cast<int32_t>(j);
-  }
-}
-
-// Moves every neuron on to its first entry from input `begin` on.
-template <typename Index>
-void SkipTo(const Neurons<Index>& neurons, int64_t begin) {
-  if (begin == 0) return;
-  const Index limit = static_cast<Index>(begin);
-  for (int64_t a = 0; a < neurons.count; ++a) {
-    const Index* indices = neurons.indices + a * neurons.fan_in;
-    int32_t before = 0;
-    for (int64_t j = 0; j < neurons.fan_in; ++j) before += indices[j] < limit;
-    neurons.next[a] = before;
+    for (; j < count; ++j) add(indices[j], values[j]);
   }
 }
 
@@ -261,23 +332,22 @@ bool InputGradientTile(const Training& call, int64_t row_begin, int64_t num_rows
   constexpr int kLanes = kVecs * kWidth;
   float* dx = scratch;  // of all inputs: only those of the range are used if indices ascend
   float* g = dx + (call.in_features + kWidth) * kLanes;
-  int32_t* next = reinterpret_cast<int32_t*>(g + (kTrainingNeurons + kWidth) * kLanes);
   memset(dx + begin * kLanes, 0, (end - begin + kWidth) * kLanes * sizeof(float));
-  const int64_t step = BlockInputs<kVecs>(call);
-  for (int64_t a = 0; a < call.num_active; a += kTrainingNeurons) {
-    const Neurons<Index> neurons = Take<Index>(call, a, call.num_active, next);
-    if (!AreInside(neurons, call.in_features)) return false;
-    SkipTo(neurons, begin);
+  const Cut& cut = call.cut;
+  for (int64_t a = 0; a < call.num_active; a += cut.chunk) {
+    const Neurons<Index> neurons = Take<Index>(call, a);
+    const Segment* segments = Segments<Index>(call, a, scratch);
+    if (segments == nullptr) return false;
     PackColumns<kVecs>(static_cast<const Element*>(call.g), call.out_features, call.active + a,
                        neurons.count, row_begin, num_rows, g);
-    for (int64_t input = begin; input < end; input += step) {
-      Scatter<kVecs>(neurons, Min(input + step, end), g, dx);
+    for (int64_t input = begin; input < end; input += cut.block) {
+      Scatter<kVecs>(neurons, segments + input / cut.block * cut.chunk, g, dx);
     }
   }
-  for (int64_t input = begin; input < end; input += kWidth) {
-    const float* sources[kWidth];
-    for (int i = 0; i < kWidth; ++i) sources[i] = dx + (input + i) * kLanes;
-    for (int64_t lane = 0; lane < num_rows; lane += kWidth) {
+  for (int64_t lane = 0; lane < num_rows; lane += kWidth) {
+    for (int64_t input = begin; input < end; input += kWidth) {
+      const float* sources[kWidth];
+      for (int i = 0; i < kWidth; ++i) sources[i] = dx + (input + i) * kLanes;
       WriteColumns(sources, nullptr, lane, num_rows, row_begin, input, Min(end - input, kWidth),
                    call.in_features, static_cast<Element*>(call.dx));
     }
@@ -305,35 +375,35 @@ inline Dots MultiplyEntries(const Vec (&g)[kVecs], const float* tile, const Inde
   return SumParts(low, kDots == 4 ? Vec{} : four(kDots - 4));
 }
 
-// dvalues += the products of one tile's rows, or `=`; blocks as in AddProducts.
+// dvalues += the products of one tile's rows, or `=`, for the entries of a block.
 template <int kVecs, typename Index>
-__attribute__((noinline)) void AddDots(const Neurons<Index>& neurons, int64_t end, bool last,
+__attribute__((noinline)) void AddDots(const Neurons<Index>& neurons, const Segment* segments,
                                        bool overwrite, const float* tile, const float* g,
                                        float* dvalues) {
   constexpr int kLanes = kVecs * kWidth;
-  const int64_t fan_in = neurons.fan_in;
-  for (int64_t a = 0; a < neurons.count; ++a) {
-    const Index* indices = neurons.indices + a * fan_in;
-    float* out = dvalues + a * fan_in;
+  for (int64_t i = 0; i < neurons.count; ++i) {
+    const int64_t count = segments[i].count, neuron = segments[i].neuron;
+    if (count == 0) return;
+    const int64_t entry = neuron * neurons.fan_in + segments[i].first;
+    const Index* indices = neurons.indices + entry;
+    float* out = dvalues + entry;
+    if (i + kAhead < neurons.count) Fetch(neurons, segments[i + kAhead], dvalues);
     Vec lanes[kVecs];
 #pragma GCC unroll 8
-    for (int v = 0; v < kVecs; ++v) lanes[v] = Load(g + a * kLanes + v * kWidth);
-    int64_t j = neurons.next[a];
-    for (; j + kDots <= fan_in; j += kDots) {
-      if (!last && indices[j + kDots - 1] >= end) break;
+    for (int v = 0; v < kVecs; ++v) lanes[v] = Load(g + neuron * kLanes + v * kWidth);
+    int64_t j = 0;
+    for (; j + kDots <= count; j += kDots) {
       Dots dots = MultiplyEntries<kVecs>(lanes, tile, indices + j);
       DotsU* to = reinterpret_cast<DotsU*>(out + j);
       if (!overwrite) dots += *to;
       *to = dots;
     }
-    if (last && j < fan_in) {
+    if (j < count) {
       Index some[kDots] = {};  // input 0 stands for those that are not there
-      for (int64_t i = j; i < fan_in; ++i) some[i - j] = indices[i];
+      for (int64_t k = j; k < count; ++k) some[k - j] = indices[k];
       const Dots dots = MultiplyEntries<kVecs>(lanes, tile, some);
-      for (int64_t i = j; i < fan_in; ++i) out[i] = dots[i - j] + (overwrite ? 0 : out[i]);
-      j = fan_in;
+      for (int64_t k = j; k < count; ++k) out[k] = dots[k - j] + (overwrite ? 0 : out[k]);
     }
-    neurons.next[a] = static_cast<int32_t>(j);
   }
 }
 
@@ -343,18 +413,17 @@ bool ValuesGradientTile(const Training& call, int64_t row_begin, int64_t num_row
   constexpr int kLanes = kVecs * kWidth;
   float* tile = scratch;
   float* g = tile + (call.in_features + kWidth) * kLanes;
-  int32_t* next = reinterpret_cast<int32_t*>(g + (kTrainingNeurons + kWidth) * kLanes);
   PackRows<kVecs>(static_cast<const Element*>(call.x), call.in_features, row_begin, num_rows, 0,
                   call.in_features, tile);
-  const int64_t step = BlockInputs<kVecs>(call);
-  for (int64_t a = begin; a < end; a += kTrainingNeurons) {
-    const Neurons<Index> neurons = Take<Index>(call, a, end, next);
-    if (!AreInside(neurons, call.in_features)) return false;
+  for (int64_t a = begin; a < end; a += call.cut.chunk) {
+    const Neurons<Index> neurons = Take<Index>(call, a);
+    const Segment* segments = Segments<Index>(call, a, scratch);
+    if (segments == nullptr) return false;
     PackColumns<kVecs>(static_cast<const Element*>(call.g), call.out_features, call.active + a,
                        neurons.count, row_begin, num_rows, g);
-    for (int64_t input = 0; input < call.in_features; input += step) {
-      AddDots<kVecs>(neurons, input + step, input + step >= call.in_features, row_begin == 0, tile,
-                     g, call.dvalues + a * call.fan_in);
+    for (int64_t block = 0; block < call.cut.num_blocks; ++block) {
+      AddDots<kVecs>(neurons, segments + block * call.cut.chunk, row_begin == 0, tile, g,
+                     call.dvalues + a * call.fan_in);
     }
   }
   return true;

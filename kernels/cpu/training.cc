@@ -6,6 +6,7 @@
 #include <atomic>
 #include <memory>
 #include <new>
+#include <vector>
 
 namespace srigl {
 namespace {
@@ -14,8 +15,13 @@ int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 enum class Kind { kForward, kInputGradient, kValuesGradient };
 
-// A call cut into tasks: tiles of batch rows times ranges of active neurons, or of inputs where the
-// gradient in these is wanted.
+// The best of 24..96 KB with first-level caches of 48; where a block is written, too, the smaller.
+constexpr int64_t kBlockBytes = 64 << 10, kWrittenBlockBytes = 48 << 10;
+constexpr int64_t kBlockEntries = 12;  // of a neuron: fewer cost more to begin than to multiply
+constexpr int64_t kInputRanges = 4;    // divides the number of blocks, so that threads share them
+
+// A call divided into tasks: tiles of batch rows times ranges of chunks of neurons, or of blocks of
+// inputs where the gradient in these is wanted.
 struct Plan {
   Training call;
   Kind kind;
@@ -26,6 +32,25 @@ struct Plan {
   std::atomic<bool>* failed;
 };
 
+// Of the places of a chunk's neurons in each block.
+size_t StartsFloats(const Cut& cut) {
+  return static_cast<size_t>(cut.chunk * (cut.num_blocks + 1));
+}
+
+size_t ScratchFloats(const Training& call) {
+  const auto segments = static_cast<size_t>(call.cut.chunk * call.cut.num_blocks);
+  return TrainingScratchFloats(call.in_features) + segments * sizeof(Segment) / sizeof(float) +
+         StartsFloats(call.cut);
+}
+
+void CutTask(const void* context, int64_t chunk) {
+  const Plan& plan = *static_cast<const Plan*>(context);
+  int32_t* starts = reinterpret_cast<int32_t*>(TrainingScratch(StartsFloats(plan.call.cut)));
+  if (!plan.kernels->train_cut(plan.call, chunk, starts)) {
+    plan.failed->store(true, std::memory_order_relaxed);
+  }
+}
+
 void RunTask(const void* context, int64_t task) {
   const Plan& plan = *static_cast<const Plan*>(context);
   const int64_t range = task % plan.ranges, row = task / plan.ranges * plan.rows;
@@ -34,7 +59,7 @@ void RunTask(const void* context, int64_t task) {
     return std::min(CeilDiv(plan.size, plan.unit) * i / plan.ranges * plan.unit, plan.size);
   };
   const int64_t begin = bound(range), end = bound(range + 1);
-  float* scratch = TrainingScratch(TrainingScratchFloats(plan.call.in_features));
+  float* scratch = TrainingScratch(ScratchFloats(plan.call));
   bool ok = false;
   switch (plan.kind) {
     case Kind::kForward:
@@ -55,8 +80,32 @@ const char* Check(const Training& call) {
                        call.out_features, call.wide_indices});
 }
 
-// In products of a weight and a row: what packing a row of an input costs, and checking an index.
-constexpr double kProductsPerPacked = 3, kProductsPerChecked = 2;
+// Chooses chunks and blocks. Blocks do not depend on the number of threads, since sums go by them,
+// and neither do chunks where these are added up.
+Cut PlanCut(const Training& call, Kind kind, int64_t ranges, int64_t width) {
+  int64_t lanes = width;
+  while (lanes < std::min(call.batch, TrainingLanes(call.in_features))) lanes *= 2;
+  Cut cut = {};
+  cut.exact = kind == Kind::kInputGradient;
+  const int64_t bytes = cut.exact ? kWrittenBlockBytes : kBlockBytes;
+  cut.block = std::max(bytes / (lanes * static_cast<int64_t>(sizeof(float))),
+                       kBlockEntries * call.in_features / (call.fan_in + 1));
+  cut.num_blocks = CeilDiv(call.in_features, cut.block);
+  if (cut.exact) cut.num_blocks = CeilDiv(cut.num_blocks, kInputRanges) * kInputRanges;
+  cut.num_blocks = std::max<int64_t>(cut.num_blocks, 1);
+  cut.block = std::max<int64_t>(CeilDiv(CeilDiv(call.in_features, cut.num_blocks), 16) * 16, 16);
+  cut.num_blocks = std::max<int64_t>(CeilDiv(call.in_features, cut.block), 1);
+  cut.chunk = kTrainingNeurons;
+  if (!cut.exact) {
+    const int64_t per_range = std::max<int64_t>(CeilDiv(call.num_active, ranges), 1);
+    cut.chunk = CeilDiv(per_range, CeilDiv(per_range, kTrainingNeurons));
+  }
+  cut.num_chunks = CeilDiv(call.num_active, cut.chunk);
+  return cut;
+}
+
+// In products of a weight and a row: what packing a row of an input costs.
+constexpr double kProductsPerPacked = 3;
 
 const char* Run(const Training& call, Kind kind, Executor* executor) {
   std::atomic<bool> failed{false};
@@ -65,15 +114,16 @@ const char* Run(const Training& call, Kind kind, Executor* executor) {
   const int64_t threads = ThreadsFor(weights * static_cast<double>(call.batch), *executor);
   plan.rows = kind == Kind::kValuesGradient ? call.batch : TrainingLanes(call.in_features);
   double shared = kProductsPerPacked * static_cast<double>(call.in_features);
+  int64_t most = std::min(2 * threads, std::max<int64_t>(call.num_active, 1));
   if (kind == Kind::kInputGradient) {
+    plan.call.cut = PlanCut(call, kind, 1, plan.kernels->width);
     plan.size = call.in_features;
-    plan.unit = 16;
-    shared = kProductsPerPacked * static_cast<double>(call.num_active) +
-             kProductsPerChecked * weights / static_cast<double>(plan.rows);
+    plan.unit = plan.call.cut.block;
+    most = std::min(2 * threads, plan.call.cut.num_blocks);
+    shared = kProductsPerPacked * static_cast<double>(call.num_active);
   }
   // As many ranges as end soonest. Each repeats what is the same for all ranges of its rows.
   const int64_t tiles = CeilDiv(call.batch, plan.rows);
-  const int64_t most = std::min(2 * threads, std::max<int64_t>(CeilDiv(plan.size, plan.unit), 1));
   double best = -1;
   for (int64_t ranges = 1; ranges <= most; ++ranges) {
     const double time = static_cast<double>(CeilDiv(tiles * ranges, threads)) *
@@ -82,7 +132,28 @@ const char* Run(const Training& call, Kind kind, Executor* executor) {
     best = time;
     plan.ranges = ranges;
   }
-  executor->Run(tiles * plan.ranges, threads, RunTask, &plan);
+  Cut& cut = plan.call.cut;
+  if (kind != Kind::kInputGradient) {
+    cut = PlanCut(call, kind, plan.ranges, plan.kernels->width);
+    plan.unit = cut.chunk;
+    plan.ranges = std::min(plan.ranges, std::max<int64_t>(cut.num_chunks, 1));  // none is empty
+  }
+  thread_local std::vector<int32_t> block_of;
+  block_of.resize(static_cast<size_t>(call.in_features / 16 + 1));
+  for (size_t i = 0; i < block_of.size(); ++i) {
+    block_of[i] = static_cast<int32_t>(static_cast<int64_t>(i) * 16 / cut.block);
+  }
+  cut.block_of = block_of.data();
+  // What several tasks read is cut before. What one reads is cut when it is about to be read: its
+  // indices are fetched once for both.
+  if (kind == Kind::kInputGradient || call.batch > TrainingLanes(call.in_features)) {
+    thread_local std::vector<Segment> segments;
+    const auto count = static_cast<size_t>(cut.num_chunks * cut.num_blocks * cut.chunk);
+    if (segments.size() < count) segments.resize(count);
+    cut.segments = segments.data();
+    executor->Run(cut.num_chunks, threads, CutTask, &plan);
+  }
+  if (!failed.load()) executor->Run(tiles * plan.ranges, threads, RunTask, &plan);
   return failed.load() ? "an index lies beyond the inputs" : nullptr;
 }
 
