@@ -41,6 +41,20 @@ Ranked Last(std::vector<Ranked>* all, int64_t count) {
   return *last;
 }
 
+// The key of the number `n` from above, 1..size, by halving: counting takes a few keys at a time and
+// foresees every branch, where moving keys about foresees every other one.
+uint32_t NthLargest(const std::vector<uint32_t>& keys, int64_t n) {
+  uint32_t low = 0, high = kLargestKey;
+  while (low < high) {
+    const uint32_t middle = low + (high - low + 1) / 2;
+    int32_t reach = 0;
+    for (const uint32_t key : keys) reach += static_cast<int32_t>(key) >= static_cast<int32_t>(middle);
+    if (reach >= n) low = middle;
+    else high = middle - 1;
+  }
+  return low;
+}
+
 constexpr int kLowBits = 15;  // of a key; the upper ones tell the bins of a histogram apart
 constexpr int64_t kNumBins = 1 << (31 - kLowBits);
 constexpr int64_t kMostRanked = 1 << 21;  // ties and near ties that are held at once
@@ -111,17 +125,25 @@ class Updater {
                            : static_cast<const uint16_t*>(u_.indices)[entry];
   }
 
-  bool CheckIndices() const {
-    for (int64_t a = 0; a < u_.num_active; ++a) {
-      int64_t before = -1;
+  bool CheckIndices() {
+    return u_.wide_indices ? CheckIndices(static_cast<const int32_t*>(u_.indices))
+                           : CheckIndices(static_cast<const uint16_t*>(u_.indices));
+  }
+
+  template <typename Index>
+  bool CheckIndices(const Index* indices) {
+    std::atomic<bool> failed{false};
+    if (num_entries_ == 0) return true;
+    Parallel(num_parts(), [&](int64_t part) {
       bool ascend = true;
-      for (int64_t e = a * u_.fan_in; e < (a + 1) * u_.fan_in; ++e) {
-        ascend &= Input(e) > before;
-        before = Input(e);
+      for (int64_t a = first_of(part); a < first_of(part + 1); ++a) {
+        const Index* own = indices + a * u_.fan_in;
+        ascend &= int64_t{own[0]} >= 0 && int64_t{own[u_.fan_in - 1]} < u_.in_features;
+        for (int64_t j = 1; j < u_.fan_in; ++j) ascend &= own[j] > own[j - 1];
       }
-      if (!ascend || before >= u_.in_features) return false;
-    }
-    return true;
+      if (!ascend) failed.store(true, std::memory_order_relaxed);
+    });
+    return !failed.load();
   }
 
   // The batch in panels [input / kPanelInputs, row, input % kPanelInputs], zeros after the last.
@@ -136,6 +158,10 @@ class Updater {
   }
 
   int64_t num_blocks() const { return CeilDiv(u_.out_features, block_); }
+
+  // The active neurons in parts for all threads, and the first one of a part.
+  int64_t num_parts() const { return 4 * std::max<int64_t>(executor_->num_threads(), 1); }
+  int64_t first_of(int64_t part) const { return u_.num_active * part / num_parts(); }
 
   // Calls `run` with 0..count - 1, from several threads.
   void Parallel(int64_t count, const std::function<void(int64_t)>& run) {
@@ -171,28 +197,40 @@ class Updater {
   void Keep(int64_t count) {
     kept_.assign(num_entries_, 0);
     if (count == 0) return;
-    std::vector<int64_t> bins(kNumBins);
-    const auto for_entries = [&](const auto& visit) {
-      for (int64_t a = 0; a < u_.num_active; ++a) {
+    const auto for_entries = [&](int64_t part, const auto& visit) {
+      for (int64_t a = first_of(part); a < first_of(part + 1); ++a) {
         if (!stays_[u_.active[a]]) continue;
         for (int64_t e = a * u_.fan_in; e < (a + 1) * u_.fan_in; ++e) {
           if (u_.values[e] != 0) visit(KeyOf(u_.values[e]), e, u_.active[a]);
         }
       }
     };
-    for_entries([&](uint32_t key, int64_t, int32_t) { ++bins[key >> kLowBits]; });
+    std::mutex mutex;
+    std::vector<int64_t> bins(kNumBins);
+    Parallel(num_parts(), [&](int64_t part) {
+      std::vector<int32_t> some(kNumBins);
+      for_entries(part, [&](uint32_t key, int64_t, int32_t) { ++some[key >> kLowBits]; });
+      const std::lock_guard<std::mutex> lock(mutex);
+      for (int64_t b = 0; b < kNumBins; ++b) bins[b] += some[b];
+    });
     const auto [bin, above] = FindBin(bins, count);
-    std::vector<Ranked> near;
-    near.reserve(bins[bin]);
     const int64_t at = bin;
-    for_entries([&](uint32_t key, int64_t e, int32_t neuron) {
-      kept_[e] = (key >> kLowBits) > at;
-      if ((key >> kLowBits) == at) near.push_back({key, static_cast<int32_t>(Input(e)), neuron});
+    std::vector<Ranked> near;
+    Parallel(num_parts(), [&](int64_t part) {
+      std::vector<Ranked> some;
+      for_entries(part, [&](uint32_t key, int64_t e, int32_t neuron) {
+        kept_[e] = (key >> kLowBits) > at;
+        if ((key >> kLowBits) == at) some.push_back({key, static_cast<int32_t>(Input(e)), neuron});
+      });
+      const std::lock_guard<std::mutex> lock(mutex);
+      near.insert(near.end(), some.begin(), some.end());
     });
     const Ranked last = Last(&near, count - above);
-    for_entries([&](uint32_t key, int64_t e, int32_t neuron) {
-      if ((key >> kLowBits) != at) return;
-      kept_[e] = !last.IsBefore({key, static_cast<int32_t>(Input(e)), neuron});
+    Parallel(num_parts(), [&](int64_t part) {
+      for_entries(part, [&](uint32_t key, int64_t e, int32_t neuron) {
+        if ((key >> kLowBits) != at) return;
+        kept_[e] = !last.IsBefore({key, static_cast<int32_t>(Input(e)), neuron});
+      });
     });
   }
 
@@ -201,8 +239,9 @@ class Updater {
   void Ablate(int64_t num_grown) {
     std::vector<int32_t> salient(u_.out_features, 0);
     for (int64_t a = 0; a < u_.num_active; ++a) {
-      int32_t& kept = salient[u_.active[a]];
+      int32_t kept = 0;
       for (int64_t e = a * u_.fan_in; e < (a + 1) * u_.fan_in; ++e) kept += kept_[e];
+      salient[u_.active[a]] = kept;
     }
     if (num_grown > 0) {
       Found large;
@@ -460,16 +499,13 @@ class Updater {
     const int64_t rank = count * 3 / 2 / 16 + 8;
     uint32_t least = 0;
     if (rank < static_cast<int64_t>(some.size())) {
-      std::nth_element(some.begin(), some.begin() + rank, some.end(), std::greater<uint32_t>());
-      least = some[rank];
+      least = NthLargest(some, rank + 1);
     }
     int64_t found = kernels_.find_reaching(keys, u_.in_features, least, places);
     if (found < count) found = kernels_.find_reaching(keys, u_.in_features, 0, places);
     some.resize(found);
     for (int64_t i = 0; i < found; ++i) some[i] = keys[places[i]];
-    std::nth_element(some.begin(), some.begin() + (count - 1), some.end(),
-                     std::greater<uint32_t>());
-    const uint32_t key = some[count - 1];
+    const uint32_t key = NthLargest(some, count);
     *ties = count;
     for (int64_t i = 0; i < found; ++i) *ties -= some[i] > key;
     return key;
