@@ -101,7 +101,7 @@ def test_a_missing_data_set(command, tmp_path):
     ("sweep", ["--workdir=x", DIGITS], r"single run's: use .*experiments\.train"),
     ("sweep", ["--workdir=x", "--config=configs/sweeps/digit.py"], r"configs/sweeps/digits\.py"),
     ("report", ["--workdir=nowhere"], r"nowhere holds no run that has trained"),
-    ("report", [], r"--workdir is missing: "),
+    ("report", [], r"Give --workdir of a run or of a sweep, or --results"),
     ("export", ["--out=x"], r"either --workdir, of a run, or --model"),
     ("export", ["--out=x", "--workdir=x", "--model=y"], r"either --workdir, of a run, or --model"),
     (
