@@ -89,7 +89,7 @@ HANDOVER = 2e-5
 """Seconds lost where native kernels and products of XLA follow each other.
 
 What one of them hands to its threads the other waits for. A program of native kernels alone, some
-microseconds long, is run by XLA at once; with a single product of XLA it took 30 to 90 microseconds
+microseconds long, is run by XLA at once; with a single product of XLA it took tens of microseconds
 more.
 """
 

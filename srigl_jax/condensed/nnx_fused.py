@@ -7,7 +7,8 @@ import jax
 from flax import nnx
 
 from srigl_jax.condensed.nnx_modules import CondensedLayer
-from srigl_jax.programs.fuse import fuse, is_traced
+from srigl_jax.programs.fuse import fuse
+from srigl_kernels.backends.registry import is_traced
 
 
 class _ModelChangedError(TypeError):

@@ -14,6 +14,7 @@ from srigl_jax.programs.elementwise import GRID, Curve, curve_of, number_of, sam
 from srigl_jax.programs.flat_jaxpr import JIT, FlatJaxpr, Op, bodies, evaluate, inline
 from srigl_kernels import deferred
 from srigl_kernels.auto import is_worth_staying_native
+from srigl_kernels.backends.registry import is_traced
 from srigl_kernels.epilogue import ACTIVATIONS
 
 _VIEWS = {"reshape", "squeeze", "expand_dims", "copy", "copy_p", "stop_gradient"}
@@ -77,11 +78,6 @@ def fuse(function: Callable[..., Any]) -> Callable[..., Any]:
     return jax.tree.unflatten(jax.tree.structure(shapes), outputs)
 
   return fused
-
-
-def is_traced(tree: Any) -> bool:
-  """Whether any leaf is traced."""
-  return any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(tree))
 
 
 def evaluate_fused(closed: Any, inputs: Sequence[Any]) -> list[Any]:
