@@ -184,7 +184,7 @@ def from_equinox(model: Any, inputs: Callable[[int], Any], **kwargs: Any) -> Net
 
   def condense(params: PyTree, state: PyTree, masks: sx.Masks, x: Any) -> Function:
     model = sx.condense_equinox(eqx.combine(params, static), masks, batch=len(x))
-    return jax.jit(lambda x: jax.vmap(model)(x))
+    return jax.jit(sx.fuse(lambda x: jax.vmap(model)(x)))
 
   return Network(params, {}, apply, inputs, condense, kwargs)
 
@@ -214,6 +214,7 @@ def from_haiku(
       return call(*args, **kwargs) if layer is None else sx.condensed_matmul(args[0], layer)
 
     @jax.jit
+    @sx.fuse
     def run(x: Any) -> Any:
       with hk.intercept_methods(swap):
         return transformed.apply(params, x)
