@@ -114,7 +114,7 @@ def choose_backend(layer: Condensed | Prepared, batch: int = 1) -> tuple[str, st
   Args:
     layer: a layer as it would be given to `condensed_matmul`.
     batch: rows of x, all axes but the last taken together. Under `jax.vmap` a call sees the rows of
-      one example only; name a backend there if that misleads it.
+      one example only, unless `srigl_jax.fuse` is around it, which sees them all.
 
   Returns:
     `(name, reason)`. Of a layer prepared with `backend="auto"` the layout that is expected to be
@@ -217,7 +217,8 @@ def choose_layouts(
     backend, _ = choose_backend(layer, auto.expected_batch(batch))
   if isinstance(layer, Prepared):
     if backend in layer.layouts:
-      return backend, layer.layouts if is_automatic else {backend: layer.layouts[backend]}
+      is_free = is_automatic and layer.is_automatic
+      return backend, layer.layouts if is_free else {backend: layer.layouts[backend]}
     return backend, {backend: pack(backend, layer.condensed, feature_group_count)}
   if is_concrete(layer):
     make = lambda condensed: pack(backend, condensed, feature_group_count)

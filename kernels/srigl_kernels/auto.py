@@ -4,7 +4,7 @@ import functools
 import math
 import numbers
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -135,6 +135,18 @@ def rank(
     group or 1,
   )
   return [(keys[key], seconds) for key, seconds in cost_model.rank(sizes, batch, list(keys))]
+
+
+def fastest(condensed: Condensed, batch: Any, layouts: Mapping[str, Any]) -> str:
+  """The one of several layouts that is expected to be fastest.
+
+  Args:
+    condensed: the layer, which may be traced.
+    batch: rows of x, which may be symbolic.
+    layouts: by backend.
+  """
+  group = layouts["grouped"].group_size if "grouped" in layouts else None
+  return rank(condensed, expected_batch(batch), list(layouts), group)[0][0]
 
 
 def _key(name: str, condensed: Condensed) -> str:

@@ -55,7 +55,7 @@ def call(
     apply: a function of a module; it takes x and residual with any leading axes.
     x: the input.
     condensed: the layer.
-    layouts: by backend; its own is read, others may be.
+    layouts: by backend; its own is read, or another's if there are several.
     residual: what is added before the activation, or None.
     activation: a name in `ACTIVATIONS`.
     backend: a name in `BACKENDS`.

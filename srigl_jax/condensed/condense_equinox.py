@@ -57,7 +57,8 @@ def condense_equinox(
     masks: bool arrays by path, such as `layers/0/weight`, as `get_masks` gives them.
     backend: what layers are prepared for; see `srigl_jax.prepare`.
     batch: examples of a call under `jax.vmap`, which a layer cannot see: the backend is then chosen
-      for so many. By default the call decides, as if each example were a batch of its own.
+      for so many. By default the call decides: within `srigl_jax.fuse` by all rows that there are,
+      else as if each example were a batch of its own.
 
   Returns:
     A new model, a pytree as before.

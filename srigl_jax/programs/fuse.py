@@ -13,7 +13,7 @@ from jax.extend import core as jex
 from srigl_jax.programs.elementwise import GRID, Curve, curve_of, number_of, same_values
 from srigl_jax.programs.flat_jaxpr import JIT, FlatJaxpr, Op, bodies, evaluate, inline
 from srigl_kernels import deferred
-from srigl_kernels.auto import is_worth_staying_native
+from srigl_kernels.auto import fastest, is_worth_staying_native
 from srigl_kernels.backends.registry import is_traced
 from srigl_kernels.epilogue import ACTIVATIONS
 
@@ -90,7 +90,7 @@ def evaluate_fused(closed: Any, inputs: Sequence[Any]) -> list[Any]:
   jaxpr = inline(closed, JIT)
   sums = _find_sums(jaxpr)
   needed = _needed(jaxpr, sums)
-  change = {"backend": "cpu"} if _is_native(jaxpr, sums, needed) else {}
+  is_native = _is_native(jaxpr, sums, needed)
   env: dict[int, Any] = {**jaxpr.consts, **dict(zip(jaxpr.inputs, inputs, strict=True))}
   read = lambda x: env[x] if isinstance(x, int) else x
   for op in jaxpr.ops:
@@ -101,9 +101,11 @@ def evaluate_fused(closed: Any, inputs: Sequence[Any]) -> list[Any]:
     if found is not None:
       product = deferred.Product([read(x) for x in found.product.inputs], found.product.params)
       added = None if found.residual is None else env[found.residual]
-      outputs = [product.compute(residual=added, activation=found.activation, **change)]
+      backend = "cpu" if is_native else _backend(found.product)
+      outputs = [product.compute(residual=added, activation=found.activation, backend=backend)]
     elif op.primitive is deferred.product_p:
-      outputs = [deferred.Product([read(x) for x in op.inputs], op.params).compute(**change)]
+      product = deferred.Product([read(x) for x in op.inputs], op.params)
+      outputs = [product.compute(backend="cpu" if is_native else _backend(op))]
     else:
       outputs = evaluate(_with_fused_bodies(op), [read(x) for x in op.inputs])
     env.update(zip(op.outputs, outputs, strict=True))
@@ -219,9 +221,20 @@ def _is_native(jaxpr: FlatJaxpr, sums: dict[int, _Sum], needed: set[int]) -> boo
     if product.params["static"] or "cpu" not in product.layouts:
       return False
     rows = math.prod(product.x.shape[:-1])
-    if not is_worth_staying_native(product.condensed, product.params["backend"], rows):
+    if not is_worth_staying_native(product.condensed, _backend(op), rows):
       return False
   return True
+
+
+def _backend(op: Op) -> str:
+  """What runs a product: of several layouts the one that is fastest for all its rows, of which a
+  call that is under `jax.vmap` saw those of one example.
+  """
+  product = deferred.Product(op.in_avals, op.params)
+  if len(product.layouts) == 1:
+    return op.params["backend"]
+  rows = math.prod(op.out_avals[0].shape[:-1])
+  return fastest(product.condensed, rows, product.layouts)
 
 
 def _with_fused_bodies(op: Op) -> Op:

@@ -183,7 +183,7 @@ def from_equinox(model: Any, inputs: Callable[[int], Any], **kwargs: Any) -> Net
     return jax.vmap(eqx.combine(params, static))(x), state
 
   def condense(params: PyTree, state: PyTree, masks: sx.Masks, x: Any) -> Function:
-    model = sx.condense_equinox(eqx.combine(params, static), masks, batch=len(x))
+    model = sx.condense_equinox(eqx.combine(params, static), masks)
     return jax.jit(sx.fuse(lambda x: jax.vmap(model)(x)))
 
   return Network(params, {}, apply, inputs, condense, kwargs)

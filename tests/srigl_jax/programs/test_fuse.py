@@ -213,6 +213,23 @@ def test_a_model_that_reads_its_variables_while_it_is_traced_runs_as_before():
 
 
 @needs_cpu
+def test_under_vmap_the_backend_is_chosen_for_all_rows():
+  prepared = layer(3, backend="auto")
+  few, many = (sx.choose_backend(prepared, rows)[0] for rows in (2, 2048))
+  assert (few, many) == ("cpu", "dense")
+  x = jnp.tile(batch(4), (512, 1)).reshape(64, 16, 2, SIZE)
+  function = lambda x: jax.vmap(jax.vmap(lambda x: sx.condensed_matmul(x, prepared)))(x) * x
+  text = jax.jit(sx.fuse(function)).lower(x).as_text()
+  assert "srigl" not in text and "dot_general" in text
+  np.testing.assert_allclose(jax.jit(sx.fuse(function))(x), function(x), atol=1e-5)
+  by_name = sx.prepare(
+    prepared.condensed, backend=("cpu", "dense")
+  )  # in this order, whatever is faster
+  function = lambda x: jax.vmap(lambda x: sx.condensed_matmul(x, by_name))(x) * x
+  assert "dot_general" not in jax.jit(sx.fuse(function)).lower(x).as_text()
+
+
+@needs_cpu
 def test_a_small_program_of_products_alone_is_native_from_end_to_end():
   rng = np.random.default_rng(0)
   mask = np.argsort(rng.random((40, 8)), axis=0) < 36  # nearly dense: dense is faster by itself
