@@ -39,7 +39,7 @@ def paired_table(
       one.name,
       one.place,
       str(len(one.differences)),
-      f"{score.factor * one.mean:+.2f}" + _plus_minus(score.factor * one.half_width),
+      f"{score.factor * one.mean:+.{score.digits}f}" + _plus_minus(one.half_width, score),
       f"{sum(sign * d > 0 for d in one.differences)} of {len(one.differences)}",
       *map(_p_value, (one.t_p, one.sign_flip_p, one.holm_p)),
     ]
@@ -65,16 +65,17 @@ def _power(comparisons: Sequence[Comparison], smallest: float, score: Score) -> 
   ]
   unit = "point" if smallest == 1 and score.percent else _unit(score)
   level = f"5 % / {tests}" if tests > 1 else "5 %"
+  digits = score.digits
   return (
-    f"Differences within a row have a standard deviation of {spread:.2f} {_unit(score)} ({freedom} "
-    f"degrees of freedom; at most {most:.2f} with 95 % confidence). The paired t-test at {level} "
-    f"finds {smallest:g} {unit} with a power of 80 % in {needed[0]} pairs ({needed[1]} at that "
-    "most)."
+    f"Differences within a row have a standard deviation of {spread:.{digits}f} {_unit(score)} "
+    f"({freedom} degrees of freedom; at most {most:.{digits}f} with 95 % confidence). The paired "
+    f"t-test at {level} finds {smallest:g} {unit} with a power of 80 % in {needed[0]} pairs "
+    f"({needed[1]} at that most)."
   )
 
 
-def _plus_minus(half_width: float) -> str:
-  return "" if math.isnan(half_width) else f" ± {half_width:.2f}"
+def _plus_minus(half_width: float, score: Score) -> str:
+  return "" if math.isnan(half_width) else f" ± {score.factor * half_width:.{score.digits}f}"
 
 
 def _p_value(p: float) -> str:

@@ -42,7 +42,7 @@ def comparison(sweep: SweepResults) -> str:
       variant.name,
       str(len(variant.runs)),
       _score(variant),
-      f"{score.factor * float(np.mean([scored(run.results).best for run in variant.runs])):.2f}",
+      _best(variant),
       mean(variant, "sparsity", 100, 1),
       mean(variant, "active_neurons", 100, 1),
       mean(variant, "itop_rate"),
@@ -91,7 +91,15 @@ def pivot(sweep: SweepResults) -> str:
 
 def _score(variant: VariantResults) -> str:
   """The score of the last test, an accuracy in per cent, with its interval."""
-  factor = score_of(variant.runs[0].results).factor
-  values = [factor * last_score(run.results) for run in variant.runs]
+  score = score_of(variant.runs[0].results)
+  values = [score.factor * last_score(run.results) for run in variant.runs]
   mean, half_width = mean_and_interval(values)
-  return f"{mean:.2f}" + ("" if math.isnan(half_width) else f" ± {half_width:.2f}")
+  digits = score.digits
+  return f"{mean:.{digits}f}" + ("" if math.isnan(half_width) else f" ± {half_width:.{digits}f}")
+
+
+def _best(variant: VariantResults) -> str:
+  """The mean of the best tests."""
+  score = score_of(variant.runs[0].results)
+  best = score.factor * float(np.mean([scored(run.results).best for run in variant.runs]))
+  return f"{best:.{score.digits}f}"

@@ -6,6 +6,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from experiments.common.registry import check_arguments, choose
+from experiments.tasks.denoising_diffusion import denoising_diffusion
 from experiments.tasks.extreme_classification import extreme_classification
 from experiments.tasks.image_classification import image_classification
 from experiments.tasks.language_modelling import language_modelling
@@ -14,6 +15,7 @@ from experiments.tasks.task import Sums, Task
 __all__ = ["TASKS", "Sums", "Task", "make_task"]
 
 TASKS: dict[str, Callable[..., Task]] = {
+  "denoising_diffusion": denoising_diffusion,
   "extreme_classification": extreme_classification,
   "image_classification": image_classification,
   "language_modelling": language_modelling,

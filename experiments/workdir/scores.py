@@ -21,7 +21,12 @@ class Score(NamedTuple):
 
   def text(self, value: float) -> str:
     """A value for people."""
-    return f"{value:.2%}" if self.percent else f"{value:.4f}"
+    return f"{value:.2%}" if self.percent else f"{value:.{self.digits}f}"
+
+  @property
+  def digits(self) -> int:
+    """Decimals of a number of tables and figures that say something."""
+    return 2 if self.percent else 4
 
   @property
   def factor(self) -> float:

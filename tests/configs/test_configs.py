@@ -39,12 +39,17 @@ SMALL = {
   "resnet50": {"stage_sizes": (1,), "width": 4},
   "mobilenet_v3_large": {"blocks": ((3, 16, 16, False, False, 1),), "hidden": 96},
   "bag_of_words": {"width": 16, "num_blocks": 2},
+  "denoising_mlp": {"depth": 1, "width": 8, "mlp_width": 16},
   "gpt": {"depth": 2, "width": 8, "num_heads": 2, "mlp_width": 16},
   "vit_b16": {"patch_size": 2, "depth": 1, "width": 8, "num_heads": 2, "mlp_width": 16},
 }
 
 # Of each task; 32 examples to train on.
 SMALL_DATA = {
+  "denoising_diffusion": (
+    "synthetic",
+    {"image_shape": (4, 4, 1), "num_train": 32, "num_test": 10},
+  ),
   "extreme_classification": (
     "synthetic_labels",
     {"num_labels": 20, "num_features": 30, "num_train": 32, "num_test": 10},
@@ -65,6 +70,7 @@ LONG = (
   "cifar10_mlp",
   "cifar10_quick",
   "cifar10_wrn22",
+  "diffusion_digits",
   "gpt_gcide",
   "imagenet_mobilenetv3",
   "imagenet_resnet50",
@@ -178,6 +184,9 @@ def test_a_config_fits_its_model_at_its_true_size(name):
     },
     "gcide": {"vocab_size": 97, "length": 256},
   }[config.data.name]
+  if config.task.name == "denoising_diffusion":
+    height, width, channels = shapes["image_shape"]
+    shapes = {"image_height": height, "image_width": width, "channels": channels}
   build = network_builder(config, make_task(config), shapes, config.model.kwargs.to_dict())
   _, params, _ = init_functional(build, jax.random.key(0), abstract=True)
   inner = make_optimizer(config.optimizer, optax.constant_schedule(0.1))
