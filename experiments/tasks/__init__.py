@@ -10,6 +10,7 @@ from experiments.tasks.denoising_diffusion import denoising_diffusion
 from experiments.tasks.extreme_classification import extreme_classification
 from experiments.tasks.image_classification import image_classification
 from experiments.tasks.language_modelling import language_modelling
+from experiments.tasks.recommendation import recommendation
 from experiments.tasks.task import Sums, Task
 
 __all__ = ["TASKS", "Sums", "Task", "make_task"]
@@ -19,6 +20,7 @@ TASKS: dict[str, Callable[..., Task]] = {
   "extreme_classification": extreme_classification,
   "image_classification": image_classification,
   "language_modelling": language_modelling,
+  "recommendation": recommendation,
 }
 
 

@@ -40,6 +40,7 @@ SMALL = {
   "mobilenet_v3_large": {"blocks": ((3, 16, 16, False, False, 1),), "hidden": 96},
   "bag_of_words": {"width": 16, "num_blocks": 2},
   "denoising_mlp": {"depth": 1, "width": 8, "mlp_width": 16},
+  "matrix_factorisation": {"width": 8},
   "gpt": {"depth": 2, "width": 8, "num_heads": 2, "mlp_width": 16},
   "vit_b16": {"patch_size": 2, "depth": 1, "width": 8, "num_heads": 2, "mlp_width": 16},
 }
@@ -62,6 +63,7 @@ SMALL_DATA = {
     "synthetic_text",
     {"length": 10, "num_words": 80, "test_chars": 72},
   ),
+  "recommendation": ("synthetic_ratings", {"num_users": 32}),
 }
 
 
@@ -75,6 +77,7 @@ LONG = (
   "imagenet_mobilenetv3",
   "imagenet_resnet50",
   "imagenet_vit_b16",
+  "movielens",
   "reverse_dictionary",
   "xmc",
 )
@@ -183,6 +186,7 @@ def test_a_config_fits_its_model_at_its_true_size(name):
       "max_labels": 28,
     },
     "gcide": {"vocab_size": 97, "length": 256},
+    "ratings": {"num_users": 943, "num_items": 1682},
   }[config.data.name]
   if config.task.name == "denoising_diffusion":
     height, width, channels = shapes["image_shape"]

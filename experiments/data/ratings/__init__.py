@@ -1,0 +1,1 @@
+"""Who rated what: files of ratings, and what is to be recommended from them."""
