@@ -11,6 +11,7 @@ from experiments.data.digits import load_digits
 from experiments.data.holdout import hold_out
 from experiments.data.imagenet import load_imagenet2012, load_synthetic_imagenet
 from experiments.data.input_pipeline import (
+  Experience,
   InputPipeline,
   make_input_pipeline,
   memory_pipeline,
@@ -24,6 +25,7 @@ from experiments.processes.sharding import put_on_devices
 __all__ = [
   "DATASETS",
   "Dataset",
+  "Experience",
   "ImageStream",
   "InputPipeline",
   "Prefetch",

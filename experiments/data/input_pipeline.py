@@ -20,6 +20,28 @@ from experiments.processes.sharding import Batch
 Array = jax.Array
 
 
+class Experience(NamedTuple):
+  """Examples that the network in training makes by acting, in place of a data set's.
+
+  What it carries from step to step (environments, a replay buffer, a target network) is part of the
+  run's state: saved, resumed, and the same on all devices, each of which acts for itself and takes
+  its part of the batch from what comes of it. `network` is `(weights, inputs) -> outputs`, not in
+  training mode; `weights` are a pytree of arrays, the network's at the time.
+
+  Attributes:
+    init: `(key, network, weights) -> carried`, a pytree of arrays, at the start of a run.
+    advance: `(key, carried, network, weights) -> (carried, device_data)`, before every step: what
+      `train_inputs` then gets as what lies on the devices. `key` is the step's; jitted.
+  """
+
+  init: Callable[[Array, Any, Any], Any]
+  advance: Callable[[Array, Any, Any, Any], tuple[Any, Any]]
+
+
+def _outputs(network: Callable[[Any], Any], inputs: Any) -> Any:
+  return network(inputs)
+
+
 class InputPipeline(NamedTuple):
   """What to train and to test on. `B` is the part of a batch that a process or a device has.
 
@@ -40,6 +62,10 @@ class InputPipeline(NamedTuple):
     is_stream: whether batches take long to come, and bytes to pass: to be fetched ahead, and one
       at a time.
     close: ends what loads test batches, if there are fewer passes than were said.
+    experience: where training examples come from if the network makes them by acting; None: they
+      are a data set's.
+    test_outputs: `(network, inputs) -> outputs` of a test batch, where `network` is a function of
+      inputs: to act with it, for one. Default: `network(inputs)`.
   """
 
   device_data: Any
@@ -49,6 +75,8 @@ class InputPipeline(NamedTuple):
   test_inputs: Callable[[Any, dict[str, Array]], tuple[Array, Array, Array]]
   is_stream: bool
   close: Callable[[], None] = lambda: None
+  experience: Experience | None = None
+  test_outputs: Callable[[Callable[[Any], Any], Any], Any] = _outputs
 
 
 def make_input_pipeline(

@@ -25,7 +25,8 @@ def evaluate(model: nnx.Module, task: Task, pipeline: InputPipeline) -> dict[str
   def sums_of(state: Any, device_data: Any, batch: Any) -> Any:
     inputs, targets, valid = pipeline.test_inputs(device_data, batch)
     module: Any = nnx.merge(graphdef, state)
-    return task.test_sums(module(inputs), targets, valid), valid.sum(dtype=jnp.float32)
+    outputs = pipeline.test_outputs(module, inputs)
+    return task.test_sums(outputs, targets, valid), valid.sum(dtype=jnp.float32)
 
   device_data = jax.device_put(pipeline.device_data)
   found = [jax.device_get(sums_of(state, device_data, batch)) for batch in pipeline.test_batches()]

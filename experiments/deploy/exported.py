@@ -24,7 +24,7 @@ _METADATA = {
   "step": int,
 }
 _OF_IMAGES = _METADATA | {"num_classes": int, "image_shape": [int]}
-_OF_OTHERS = _METADATA | {"shapes": {str: int}}
+_OF_OTHERS = _METADATA | {"shapes": {str: (int, [int])}}
 _MAX_SIZE = 2**24  # classes, numbers in an image, images
 # Arguments of models that say how many layers there are, as a number or as a list of their sizes.
 _LAYERS = ("hidden", "widths", "convs_per_stage", "depth")
@@ -58,7 +58,8 @@ class Exported(NamedTuple):
   def shapes(self) -> dict[str, Any]:
     """What the network was told of its inputs and outputs, see `tasks.Task`."""
     if "shapes" in self.metadata:
-      return dict(self.metadata["shapes"])
+      shapes = self.metadata["shapes"].items()
+      return {name: tuple(x) if isinstance(x, list) else x for name, x in shapes}
     shape = tuple(self.metadata["image_shape"])
     return {"num_classes": self.metadata["num_classes"], "image_shape": shape}
 
@@ -132,7 +133,10 @@ def _check(metadata: dict[str, Any], num_arrays: int) -> None:
     sizes = {"num_classes": metadata["num_classes"], "the size of images": math.prod(shape)}
     sizes |= {"the smallest axis of images": min(shape, default=1)}
   else:
-    sizes = dict(metadata["shapes"])
+    as_list = lambda x: x if isinstance(x, list) else [x]
+    shapes = {name: as_list(x) for name, x in metadata["shapes"].items()}
+    sizes = {name: math.prod(x) for name, x in shapes.items()}
+    sizes |= {f"the smallest axis of {name}": min(x, default=1) for name, x in shapes.items()}
   images = [x for x in _leaves(config["data"]["kwargs"]) if isinstance(x, int | float)]
   sizes |= {"the largest argument of its data set": 1 + max(map(abs, images), default=0)}
   for name, size in sizes.items():

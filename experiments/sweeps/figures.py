@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from experiments.sweeps import plots
+from experiments.sweeps import plots, returns
 from experiments.sweeps.plots import Interval, active_by_layer
 from experiments.sweeps.results import SweepResults, VariantResults
 from experiments.workdir.scores import score_of
@@ -92,4 +92,5 @@ _FIGURES: dict[str, Callable[[SweepResults, Path], None]] = {
   "neurons": _neurons,
   "gamma": _gamma,
   "length": _length,
+  returns.KIND: returns.returns_figure,
 }

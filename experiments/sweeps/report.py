@@ -4,7 +4,7 @@ from pathlib import Path
 
 from experiments.common.files import write_text
 from experiments.reports import figures
-from experiments.sweeps import tables
+from experiments.sweeps import returns, tables
 from experiments.sweeps.figures import sweep_figure
 from experiments.sweeps.paired import compare, planned
 from experiments.sweeps.paired_report import paired_figure, paired_table
@@ -31,6 +31,7 @@ def write_sweep_report(workdir: Path) -> tuple[Path, str]:
   )
   parts = [f"# {sweep.name}", "", table, ""]
   parts += [pivot, ""] if pivot else []
+  parts += [returns.returns_table(sweep), ""] if sweep.kind == returns.KIND else []
   parts += [f"{sweep.missing} runs are not finished.", ""] if sweep.missing else []
   parts += [f"- {name} failed: {error}" for name, error in sweep.failed.items()]
   parts += [""] if sweep.failed else []

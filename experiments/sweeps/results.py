@@ -130,7 +130,7 @@ def read_sweep_results(workdir: Path) -> SweepResults:
 
 
 def read_results_file(path: Path) -> SweepResults:
-  """Reads a sweep's results file: the numbers of its runs, without their tests over time.
+  """Reads a sweep's results file: the numbers of its runs; their tests over time if it has them.
 
   Raises:
     ValueError: if it is not there, damaged, or not of a sweep.
@@ -144,7 +144,9 @@ def read_results_file(path: Path) -> SweepResults:
       variant["axes"],
       variant["config"],
       [
-        FinishedRun(run["seed"], {"environment": content["environment"]} | run, [])
+        FinishedRun(
+          run["seed"], {"environment": content["environment"]} | run, run.get("tests", [])
+        )
         for run in variant["runs"]
       ],
     )
@@ -175,7 +177,7 @@ def results_file(sweep: SweepResults, table: str) -> dict[str, Any]:
       v.name: {
         "axes": v.axes,
         "config": v.config,
-        "runs": [_run_entry(run, finished[0].runs[0]) for run in v.runs],
+        "runs": [_run_entry(run, finished[0].runs[0], sweep.kind) for run in v.runs],
       }
       for v in finished
     },
@@ -195,9 +197,12 @@ _NUMBERS = (
 )
 
 
-def _run_entry(run: FinishedRun, first: FinishedRun) -> dict[str, Any]:
+def _run_entry(run: FinishedRun, first: FinishedRun, kind: str) -> dict[str, Any]:
   names = [name for name in _NUMBERS if name in run.results or "accuracy" not in name]
   entry = {"seed": run.seed, **{name: run.results.get(name) for name in names}}
+  if kind == "returns":  # of which how soon they come counts
+    name = score_of(run.results).name
+    entry["tests"] = [{"step": test["step"], name: test[name]} for test in run.tests]
   if "score" in run.results:
     entry |= {"score": run.results["score"], "last_test": run.tests[-1] if run.tests else None}
   entry["layers"] = {

@@ -25,6 +25,7 @@ STUDIES = {
   "length": "length",
   "neurons": "sparsity",
   "rate": "learning_rate",
+  "returns": "sparsity",
 }
 
 

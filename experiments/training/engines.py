@@ -29,12 +29,14 @@ class TrainState(NamedTuple):
     params: `{path: array}`, zero off the masks; of layers in condensed form their values `[C]`.
     model_state: `{path: array}`, batch statistics; and the patterns of layers in condensed form.
     opt_state: the optimizer's state, including the masks.
+    experience: what a network that acts for its examples carries, see `data.Experience`.
   """
 
   step: Array
   params: dict[str, Array]
   model_state: dict[str, Any]
   opt_state: Any
+  experience: Any = ()
 
 
 class Gradients(NamedTuple):
@@ -64,11 +66,13 @@ class Engine(NamedTuple):
     update: `(grads, state) -> (state, updates)`: the state after an optimizer step, and what was
       added to the parameters, None unless `gives_updates`.
     gives_updates: whether steps add to the parameters; else they may also move them.
+    apply: the network itself, for one that acts.
   """
 
   gradients: Callable[..., Gradients]
   update: Callable[..., tuple[TrainState, Any]]
   gives_updates: bool
+  apply: models.Apply
 
 
 def masked_engine(apply: models.Apply, tx: optax.GradientTransformationExtraArgs) -> Engine:
@@ -94,7 +98,7 @@ def masked_engine(apply: models.Apply, tx: optax.GradientTransformationExtraArgs
     params = optax.apply_updates(state.params, updates)
     return state._replace(params=params, opt_state=opt_state), updates
 
-  return Engine(gradients, update, gives_updates=True)
+  return Engine(gradients, update, gives_updates=True, apply=apply)
 
 
 def condensed_engine(model: models.CondensedModel, tx: sx.CondensedTraining) -> Engine:
@@ -126,4 +130,4 @@ def condensed_engine(model: models.CondensedModel, tx: sx.CondensedTraining) -> 
     model_state = models.with_patterns(state.model_state, patterns)
     return state._replace(params=params, model_state=model_state, opt_state=opt_state), None
 
-  return Engine(gradients, update, gives_updates=False)
+  return Engine(gradients, update, gives_updates=False, apply=model.apply)

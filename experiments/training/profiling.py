@@ -74,6 +74,7 @@ def memory_by_part(state: TrainState, device_data: Any, *, is_sparse: bool) -> d
     "statistics": _bytes(state.model_state) - _bytes(patterns),
     **{name: _bytes(tree) for name, tree in own.items()},
     "optimizer": _bytes(state.opt_state) - sum(_bytes(tree) for tree in own.values()),
+    "experience": _bytes(state.experience),
     "data": _bytes(device_data),
   }
   return {name: size for name, size in parts.items() if size}

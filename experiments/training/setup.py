@@ -18,7 +18,9 @@ from experiments.training.masked_network import masked_network
 from experiments.training.method_plan import Plan, in_config_terms, plan_method
 from experiments.training.network import Model
 from experiments.training.optimizer import learning_rate, make_optimizer
-from experiments.training.steps import steps_per_dispatch
+from experiments.training.steps import acting_network, steps_per_dispatch
+
+_EXPERIENCE = 1  # of the run's key, beside what weights and masks are drawn from
 
 
 class Run(NamedTuple):
@@ -188,7 +190,13 @@ def prepare(config: ConfigDict, *, for_restoring: bool = False) -> tuple[Run, Tr
     max_steps=steps_per_dispatch(asked, network.state.params),
     leaves=network.leaves,
   )
-  return run, jax.device_get(network.state)
+  state = network.state
+  if pipeline.experience is not None:
+    key = jax.random.fold_in(jax.random.key(config.seed), _EXPERIENCE)
+    weights = state.params, state.model_state
+    carried = pipeline.experience.init(key, acting_network(network.engine), weights)
+    state = state._replace(experience=carried)
+  return run, jax.device_get(state)
 
 
 def load_data(task: Task, config: ConfigDict) -> Any:

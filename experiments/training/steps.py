@@ -124,6 +124,12 @@ def make_train_fn(
 
   def step_fn(state: TrainState, key, device_data, batch):
     augment_key, dropout_key = _step_keys(key, state.step)
+    if pipeline.experience is not None:
+      weights = state.params, state.model_state
+      experience, device_data = pipeline.experience.advance(
+        jax.random.fold_in(augment_key, 1), state.experience, acting_network(engine), weights
+      )
+      state = state._replace(experience=experience)
     x, targets = pipeline.train_inputs(augment_key, _places(batch), device_data, batch)
 
     found = engine.gradients(lambda outputs: task.loss(outputs, targets), state, x, dropout_key)
@@ -164,6 +170,16 @@ def make_train_fn(
     donate_argnums=0,
   )
   return TrainFn(program, replicate(np.asarray(jax.random.key_data(jax.random.key(seed)))))
+
+
+def acting_network(engine: Engine) -> Callable[[Any, Any], Any]:
+  """The network as `data.Experience` has it: a function of its weights and of inputs."""
+
+  def network(weights: Any, inputs: Any) -> Any:
+    params, model_state = weights
+    return engine.apply(params, model_state, inputs, train=False)[0]
+
+  return network
 
 
 def _with_norms(
@@ -219,7 +235,8 @@ def make_eval_fn(apply: Apply, pipeline: InputPipeline, task: Task) -> Callable[
   def batch_fn(params, model_state, step, device_data, batches):
     batch = jax.tree.map(lambda x: x[0], batches)
     x, targets, valid = pipeline.test_inputs(device_data, batch)
-    outputs, _ = apply(params, model_state, x, train=False)
+    network = lambda inputs: apply(params, model_state, inputs, train=False)[0]
+    outputs = pipeline.test_outputs(network, x)
     sums = task.test_sums(outputs, targets, valid)
     sums, count = lax.psum((sums, valid.sum(dtype=jnp.float32)), AXIS)
     loss = sums.pop("loss")

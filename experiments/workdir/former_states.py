@@ -14,12 +14,17 @@ State = TypeVar("State")
 def as_stored(template: State, stored: Any) -> State:
   """The template with the fields of a stored state.
 
-  `SparseState.extra` may be `memory` there, and `noticed` not be there yet.
+  `SparseState.extra` may be `memory` there, and `noticed` not be there yet; nor may `experience`,
+  the field of a whole state that is empty unless a network acts.
 
   Args:
     template: a state of today's fields.
     stored: the stored tree, or its metadata.
   """
+  whole: Any = template
+  if hasattr(whole, "experience") and not _has_key(stored, "experience"):
+    kept = {name: field for name, field in whole._asdict().items() if name != "experience"}
+    template = collections.namedtuple("_FormerState", kept)(**kept)  # type: ignore[assignment]
   fields = [name for name in sx.SparseState._fields if name != "noticed" or _has_key(stored, name)]
   names = ["memory" if name == "extra" and _has_key(stored, "memory") else name for name in fields]
   if tuple(names) == sx.SparseState._fields:

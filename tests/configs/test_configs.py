@@ -32,6 +32,7 @@ SWEEPS = sorted(path.stem for path in (CONFIGS / "sweeps").glob("*.py") if path.
 
 # The smallest model of each kind.
 SMALL = {
+  "actor_critic": {"hidden": (16,)},
   "mlp": {"hidden": (8,)},
   "convnet": {"widths": (8,), "convs_per_stage": 1},
   "resnet18": {"stage_sizes": (1,), "width": 8},
@@ -64,7 +65,9 @@ SMALL_DATA = {
     {"length": 10, "num_words": 80, "test_chars": 72},
   ),
   "recommendation": ("synthetic_ratings", {"num_users": 32}),
+  "ppo": ("tests.experiments.tasks.corridor:Corridor", {"test_episodes": 2}),
 }
+SMALL_TASK = {"ppo": {"num_envs": 4, "num_steps": 8}}
 
 
 # Compiling these takes many seconds; others train the same optimizers, test_models their layers.
@@ -78,6 +81,7 @@ LONG = (
   "imagenet_resnet50",
   "imagenet_vit_b16",
   "movielens",
+  "ppo_gymnax",
   "reverse_dictionary",
   "xmc",
 )
@@ -115,6 +119,7 @@ def shrink(config):
   with config.unlocked():
     config.data.name, config.data.kwargs = SMALL_DATA[config.task.name]
     config.data.batch_size = 16
+    config.task.kwargs.update(SMALL_TASK.get(config.task.name, {}))
     config.model.kwargs = SMALL[config.model.name]
     config.model.init_from = ""  # of a run that is not there
     if config.method.name == "prune_pretrained":
@@ -187,6 +192,7 @@ def test_a_config_fits_its_model_at_its_true_size(name):
     },
     "gcide": {"vocab_size": 97, "length": 256},
     "ratings": {"num_users": 943, "num_items": 1682},
+    "CartPole-v1": {"observation_shape": (4,), "num_actions": 2},
   }[config.data.name]
   if config.task.name == "denoising_diffusion":
     height, width, channels = shapes["image_shape"]

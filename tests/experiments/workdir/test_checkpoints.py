@@ -395,3 +395,15 @@ def test_a_state_saved_before_fields_were_renamed_and_added(method, former_names
   for path, want in jax.tree_util.tree_leaves_with_path((state, {"b": jnp.ones(3)})):
     got = dict(jax.tree_util.tree_leaves_with_path(restored))[path]
     np.testing.assert_array_equal(got, want)
+
+
+def test_a_state_saved_before_networks_acted(tmp_path):
+  """A run's state had no `experience`, which is empty of all others."""
+  former = collections.namedtuple("TrainState", ["step", "params"])
+  state = collections.namedtuple("TrainState", ["step", "params", "experience"])
+  with opened(tmp_path) as checkpoints:
+    checkpoints.save(1, former(jnp.ones(()), {"w": jnp.ones(3)}), None)
+    checkpoints.wait()
+    restored = checkpoints.restore(state(jnp.zeros(()), {"w": jnp.zeros(3)}, ()))
+  assert restored.experience == () and restored.step == 1
+  np.testing.assert_array_equal(restored.params["w"], np.ones(3))

@@ -1,0 +1,60 @@
+"""PPO with a sparse actor and critic: return by method at 90, 95 and 99 % sparsity.
+
+`python -m experiments.sweep --config=configs/sweeps/ppo.py:cartpole --workdir=runs/ppo_cartpole`
+
+Environments: `cartpole`, `acrobot`, at the scale of `ppo_gymnax.py:quick`: five seeds, 102,400
+steps of the environment, less than a minute for each of 50 runs. `cartpole-updates` asks at 95 %
+when SRigL's topology updates are to end (T_end, of all steps) and how often they are to be (ΔT):
+what a network that acts has to learn from changes with what it does.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import base, ppo_gymnax
+from configs.sweeps import fields
+
+_TOO_FEW = 0.99  # leaves layers of 128 less than a connection for each neuron, and SRigL gives one
+ENVIRONMENTS = {"cartpole": "CartPole-v1", "acrobot": "Acrobot-v1"}
+
+
+def get_config(argument: str = "cartpole") -> ConfigDict:
+  """The sweep on an environment, of methods or of when the topology is updated."""
+  given = base.read_argument(argument, environment=ENVIRONMENTS, question=("updates",))
+  environment = ENVIRONMENTS[given.get("environment", "cartpole")]
+  run = ppo_gymnax.get_config("quick")
+  run.data.name = environment
+  run.train.log_every_steps = 800
+  run.train.eval_every_epochs = 20.0
+  is_of_updates = "question" in given
+  return ConfigDict(
+    {
+      "name": f"PPO, {environment}" + ", topology updates" * is_of_updates,
+      "study": "returns",
+      "base": run,
+      "variants": _updates() if is_of_updates else _methods(),
+      "seeds": tuple(range(5)),
+      "comparisons": ()
+      if is_of_updates
+      else (("srigl", "dense"), ("srigl", "rigl"), ("srigl", "static")),
+    }
+  )
+
+
+def _methods() -> tuple:
+  variants: list = [("dense", fields("dense"))]
+  for sparsity in (0.9, 0.95, 0.99):
+    for method in ("static", "rigl", *(("srigl",) if sparsity < _TOO_FEW else ())):
+      axes = {"axes": {"method": method, "sparsity": sparsity}}
+      name = f"{method}_{100 * sparsity:g}"
+      variants.append((name, fields(method, sparsity=sparsity), axes))
+  return tuple(variants)
+
+
+def _updates() -> tuple:
+  variants = []
+  for every in (25, 100, 400):
+    for until in (0.25, 0.75, 1.0):
+      changes = {"update_every_steps": every, "update_until_fraction": until}
+      axes = {"axes": {"method": f"ΔT {every}, T_end {until:g}", "sparsity": 0.95}}
+      variants.append((f"{every}_{until:g}", fields("srigl", sparsity=0.95, **changes), axes))
+  return tuple(variants)
