@@ -52,6 +52,7 @@ from srigl_jax.layer_views import LayerView, per_layer
 from srigl_jax.layers import Axes, Layer, flax_axes, from_matrix, to_matrix
 from srigl_jax.mask_updates import MaskUpdater
 from srigl_jax.masks import Masks, apply_masks, init_masks
+from srigl_jax.methods.continual import Owners, continual_sparse, task_masks
 from srigl_jax.methods.lottery import Rounds, lottery_ticket
 from srigl_jax.methods.nm_srigl import nm_srigl
 from srigl_jax.methods.prune_pretrained import prune_pretrained, prune_to_fan_in
@@ -104,6 +105,7 @@ __all__ = [
   "LeafPlan",
   "MaskUpdater",
   "Masks",
+  "Owners",
   "Pattern",
   "Plan",
   "Prepared",
@@ -130,6 +132,7 @@ __all__ = [
   "condensed_srigl",
   "condensed_static",
   "condensed_value_and_grad",
+  "continual_sparse",
   "conv_probe",
   "expand",
   "export_c",
@@ -184,6 +187,7 @@ __all__ = [
   "srigl_update",
   "static_sparse",
   "summarize",
+  "task_masks",
   "to_condensed",
   "to_matrix",
   "topk_mask",

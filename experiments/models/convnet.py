@@ -1,6 +1,7 @@
 """A small convolutional network that trains on a few CPU cores in minutes."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,7 @@ from experiments.models import layers
 
 
 class ConvBlock(nnx.Module):
-  """A 3×3 convolution, batch normalisation and ReLU."""
+  """A 3×3 convolution, batch normalisation (or a bias in its place) and ReLU."""
 
   def __init__(
     self,
@@ -19,21 +20,25 @@ class ConvBlock(nnx.Module):
     out_features: int,
     *,
     stride: int,
+    norm: bool = True,
     dtype: DTypeLike,
     rngs: nnx.Rngs,
   ):
-    self.conv = layers.conv(in_features, out_features, 3, stride=stride, dtype=dtype, rngs=rngs)
-    self.bn = layers.batch_norm(out_features, rngs=rngs)
+    kwargs: dict[str, Any] = {"use_bias": not norm, "dtype": dtype, "rngs": rngs}
+    self.conv = layers.conv(in_features, out_features, 3, stride=stride, **kwargs)
+    if norm:
+      self.bn = layers.batch_norm(out_features, rngs=rngs)
 
   def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
     """Maps `[B, H, W, in]` to `[B, H / stride, W / stride, out]`, rounded up."""
-    return nnx.relu(layers.normalize(self.bn, self.conv(x), train=train))
+    x = self.conv(x)
+    return nnx.relu(layers.normalize(self.bn, x, train=train) if hasattr(self, "bn") else x)
 
 
 class ConvNet(nnx.Module):
   """Stacks of convolution, batch normalisation and ReLU, then a mean over positions.
 
-  Convolutions are He-normal by fan-out and have no bias. Parameter paths:
+  Convolutions are He-normal by fan-out and have no bias beside a normalisation. Parameter paths:
   `blocks/0/conv/kernel`, `blocks/0/bn/scale`, ..., `head/kernel`, `head/bias`.
   """
 
@@ -41,6 +46,7 @@ class ConvNet(nnx.Module):
     self,
     widths: Sequence[int] = (32, 64, 128),
     convs_per_stage: int = 2,
+    norm: bool = True,
     *,
     num_classes: int,
     image_shape: tuple[int, int, int],
@@ -52,6 +58,7 @@ class ConvNet(nnx.Module):
     Args:
       widths: neurons per layer of each stage; its last convolution halves the resolution.
       convs_per_stage: convolutions in each stage.
+      norm: whether convolutions have a batch normalisation behind them; else they have a bias.
       num_classes: number of logits.
       image_shape: `(H, W, C)` of one input.
       rngs: source of the initial parameters.
@@ -65,7 +72,7 @@ class ConvNet(nnx.Module):
         # of a full convolution with max-pooling behind it.
         stride = 2 if j == convs_per_stage - 1 else 1
         self.blocks.append(
-          ConvBlock(in_features, out_features, stride=stride, dtype=dtype, rngs=rngs)
+          ConvBlock(in_features, out_features, stride=stride, norm=norm, dtype=dtype, rngs=rngs)
         )
         in_features = out_features
     self.head = layers.head(in_features, num_classes, dtype=dtype, rngs=rngs)

@@ -6,6 +6,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from experiments.common.registry import check_arguments, choose
+from experiments.tasks.continual_classification import continual_classification
 from experiments.tasks.denoising_diffusion import denoising_diffusion
 from experiments.tasks.extreme_classification import extreme_classification
 from experiments.tasks.image_classification import image_classification
@@ -17,6 +18,7 @@ from experiments.tasks.task import Sums, Task
 __all__ = ["TASKS", "Sums", "Task", "make_task"]
 
 TASKS: dict[str, Callable[..., Task]] = {
+  "continual_classification": continual_classification,
   "denoising_diffusion": denoising_diffusion,
   "extreme_classification": extreme_classification,
   "image_classification": image_classification,

@@ -42,6 +42,9 @@ class Task(NamedTuple):
     score: which metric of tests decides what is better.
     unit: what an example is, in the plural.
     finish: from the means over all test examples to what is recorded: plain numbers by name.
+    stages: `data -> number`, parts of equal length that training has one after the other, such as
+      the tasks of continual learning: 1 for most. Where there are more, `pipeline` is also given
+      `total_steps`, methods that have an argument `stages` are told, and tests fall on their ends.
   """
 
   load: Callable[..., Any]
@@ -55,6 +58,7 @@ class Task(NamedTuple):
   score: Score
   unit: str = "examples"
   finish: Callable[[dict[str, np.ndarray]], dict[str, float]] = _as_numbers
+  stages: Callable[[Any], int] = lambda data: 1
 
 
 def count_of(batch: Any) -> int:

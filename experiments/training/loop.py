@@ -97,7 +97,7 @@ def _train(log: RunLog, show_progress: ShowProgress, profiling: Profiling) -> Tr
     seed=run.config.seed,
     max_steps=run.max_steps,
   )
-  eval_fn = make_eval_fn(run.model.apply, run.pipeline, run.task)
+  eval_fn = make_eval_fn(run.model.apply, run.pipeline, run.task, run.plan.method.for_test)
   state, device_data = replicate((log.take_state(), run.pipeline.device_data))
   stop_signal = StopSignal()
   to_devices = lambda x: x._replace(batches=shard_batches(x.batches, run.max_steps))

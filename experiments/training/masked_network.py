@@ -99,6 +99,7 @@ def _make_tx(
     inner,
     total_steps=plan.total_steps,
     seed=config.seed,
+    stages=plan.stages,
   )
   if (every := config.optimizer.accumulation_steps) > 1:
     return optax.with_extra_args_support(optax.MultiSteps(tx, every).gradient_transformation())

@@ -25,14 +25,16 @@ class Plan(NamedTuple):
   Attributes:
     method: its row of `METHODS`.
     updates: optimizer steps after which masks may change.
-    rounds: of a lottery ticket; None for other methods.
+    rounds: of a lottery ticket, or the tasks of continual learning; None for other methods.
     total_steps: optimizer steps of the run.
+    stages: see `tasks.Task`.
   """
 
   method: Method
   updates: range
   rounds: sx.Rounds | None
   total_steps: int
+  stages: int = 1
 
   def last_update(self, step: int) -> int:
     """The last step up to optimizer step `step` after which masks may have changed, or 0."""
@@ -73,16 +75,22 @@ class Plan(NamedTuple):
     return sx.training_flops(inference, update_every=update_every, convention=convention)
 
 
-def plan_method(config: ConfigDict, *, total_steps: int) -> Plan:
+def plan_method(config: ConfigDict, *, total_steps: int, stages: int = 1) -> Plan:
   """What the training loop must know of a method.
+
+  Args:
+    config: the `method` section.
+    total_steps: optimizer steps of the run.
+    stages: see `tasks.Task`.
 
   Raises:
     ValueError: if the method's name or an argument is unknown, or the steps are too few for it.
   """
-  given = arguments_of(config, total_steps=total_steps) | {"total_steps": total_steps}
+  given = arguments_of(config, total_steps=total_steps, stages=stages)
+  given |= {"total_steps": total_steps, "stages": stages}
   method = METHODS[config.name]
   rounds = method.rounds(given) if method.rounds else None
-  return Plan(method, method.updates(given), rounds, total_steps)
+  return Plan(method, method.updates(given), rounds, total_steps, stages)
 
 
 def preset_names() -> list[str]:
@@ -116,12 +124,15 @@ def own_arguments(name: str) -> dict[str, Any]:
   return {p.name: p.default for p in own if p.name not in taken and p.kind != p.VAR_KEYWORD}
 
 
-def common_arguments(config: ConfigDict, total_steps: int, seed: int) -> dict[str, Any]:
+def common_arguments(
+  config: ConfigDict, total_steps: int, seed: int, stages: int = 1
+) -> dict[str, Any]:
   """What the `method` section says to every method whose signature has an argument of the name."""
   kwargs = config.get("kwargs", {})
   structure = as_structure(kwargs.get("structure", "unstructured"))
   return {
     "total_steps": total_steps,
+    "stages": stages,
     "seed": seed,  # of masks and random growth
     "sparsity": config.get("sparsity"),
     "distribution": config.get("distribution"),
@@ -138,7 +149,9 @@ def common_arguments(config: ConfigDict, total_steps: int, seed: int) -> dict[st
   }
 
 
-def arguments_of(config: ConfigDict, *, total_steps: int, seed: int = 0) -> dict[str, Any]:
+def arguments_of(
+  config: ConfigDict, *, total_steps: int, seed: int = 0, stages: int = 1
+) -> dict[str, Any]:
   """All arguments of the config's method, fractions of the run turned into steps.
 
   Raises:
@@ -147,7 +160,7 @@ def arguments_of(config: ConfigDict, *, total_steps: int, seed: int = 0) -> dict
   method = choose(METHODS, config.name, "config.method.name")
   old_configs.refuse_old_fields(config)
   first, *parameters = inspect.signature(method.function).parameters.values()
-  common = common_arguments(config, total_steps, seed)
+  common = common_arguments(config, total_steps, seed, stages)
   kwargs = config.kwargs.to_dict()
   check_arguments(
     method.function,
@@ -237,7 +250,12 @@ def with_sparsity(
 
 
 def make_method(
-  config: ConfigDict, inner: optax.GradientTransformation, *, total_steps: int, seed: int
+  config: ConfigDict,
+  inner: optax.GradientTransformation,
+  *,
+  total_steps: int,
+  seed: int,
+  stages: int = 1,
 ) -> optax.GradientTransformationExtraArgs:
   """Wraps the inner optimizer in the config's method.
 
@@ -246,10 +264,11 @@ def make_method(
     inner: the optimizer, its schedule made for `Plan.schedule_steps`.
     total_steps: optimizer steps of the run.
     seed: of masks and random growth.
+    stages: see `tasks.Task`.
 
   Raises:
     ValueError: if the method's name or an argument is unknown, or a setting out of range.
   """
-  given = arguments_of(config, total_steps=total_steps, seed=seed)
+  given = arguments_of(config, total_steps=total_steps, seed=seed, stages=stages)
   function = METHODS[config.name].function
   return function(inner, **given)

@@ -34,7 +34,10 @@ class Method(NamedTuple):
       is among the arguments in any case.
     flops: how to count training FLOPs: a convention of `sx.training_flops`, or `"mean"`, the mean
       over the run (`sx.mean_flops`), for networks that start dense.
-    rounds: `arguments -> rounds` of a lottery ticket.
+    rounds: `arguments -> rounds` of a lottery ticket, or the tasks of continual learning: parts of
+      the run in each of which the learning rate's schedule starts again.
+    for_test: `(params, opt_state, targets) -> params`, those that a test with these targets is to
+      see; None for all as they are.
     has_masks: whether there are masks at all.
     condensed: what stands for `function` where layers are in condensed form; None if nothing does.
     draws_weights: whether the weights may be drawn anew for the masks of step 0
@@ -48,6 +51,7 @@ class Method(NamedTuple):
   has_masks: bool = True
   draws_weights: bool = True
   condensed: Callable[..., sx.CondensedTraining] | None = None
+  for_test: Callable[[Any, Any, Any], Any] | None = None
 
 
 # ---------------------------------------------------------------- methods by fractions of the run
@@ -168,6 +172,53 @@ def fixed_masks(
   return sx.fixed_masks(inner, masks)
 
 
+def continual(
+  inner: optax.GradientTransformation,
+  *,
+  total_steps: int,
+  stages: int,
+  update_every: int,
+  update_until: int,
+  drop_fraction: float,
+  seed: int,
+  growth: str = "gradient",
+  structure: str = "constant_fan_in",
+  outputs: tuple[str, ...] = ("head",),
+  **how_sparse: Any,
+) -> optax.GradientTransformationExtraArgs:
+  """`sx.continual_sparse` with a task for each stage; T_end is a fraction of each."""
+  return sx.continual_sparse(
+    inner,
+    num_tasks=stages,
+    steps_per_task=total_steps // stages,
+    update_every=update_every,
+    update_until=update_until // stages,
+    drop_fraction=drop_fraction,
+    growth=growth,
+    structure=structure,
+    outputs=sx.only(*outputs) if outputs else False,
+    seed=seed,
+    **how_sparse,
+  )
+
+
+def _within_tasks(given: Arguments) -> range:
+  stages, every = given["stages"], max(1, given["update_every"])
+  last = (stages - 1) * (given["total_steps"] // stages) + given["update_until"] // stages
+  return range(every, last, every)
+
+
+def _tasks(given: Arguments) -> sx.Rounds:
+  return sx.Rounds(given["total_steps"] // given["stages"], given["stages"] - 1)
+
+
+def _of_task(params: Any, opt_state: Any, targets: Any) -> Any:
+  """The network of the task that a test is of, if the targets say `up_to` which one it is."""
+  if not isinstance(targets, Mapping) or "up_to" not in targets:
+    return params
+  return sx.apply_masks(params, sx.task_masks(opt_state, targets["up_to"][0]))
+
+
 # ---------------------------------------------------------------- the table
 
 _DENSE = Method(optax.with_extra_args_support, has_masks=False, draws_weights=False)
@@ -190,6 +241,7 @@ METHODS: dict[str, Method] = {
     flops="straight_through",
     draws_weights=False,
   ),
+  "continual": Method(continual, _within_tasks, flops="srigl", rounds=_tasks, for_test=_of_task),
   "gradual_pruning": Method(gradual_pruning, _while_pruning, **_STARTS_DENSE),
   "one_shot": Method(one_shot, _once, **_STARTS_DENSE),
   "lottery": Method(
@@ -200,6 +252,11 @@ METHODS: dict[str, Method] = {
 
 PRESETS: dict[str, dict[str, Any]] = {
   "static_fan_in": {"name": "static", "kwargs": {"structure": "constant_fan_in"}},
+  "continual_rigl": {"name": "continual", "kwargs": {"structure": "unstructured"}},
+  "continual_set": {
+    "name": "continual",
+    "kwargs": {"structure": "unstructured", "growth": "random"},
+  },
   "snfs": {"name": "snfs", "distribution": "uniform"},
   "srigl_no_ablation": {"name": "srigl", "kwargs": {"gamma_sal": 0.0}},
   "srigl_shared": {"name": "srigl", "kwargs": {"structure": "constant_fan_in:group_size=16"}},

@@ -16,7 +16,7 @@ from experiments.training.condensed_network import condensed_network, is_condens
 from experiments.training.engines import Engine, TrainState
 from experiments.training.masked_network import masked_network
 from experiments.training.method_plan import Plan, in_config_terms, plan_method
-from experiments.training.network import Model
+from experiments.training.network import Model, Network
 from experiments.training.optimizer import learning_rate, make_optimizer
 from experiments.training.steps import acting_network, steps_per_dispatch
 
@@ -156,11 +156,12 @@ def prepare(config: ConfigDict, *, for_restoring: bool = False) -> tuple[Run, Tr
   task = make_task(config)
   data = load_data(task, config.data)
   shapes = task.shapes(data)
-  pipeline = _make_pipeline(config, task, data)
+  stages = task.stages(data)
   steps_per_epoch = data.num_train // config.data.batch_size
-  total_steps = max(1, round(config.train.total_epochs * steps_per_epoch))
+  total_steps = stages * max(1, round(config.train.total_epochs * steps_per_epoch / stages))
+  pipeline = _make_pipeline(config, task, data, total_steps if stages > 1 else None)
   every = config.optimizer.accumulation_steps
-  plan = plan_method(config.method, total_steps=total_steps // every)
+  plan = plan_method(config.method, total_steps=total_steps // every, stages=stages)
 
   schedule = learning_rate(
     config.optimizer, steps_per_epoch=steps_per_epoch / every, total_steps=plan.schedule_steps
@@ -173,6 +174,8 @@ def prepare(config: ConfigDict, *, for_restoring: bool = False) -> tuple[Run, Tr
     network = make(start, task, shapes, plan, make_optimizer(config.optimizer, schedule))
   except ValueError as error:
     raise ValueError(in_config_terms(str(error))) from error
+  if stages > 1:
+    _check_stages(config, plan, network, total_steps // stages, steps_per_epoch)
   # Examples of many steps would not fit beside the network.
   asked = 1 if pipeline.is_stream else config.train.steps_per_dispatch
   run = Run(
@@ -212,7 +215,29 @@ def load_data(task: Task, config: ConfigDict) -> Any:
   return task.load(config.name, data_dir=config.data_dir or None, **kwargs)
 
 
-def _make_pipeline(config: ConfigDict, task: Task, data: Any) -> InputPipeline:
+def _check_stages(
+  config: ConfigDict, plan: Plan, network: Network, length: int, steps_per_epoch: int
+) -> None:
+  """Refuses stages of `length` steps that do not fit the rest of the config."""
+  every = max(1, round(config.train.eval_every_epochs * steps_per_epoch))
+  if length % every or length % config.optimizer.accumulation_steps:
+    raise ValueError(
+      f"config.train.eval_every_epochs is {config.train.eval_every_epochs}, {every} steps, and "
+      f"config.optimizer.accumulation_steps {config.optimizer.accumulation_steps}, but training "
+      f"has {plan.stages} stages of {length} steps: these must be a multiple of both. A test at "
+      f"each end alone is config.train.eval_every_epochs={length / steps_per_epoch:g}."
+    )
+  if plan.method.for_test and network.state.model_state:
+    raise ValueError(
+      f"config.model.name is {config.model.name!r} with batch statistics, which later tasks change "
+      "for earlier ones whatever config.method.name protects: give config.model.kwargs.norm=False "
+      "to convnet, or take mlp."
+    )
+
+
+def _make_pipeline(
+  config: ConfigDict, task: Task, data: Any, total_steps: int | None
+) -> InputPipeline:
   """The batches of a data set, which all devices can share."""
   batch_size, total = config.data.batch_size, num_devices()
   if batch_size % total or not 0 < batch_size <= data.num_train:
@@ -220,8 +245,10 @@ def _make_pipeline(config: ConfigDict, task: Task, data: Any) -> InputPipeline:
       f"config.data.batch_size is {batch_size}; it must be a multiple of the number of devices "
       f"({total}) and at most the number of training examples ({data.num_train})."
     )
+  staged = {} if total_steps is None else {"total_steps": total_steps}
   return task.pipeline(
     data,
+    **staged,
     batch_size=batch_size,
     eval_batch_size=-(-config.train.eval_batch_size // total) * total,
     seed=config.seed,

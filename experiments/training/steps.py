@@ -219,22 +219,29 @@ def _add(total: Metrics, new: Metrics) -> Metrics:
   )
 
 
-def make_eval_fn(apply: Apply, pipeline: InputPipeline, task: Task) -> Callable[..., list[Metrics]]:
+def make_eval_fn(
+  apply: Apply,
+  pipeline: InputPipeline,
+  task: Task,
+  for_test: Callable[[Any, Any, Any], Any] | None = None,
+) -> Callable[..., list[Metrics]]:
   """Builds `evaluate(state, device_data, passes=1) -> [metrics of a batch]`, each example once.
 
   Args:
     apply: the model.
     pipeline: for its `test_inputs`, and `test_batches` of a size that all devices can share.
     task: for its metrics.
+    for_test: of the run's method, see `methods.Method`.
 
   Returns:
     A function of the state, of what lies on every device (`replicate`), and of how many evaluations
     there will be, this one included.
   """
 
-  def batch_fn(params, model_state, step, device_data, batches):
+  def batch_fn(params, model_state, step, opt_state, device_data, batches):
     batch = jax.tree.map(lambda x: x[0], batches)
     x, targets, valid = pipeline.test_inputs(device_data, batch)
+    params = for_test(params, opt_state, targets) if for_test else params
     network = lambda inputs: apply(params, model_state, inputs, train=False)[0]
     outputs = pipeline.test_outputs(network, x)
     sums = task.test_sums(outputs, targets, valid)
@@ -242,14 +249,16 @@ def make_eval_fn(apply: Apply, pipeline: InputPipeline, task: Task) -> Callable[
     loss = sums.pop("loss")
     return Metrics(loss, sums, count, jnp.where(jnp.isfinite(loss), -1, step), {})
 
-  in_axes = (None, None, None, None, 0)
+  in_axes = (None, None, None, None, None, 0)
   run = jax.pmap(batch_fn, axis_name=AXIS, in_axes=in_axes, out_axes=None)
 
   def evaluate(state, device_data, passes=1):
     with Prefetch(
       pipeline.test_batches(passes), lambda batch: shard_batches([batch], 1)
     ) as batches:
-      of = lambda batch: run(state.params, state.model_state, state.step, device_data, batch)
+      opt_state = state.opt_state if for_test else ()
+      known = state.params, state.model_state, state.step, opt_state, device_data
+      of = lambda batch: run(*known, batch)
       return [jax.device_get(of(batch)) for batch in batches]
 
   return evaluate

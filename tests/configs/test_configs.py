@@ -48,6 +48,16 @@ SMALL = {
 
 # Of each task; 32 examples to train on.
 SMALL_DATA = {
+  "continual_classification": (
+    "synthetic",
+    {
+      "image_shape": (4, 4, 3),
+      "num_train": 32,
+      "num_test": 10,
+      "num_tasks": 1,
+      "split": "classes",
+    },
+  ),
   "denoising_diffusion": (
     "synthetic",
     {"image_shape": (4, 4, 1), "num_train": 32, "num_test": 10},
@@ -75,6 +85,7 @@ LONG = (
   "cifar10_mlp",
   "cifar10_quick",
   "cifar10_wrn22",
+  "continual_cifar10",
   "diffusion_digits",
   "gpt_gcide",
   "imagenet_mobilenetv3",

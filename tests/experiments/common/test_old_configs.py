@@ -44,7 +44,7 @@ OLD_PRESETS = {
   "nm_srigl": {"name": "nm_srigl", "ablation": False},
   "one_shot_global": {"name": "one_shot", "ranking": "global"},
 }
-NEWER = {"prune_pretrained"}
+NEWER = {"continual", "continual_rigl", "continual_set", "prune_pretrained"}
 """Presets that there were not then."""
 
 

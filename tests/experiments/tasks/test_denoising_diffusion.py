@@ -104,7 +104,7 @@ def test_sampling_refuses_what_it_cannot_do():
 def test_quick_learns_to_denoise_and_is_sampled(engine, tmp_path, command):
   """The config's own quick size, for a third of its time."""
   config = diffusion_digits.get_config("srigl-quick")
-  config.train.total_epochs = 200.0
+  config.train.total_epochs = 100.0
   config.method.engine = engine
   with devices(1):
     results = train(config, tmp_path / "run")
