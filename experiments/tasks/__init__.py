@@ -11,6 +11,7 @@ from experiments.tasks.denoising_diffusion import denoising_diffusion
 from experiments.tasks.extreme_classification import extreme_classification
 from experiments.tasks.image_classification import image_classification
 from experiments.tasks.language_modelling import language_modelling
+from experiments.tasks.node_classification import node_classification
 from experiments.tasks.ppo import ppo
 from experiments.tasks.recommendation import recommendation
 from experiments.tasks.task import Sums, Task
@@ -23,8 +24,9 @@ TASKS: dict[str, Callable[..., Task]] = {
   "extreme_classification": extreme_classification,
   "image_classification": image_classification,
   "language_modelling": language_modelling,
-  "recommendation": recommendation,
+  "node_classification": node_classification,
   "ppo": ppo,
+  "recommendation": recommendation,
 }
 
 

@@ -42,6 +42,7 @@ SMALL = {
   "bag_of_words": {"width": 16, "num_blocks": 2},
   "denoising_mlp": {"depth": 1, "width": 8, "mlp_width": 16},
   "matrix_factorisation": {"width": 8},
+  "graph_sage": {"width": 8},
   "gpt": {"depth": 2, "width": 8, "num_heads": 2, "mlp_width": 16},
   "vit_b16": {"patch_size": 2, "depth": 1, "width": 8, "num_heads": 2, "mlp_width": 16},
 }
@@ -74,6 +75,10 @@ SMALL_DATA = {
     "synthetic_text",
     {"length": 10, "num_words": 80, "test_chars": 72},
   ),
+  "node_classification": (
+    "synthetic_graph",
+    {"num_nodes": 36, "neighbours": (2, 2)},
+  ),
   "recommendation": ("synthetic_ratings", {"num_users": 32}),
   "ppo": ("tests.experiments.tasks.corridor:Corridor", {"test_episodes": 2}),
 }
@@ -88,6 +93,7 @@ LONG = (
   "continual_cifar10",
   "diffusion_digits",
   "gpt_gcide",
+  "graph_wordnet",
   "imagenet_mobilenetv3",
   "imagenet_resnet50",
   "imagenet_vit_b16",
@@ -202,6 +208,12 @@ def test_a_config_fits_its_model_at_its_true_size(name):
       "max_labels": 28,
     },
     "gcide": {"vocab_size": 97, "length": 256},
+    "wordnet": {
+      "num_features": 512,
+      "num_relations": 26,
+      "num_classes": 45,
+      "neighbours": (8, 4),
+    },
     "ratings": {"num_users": 943, "num_items": 1682},
     "CartPole-v1": {"observation_shape": (4,), "num_actions": 2},
   }[config.data.name]

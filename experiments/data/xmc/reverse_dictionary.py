@@ -14,9 +14,8 @@ from typing import NamedTuple
 import numpy as np
 
 from experiments.data.text.dictd import Dictd
+from experiments.data.text.wordnet import read_synsets
 
-_WORDNET = Path("/usr/share/wordnet")
-_PARTS = ("noun", "verb", "adj", "adv")
 _SOURCE = re.compile(
   r"\[(WordNet[^\]]*|\d{4} Webster|Webster[^\]]*|PJC|Century[^\]]*|[A-Z]{2,4})\]"
 )
@@ -50,35 +49,8 @@ class ReverseDictionary(NamedTuple):
 
 
 def read_wordnet(folder: str | None = None) -> list[Definition]:
-  """The glosses of WordNet's synsets, without their examples.
-
-  Args:
-    folder: that holds `data.noun` and so on. Default: `/usr/share/wordnet`.
-
-  Raises:
-    FileNotFoundError: if they are not there, saying how to get them.
-    ValueError: if a line is no synset.
-  """
-  place, found = Path(folder) if folder else _WORDNET, []
-  for part in _PARTS:
-    path = place / f"data.{part}"
-    if not path.exists():
-      raise FileNotFoundError(
-        f"There is no {path}. Debian and Ubuntu have it, apt-get install wordnet-base (into "
-        f"{_WORDNET}); else give the folder of WordNet's database files: --wordnet=FOLDER."
-      )
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-      if line.startswith("  "):  # the licence
-        continue
-      head, _, gloss = line.partition(" | ")
-      try:
-        fields = head.split()
-        words = fields[4 : 4 + 2 * int(fields[3], 16) : 2]
-      except (IndexError, ValueError) as error:
-        raise ValueError(f"{path}, line {number}, is no synset: {line[:80]!r}.") from error
-      names = [re.sub(r"\(\w+\)$", "", word).replace("_", " ").lower() for word in words]
-      found += _definition(names, gloss.partition('; "')[0])
-  return found
+  """The glosses of WordNet's synsets, without their examples; see `read_synsets`."""
+  return [d for synset in read_synsets(folder) for d in _definition(synset.words, synset.gloss)]
 
 
 def read_gcide(dictionary: Dictd) -> list[Definition]:
