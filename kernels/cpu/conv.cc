@@ -52,6 +52,9 @@ const char* CondensedConv(const PackedLayer& layer, const Conv& conv, Executor* 
   call.bias = conv.bias;
   call.scales = conv.scales;
   call.residual = conv.residual;
+  call.x8 = conv.x8;
+  call.residual8 = conv.residual8;
+  call.y8 = conv.y8;
   call.quantized = conv.quantized;
   call.range = conv.range;
   call.y = conv.out;

@@ -19,8 +19,10 @@ struct Conv {
   Activation activation;
   const float* scales = nullptr;    // [out_features], what sums are multiplied by
   const float* residual = nullptr;  // as `out`, what is added before the activation
-  bool quantized = false;           // see MatMul
+  bool quantized = false;           // see MatMul, as of what follows
   const float* range = nullptr;
+  Quantized x8 = {}, residual8 = {};
+  QuantizedOutput y8 = {};
 };
 
 // out = activation(the layer applied to every patch of x + bias + residual). The layer's inputs are ordered

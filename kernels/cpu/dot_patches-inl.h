@@ -17,6 +17,16 @@ struct DotStage {
   Steps steps[kMaxDotLines];  // of each image's part, so that none knows of another's numbers
 };
 
+inline void CopyBytes(const uint8_t* from, int64_t size, uint8_t* to) {
+  int64_t i = 0;
+  for (; i + kDotBytes <= size; i += kDotBytes) {
+    _mm512_storeu_si512(to + i, _mm512_loadu_si512(from + i));
+  }
+  if (i == size) return;
+  const __mmask64 rest = (uint64_t{1} << (size - i)) - 1;
+  _mm512_mask_storeu_epi8(to + i, rest, _mm512_maskz_loadu_epi8(rest, from + i));
+}
+
 // Converts the lines that rows [row_begin, row_end) of a convolution read into `to`, where there is
 // room for them: see `DotLines`.
 inline DotStage StageForDots(const DotKernel& kernel, const MatMul& call, int64_t element,
@@ -41,12 +51,16 @@ inline DotStage StageForDots(const DotKernel& kernel, const MatMul& call, int64_
     const int64_t line_end = image == last.image ? last.y * y.stride + Reach(y) : height;
     const int64_t in_begin = std::max<int64_t>(line_begin - y.padding, 0);
     const int64_t in_end = std::max(Min(line_end - y.padding, y.size), in_begin);
-    const float* pixels = call.x + image * y.size * x.size * channels;
+    const int64_t pixel = image * y.size * x.size;
+    const float* pixels = call.x == nullptr ? nullptr : call.x + pixel * channels;
+    const bool is_quantized = call.x8.integers != nullptr;
     Steps& steps = stage.steps[image - first.image];
-    steps = kernel.scale_of(pixels + in_begin * x.size * channels,
-                            (in_end - in_begin) * x.size * channels,
-                            call.image_ranges != nullptr ? call.image_ranges + 2 * image
-                                                         : call.range);
+    steps = is_quantized
+                ? StepsOf(call.range)
+                : kernel.scale_of(pixels + in_begin * x.size * channels,
+                                  (in_end - in_begin) * x.size * channels,
+                                  call.image_ranges != nullptr ? call.image_ranges + 2 * image
+                                                               : call.range);
     bool has_nan = false;
     const auto zero = static_cast<uint8_t>(ZeroOf(steps));
     for (int64_t line = line_begin; line < line_end; ++line, to += stage.line) {
@@ -57,23 +71,20 @@ inline DotStage StageForDots(const DotKernel& kernel, const MatMul& call, int64_
       }
       memset(to, zero, begin * pixel_bytes);
       // Whole registers are written; what lies behind is written after.
-      has_nan |= kernel.convert(pixels + (in_y * x.size + from) * channels, count * channels,
-                                steps, to + begin * pixel_bytes);
+      if (is_quantized) {
+        const int64_t at = pixel + in_y * x.size + from;
+        CopyBytes(call.x8.integers + at * channels, count * channels, to + begin * pixel_bytes);
+        const float* scales = call.x8.scales + at;
+        for (int64_t i = 0; i < count; ++i) has_nan |= scales[i] != scales[i];
+      } else {
+        has_nan |= kernel.convert(pixels + (in_y * x.size + from) * channels, count * channels,
+                                  steps, to + begin * pixel_bytes);
+      }
       memset(to + (begin + count) * pixel_bytes, zero, (width - begin - count) * pixel_bytes);
     }
     if (has_nan) steps.scale = __builtin_nanf("");
   }
   return stage;
-}
-
-inline void CopyBytes(const uint8_t* from, int64_t size, uint8_t* to) {
-  int64_t i = 0;
-  for (; i + kDotBytes <= size; i += kDotBytes) {
-    _mm512_storeu_si512(to + i, _mm512_loadu_si512(from + i));
-  }
-  if (i == size) return;
-  const __mmask64 rest = (uint64_t{1} << (size - i)) - 1;
-  _mm512_mask_storeu_epi8(to + i, rest, _mm512_maskz_loadu_epi8(rest, from + i));
 }
 
 // Puts together the patch of a pixel.

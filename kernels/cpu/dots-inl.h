@@ -233,10 +233,7 @@ inline __m512 LoadUpTo16(const float* x, int64_t left) {
 
 // As StepsOfRow and Integers, by the instructions of this target.
 inline Steps ScaleOfInt8(const float* x, int64_t size, const float* range) {
-  if (range != nullptr) {
-    return StepsOf(range[0] < 0 ? range[0] : 0, range[1] > 0 ? range[1] : 0,
-                   range[0] != range[0] || range[1] != range[1]);
-  }
+  if (range != nullptr) return StepsOf(range);
   __m512 low = _mm512_setzero_ps();
   __m512i largest = _mm512_setzero_si512();  // sizes, NaN above all others
   for (int64_t i = 0; i < size; i += kWidth) {
@@ -249,8 +246,6 @@ inline Steps ScaleOfInt8(const float* x, int64_t size, const float* range) {
   memcpy(&high, &bits, sizeof(high));
   return StepsOf(_mm512_reduce_min_ps(low), high, bits >= 0x7f800000);
 }
-
-inline int32_t ZeroOf(const Steps& steps) { return steps.low < 0 ? 128 : 0; }
 
 inline bool ConvertInt8(const float* x, int64_t size, const Steps& steps, uint8_t* to) {
   const __m512i shift = _mm512_set1_epi32(ZeroOf(steps));
@@ -376,6 +371,10 @@ inline void RunDots(const DotKernel& kernel, const DotView& view, const MatMul& 
   inputs.last_start = std::max<int64_t>(size * element - kDotBytes, 0);
   auto* rows = reinterpret_cast<uint8_t*>(scratch);
   inputs.rows = rows;
+  // Integers of whole windows, or whole steps, are read where they are.
+  const bool in_place = call.x8.integers != nullptr && call.patches == nullptr &&
+                        (view.dense == nullptr ? size >= kDotBytes : size % 4 == 0);
+  if (in_place) inputs.stride = size;
   float scales[kDotTaskRows];
   int32_t zeros[kDotTaskRows];
   inputs.zeros = zeros;
@@ -393,12 +392,16 @@ inline void RunDots(const DotKernel& kernel, const DotView& view, const MatMul& 
       std::min<int64_t>(kDotTaskRows, fit > kDotRows ? fit / kDotRows * kDotRows : fit);
   for (int64_t begin = row_begin; begin < row_end; begin += most) {
     const int64_t count = std::min(row_end - begin, most);
+    if (in_place) inputs.rows = call.x8.integers + begin * size;
     for (int64_t i = 0; i < count; ++i) {
       uint8_t* to = rows + i * inputs.stride;
-      Steps steps;
-      if (call.patches == nullptr) {
+      Steps steps = whole;
+      if (call.x8.integers != nullptr && call.patches == nullptr) {
+        if (!in_place) CopyBytes(call.x8.integers + (begin + i) * size, size, to);
+        steps.scale = call.x8.scales[begin + i];
+      } else if (call.patches == nullptr) {
         const float* x = call.x + (begin + i) * size;
-        steps = call.range == nullptr ? kernel.scale_of(x, size, nullptr) : whole;
+        if (call.range == nullptr) steps = kernel.scale_of(x, size, nullptr);
         if (kernel.convert(x, size, steps, to)) steps.scale = __builtin_nanf("");
       } else {
         steps = stage.steps[pixel.image - stage.first_image];
@@ -406,7 +409,7 @@ inline void RunDots(const DotKernel& kernel, const DotView& view, const MatMul& 
         if (++pixel.x == call.patches->x.out) pixel = NextLine(*call.patches, pixel);
       }
       // Beyond a row that is narrower than a window, weights of 0 meet finite numbers.
-      _mm512_storeu_si512(to + size * element, _mm512_setzero_si512());
+      if (!in_place) _mm512_storeu_si512(to + size * element, _mm512_setzero_si512());
       scales[i] = steps.scale;
       zeros[i] = ZeroOf(steps);
     }

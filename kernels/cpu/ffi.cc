@@ -18,14 +18,17 @@ namespace {
 
 // x: [..., in]; bias, scales: [out], or [0] for none; range: [2], or [0] for that of each batch row;
 // y and residual: [..., out], or [0] for none.
-ffi::Error CondensedMatMulHandler(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x,
+ffi::Error CondensedMatMulHandler(ffi::ThreadPool pool, ffi::AnyBuffer x,
                                   ffi::Buffer<ffi::U8> tile_pattern, ffi::AnyBuffer tile_values,
                                   ffi::Buffer<ffi::U8> window_pattern,
                                   ffi::AnyBuffer window_values,
                                   ffi::Buffer<ffi::U8> dot_pattern, ffi::Buffer<ffi::F32> bias,
                                   ffi::Buffer<ffi::F32> scales, ffi::Buffer<ffi::F32> range,
-                                  ffi::Buffer<ffi::F32> residual,
-                                  ffi::ResultBuffer<ffi::F32> y, int64_t activation,
+                                  ffi::AnyBuffer residual, ffi::Buffer<ffi::F32> x_scales,
+                                  ffi::Buffer<ffi::F32> residual_scales,
+                                  ffi::Buffer<ffi::F32> residual_range,
+                                  ffi::Buffer<ffi::F32> y_range, ffi::Result<ffi::AnyBuffer> y,
+                                  ffi::ResultBuffer<ffi::F32> y_scales, int64_t activation,
                                   bool quantized) {
   const auto x_dims = x.dimensions();
   const auto y_dims = y->dimensions();
@@ -52,14 +55,18 @@ ffi::Error CondensedMatMulHandler(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x,
   if (range.element_count() != 0 && range.element_count() != 2) {
     return ffi::Error::InvalidArgument("The range of the inputs must be two numbers, or none.");
   }
-  if (!AsResidual(residual, y, &call.residual)) {
+  if (!AsResidual(residual, residual_scales, residual_range, y, &call.residual,
+                  &call.residual8)) {
     return ffi::Error::InvalidArgument("The residual must have the shape of y, or be none.");
   }
   call.scales = num_scales == 0 ? nullptr : scales.typed_data();
   call.range = range.element_count() == 0 ? nullptr : range.typed_data();
   call.quantized = quantized;
-  call.x = x.typed_data();
-  call.y = y->typed_data();
+  if (!AsRows(x, x_scales, range, &call.x, &call.x8) ||
+      !AsResult(y, y_scales, y_range, &call.y, &call.y8)) {
+    return ffi::Error::InvalidArgument(
+        "x and y must be float32, or uint8 with a range, and a scale for each row.");
+  }
   call.bias = bias_size == 0 ? nullptr : bias.typed_data();
   call.activation = static_cast<Activation>(activation);
 
@@ -97,7 +104,7 @@ SRIGL_EXPORT XLA_FFI_Error* srigl_condensed_matmul(XLA_FFI_CallFrame* frame);
 XLA_FFI_DEFINE_HANDLER_SYMBOL(srigl_condensed_matmul, srigl::CondensedMatMulHandler,
                               xla::ffi::Ffi::Bind()
                                   .Ctx<xla::ffi::ThreadPool>()
-                                  .Arg<xla::ffi::Buffer<xla::ffi::F32>>()  // x
+                                  .Arg<xla::ffi::AnyBuffer>()              // x
                                   .Arg<xla::ffi::Buffer<xla::ffi::U8>>()   // tile pattern
                                   .Arg<xla::ffi::AnyBuffer>()              // tile values
                                   .Arg<xla::ffi::Buffer<xla::ffi::U8>>()   // window pattern
@@ -106,13 +113,18 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(srigl_condensed_matmul, srigl::CondensedMatMulHand
                                   .Arg<xla::ffi::Buffer<xla::ffi::F32>>()  // bias
                                   .Arg<xla::ffi::Buffer<xla::ffi::F32>>()  // scales
                                   .Arg<xla::ffi::Buffer<xla::ffi::F32>>()  // range
-                                  .Arg<xla::ffi::Buffer<xla::ffi::F32>>()  // residual
-                                  .Ret<xla::ffi::Buffer<xla::ffi::F32>>()  // y
+                                  .Arg<xla::ffi::AnyBuffer>()              // residual
+                                  .Arg<xla::ffi::Buffer<xla::ffi::F32>>()  // x scales
+                                  .Arg<xla::ffi::Buffer<xla::ffi::F32>>()  // residual scales
+                                  .Arg<xla::ffi::Buffer<xla::ffi::F32>>()  // residual range
+                                  .Arg<xla::ffi::Buffer<xla::ffi::F32>>()  // y range
+                                  .Ret<xla::ffi::AnyBuffer>()              // y
+                                  .Ret<xla::ffi::Buffer<xla::ffi::F32>>()  // y scales
                                   .Attr<int64_t>("activation")
                                   .Attr<bool>("quantized"));
 
 // Changes with what handlers and functions take, so that a library of other sources is not called.
-SRIGL_EXPORT int32_t srigl_interface() { return 2; }
+SRIGL_EXPORT int32_t srigl_interface() { return 3; }
 
 // Name of the CPU target in use.
 SRIGL_EXPORT const char* srigl_isa() { return srigl::IsaName(srigl::CurrentIsa()); }

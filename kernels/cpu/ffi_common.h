@@ -85,14 +85,50 @@ Bytes AsBytes(const Buffer& buffer) {
   return {buffer.untyped_data(), buffer.size_bytes()};
 }
 
+// What a call reads row by row: floats or, in 8 bits, integers with a scale for each row and the range
+// that they are steps of. False where these do not fit.
+inline bool AsRows(const ffi::AnyBuffer& buffer, const ffi::Buffer<ffi::F32>& scales,
+                   const ffi::Buffer<ffi::F32>& range, const float** floats, Quantized* integers) {
+  if (buffer.element_type() == ffi::DataType::F32) {
+    *floats = buffer.typed_data<float>();
+    return true;
+  }
+  size_t rows = 1;
+  const auto dims = buffer.dimensions();
+  for (size_t i = 0; i + 1 < dims.size(); ++i) rows *= static_cast<size_t>(dims[i]);
+  if (buffer.element_type() != ffi::DataType::U8 || scales.element_count() != rows ||
+      range.element_count() != 2) {
+    return false;
+  }
+  integers->integers = buffer.typed_data<uint8_t>();
+  integers->scales = scales.typed_data();
+  integers->zero = ZeroOf(StepsOf(range.typed_data()));
+  return true;
+}
+
 // What a call adds to its sums, if it is given one: an array of the result's shape, or [0] for none.
-inline bool AsResidual(const ffi::Buffer<ffi::F32>& residual, ffi::Result<ffi::Buffer<ffi::F32>>& y,
-                       const float** data) {
+inline bool AsResidual(const ffi::AnyBuffer& residual, const ffi::Buffer<ffi::F32>& scales,
+                       const ffi::Buffer<ffi::F32>& range, ffi::Result<ffi::AnyBuffer>& y,
+                       const float** floats, Quantized* integers) {
   const auto dims = residual.dimensions(), expected = y->dimensions();
-  const bool none = dims.size() == 1 && dims[0] == 0;
-  *data = none ? nullptr : residual.typed_data();
-  return none || (dims.size() == expected.size() &&
-                  std::equal(dims.begin(), dims.end(), expected.begin()));
+  if (dims.size() == 1 && dims[0] == 0) return true;
+  return dims.size() == expected.size() &&
+         std::equal(dims.begin(), dims.end(), expected.begin()) &&
+         AsRows(residual, scales, range, floats, integers);
+}
+
+// Where a call's result goes, as `AsRows` reads it.
+inline bool AsResult(ffi::Result<ffi::AnyBuffer>& y, ffi::Result<ffi::Buffer<ffi::F32>>& scales,
+                     const ffi::Buffer<ffi::F32>& range, float** floats,
+                     QuantizedOutput* integers) {
+  const float* rows = nullptr;
+  Quantized written;
+  if (!AsRows(*y, *scales, range, &rows, &written)) return false;
+  *floats = const_cast<float*>(rows);
+  if (written.integers != nullptr) {
+    *integers = {y->typed_data<uint8_t>(), scales->typed_data(), StepsOf(range.typed_data())};
+  }
+  return true;
 }
 
 // Asks for huge pages below a large result that is about to be written, to their bounds. XLA maps the

@@ -1,22 +1,48 @@
-// Where the sums of a group go, for AVX-512. Included after vectors-inl.h, whose rules apply.
+// Where the sums of a group go, for AVX-512. Included after quantize-inl.h; the rules of vectors-inl.h
+// apply.
 
 namespace srigl {
 namespace avx512 {
 namespace {
 
+// Some of sixteen outputs with the residual and the activation, where they belong.
+inline void Put(const MatMul& call, int64_t row, int64_t output, __mmask16 inside, __m512 out) {
+  const int64_t at = row * call.out_features + output;
+  if (call.residual != nullptr) {
+    out = _mm512_add_ps(out, _mm512_maskz_loadu_ps(inside, call.residual + at));
+  } else if (call.residual8.integers != nullptr) {
+    const __m128i bytes = _mm_maskz_loadu_epi8(inside, call.residual8.integers + at);
+    const __m512i integers = _mm512_sub_epi32(_mm512_cvtepu8_epi32(bytes),
+                                              _mm512_set1_epi32(call.residual8.zero));
+    __m512 residual = _mm512_mul_ps(_mm512_cvtepi32_ps(integers),
+                                    _mm512_set1_ps(call.residual8.scales[row]));
+    asm("" : "+v"(residual));  // rounded, as on other targets
+    out = _mm512_add_ps(out, residual);
+  }
+  out = Activate(out, call.activation);
+  if (call.y8.integers == nullptr) {
+    _mm512_mask_storeu_ps(call.y + at, inside, out);
+    return;
+  }
+  const Steps& steps = call.y8.steps;
+  if (_mm512_mask_cmp_ps_mask(inside, out, out, _CMP_UNORD_Q) != 0) MarkNaN(call.y8, row);
+  __m512 v = _mm512_mul_ps(out, _mm512_set1_ps(steps.inverse));
+  // Of NaN and a number these give the second operand.
+  v = _mm512_min_ps(_mm512_max_ps(v, _mm512_set1_ps(steps.low)), _mm512_set1_ps(steps.high));
+  const __m512i integers =
+      _mm512_add_epi32(_mm512_cvtps_epi32(v), _mm512_set1_epi32(ZeroOf(steps)));
+  _mm_mask_storeu_epi8(call.y8.integers + at, inside, _mm512_cvtepi32_epi8(integers));
+}
+
 // Spreads the sums of one group over the outputs it owns, ablated neurons between them.
 template <typename View>
 inline void WriteGroup(const View& view, const MatMul& call, int64_t g, int64_t row, __m512 sums) {
   const int64_t begin = view.groups[g].output_begin;
-  const float* residual =
-      call.residual == nullptr ? nullptr : call.residual + row * call.out_features;
   if (view.groups[g + 1].output_begin - begin == kGroupRows &&
       view.masks[view.groups[g].mask_begin] == 0xffff) {  // none ablated
     if (call.scales != nullptr) sums = _mm512_mul_ps(sums, _mm512_loadu_ps(call.scales + begin));
     if (call.bias != nullptr) sums = _mm512_add_ps(sums, _mm512_loadu_ps(call.bias + begin));
-    if (residual != nullptr) sums = _mm512_add_ps(sums, _mm512_loadu_ps(residual + begin));
-    _mm512_storeu_ps(call.y + row * call.out_features + begin, Activate(sums, call.activation));
-    return;
+    return Put(call, row, begin, 0xffff, sums);
   }
   float buffer[2 * kGroupRows];
   _mm512_storeu_ps(buffer, sums);
@@ -37,11 +63,7 @@ inline void WriteGroup(const View& view, const MatMul& call, int64_t g, int64_t 
     if (call.bias != nullptr) {
       out = _mm512_add_ps(out, _mm512_maskz_loadu_ps(inside, call.bias + o));
     }
-    if (residual != nullptr) {
-      out = _mm512_add_ps(out, _mm512_maskz_loadu_ps(inside, residual + o));
-    }
-    if (call.activation != Activation::kNone) out = Activate(out, call.activation);
-    _mm512_mask_storeu_ps(call.y + row * call.out_features + o, inside, out);
+    Put(call, row, o, inside, out);
   }
 }
 
@@ -52,7 +74,7 @@ inline void WriteGroupRows(const View& view, const MatMul& call, int64_t g, int6
                            int64_t count, const float* sums, const float* weight_scales,
                            const float* row_scales) {
   const __m512 scales = _mm512_loadu_ps(weight_scales);
-  const int64_t begin = view.groups[g].output_begin, step = call.out_features;
+  const int64_t begin = view.groups[g].output_begin;
   if (view.groups[g + 1].output_begin - begin != kGroupRows ||
       view.masks[view.groups[g].mask_begin] != 0xffff || call.scales != nullptr) {
     for (int64_t r = 0; r < count; ++r) {
@@ -64,20 +86,11 @@ inline void WriteGroupRows(const View& view, const MatMul& call, int64_t g, int6
   }
   const __m512 bias =
       call.bias == nullptr ? _mm512_setzero_ps() : _mm512_loadu_ps(call.bias + begin);
-  const Activation activation = call.activation;
-  const float* residual =
-      call.residual == nullptr ? nullptr : call.residual + row * step + begin;
-  float* y = call.y + row * step + begin;
-  for (int64_t r = 0; r < count; ++r, y += step) {
+  for (int64_t r = 0; r < count; ++r) {
     const __m512 scale = _mm512_mul_ps(scales, _mm512_set1_ps(row_scales[r]));
     __m512 out = _mm512_mul_ps(_mm512_loadu_ps(sums + r * kGroupRows), scale);
     asm("" : "+v"(out));  // rounded, as by WriteGroup
-    out = _mm512_add_ps(out, bias);
-    if (residual != nullptr) {
-      out = _mm512_add_ps(out, _mm512_loadu_ps(residual));
-      residual += step;
-    }
-    _mm512_storeu_ps(y, Activate(out, activation));
+    Put(call, row + r, begin, 0xffff, _mm512_add_ps(out, bias));
   }
 }
 

@@ -152,6 +152,14 @@ void HalfTileOf(const TileView& view, const float* neuron_scales, const MatMul& 
   MatMul local = call;
   local.y = call.y + row_begin * call.out_features;
   if (call.residual != nullptr) local.residual += row_begin * call.out_features;
+  if (call.residual8.integers != nullptr) {
+    local.residual8.integers += row_begin * call.out_features;
+    local.residual8.scales += row_begin;
+  }
+  if (call.y8.integers != nullptr) {
+    local.y8.integers += row_begin * call.out_features;
+    local.y8.scales += row_begin;
+  }
   local.row_scales = lane_scales;
   WriteOutputs<2 * kVecs>(view, local, 0, num_rows, first_row,
                                     Min(last_row, view.num_active),

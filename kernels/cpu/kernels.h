@@ -37,6 +37,37 @@ struct Patches {
   int64_t channels;
 };
 
+// How numbers become integers of 8 bits: integer = round(x * inverse) within [low, high], and x is
+// about integer * scale. A scale that is not finite makes NaN of whatever is multiplied by it.
+struct Steps {
+  float scale, inverse, low, high;
+};
+
+// The steps of numbers of a range that contains 0: to 0..255 where none is negative, else to
+// -127..127.
+Steps StepsOf(float low, float high, bool has_nan);
+
+// Those of a range as calls have one: the least and the largest number, and 0.
+Steps StepsOf(const float* range);
+
+// What is added to the integers, so that they fit into a byte without a sign.
+inline int32_t ZeroOf(const Steps& steps) { return steps.low < 0 ? 128 : 0; }
+
+// What layers of 8 bits pass on: of each number of a row (of an image, a pixel) its integer plus
+// `zero`, and for each row the scale, NaN if one of its numbers is.
+struct Quantized {
+  const uint8_t* integers = nullptr;  // [rows, features]
+  const float* scales = nullptr;      // [rows]
+  int32_t zero = 0;
+};
+
+// The same to be written.
+struct QuantizedOutput {
+  uint8_t* integers = nullptr;
+  float* scales = nullptr;
+  Steps steps = {};
+};
+
 // y[b, o] = activation(sum + bias[o] + residual[b, o]); row-major x [batch, in], residual and y
 // [batch, out].
 struct MatMul {
@@ -62,6 +93,9 @@ struct MatMul {
   const float* range = nullptr;  // [2], the least and the largest input
   const float* residual = nullptr;  // [batch, out]: what is added before the activation, if given
   const float* image_ranges = nullptr;  // [images, 2] of a convolution without `range`
+  // In place of x, residual and y, if they have integers: those of x are by the steps of `range`.
+  Quantized x8, residual8;
+  QuantizedOutput y8;
 };
 
 // dvalues[a, j] = sum over b of g[b, active[a]] * x[b, index of (a, j)]; all row-major.

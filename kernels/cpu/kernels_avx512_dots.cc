@@ -8,10 +8,10 @@
 
 #include "vectors-inl.h"
 
+#include "quantize-inl.h"
 #include "groups-inl.h"
 #include "outputs-inl.h"
 #include "patch-inl.h"
-#include "quantize-inl.h"
 
 #include "dots-inl.h"
 #ifdef SRIGL_HAS_FP16

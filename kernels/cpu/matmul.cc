@@ -203,17 +203,35 @@ constexpr int64_t kMostHalfRows = 40;
 
 // Inputs as integers, for targets without dots.
 struct QuantizePlan {
-  MatMul call;
+  MatMul call;  // whose rows of x8 are `pixels` each
   const Kernels* kernels;
+  int64_t pixels;
   float *integers, *row_scales;
   int64_t rows_per_task;
 };
 
+// The same of inputs that are integers already; where a scale of one of its pixels is NaN, a row's is.
+void ReadIntegers(const QuantizePlan& plan, int64_t row_begin, int64_t row_end) {
+  const Quantized& x = plan.call.x8;
+  const int64_t size = plan.call.in_features;
+  for (int64_t i = row_begin * size; i < row_end * size; ++i) {
+    plan.integers[i] = static_cast<float>(x.integers[i] - x.zero);
+  }
+  for (int64_t row = row_begin; row < row_end; ++row) {
+    float scale = StepsOf(plan.call.range).scale;
+    for (int64_t i = row * plan.pixels; i < (row + 1) * plan.pixels; ++i) {
+      if (x.scales[i] != x.scales[i]) scale = x.scales[i];
+    }
+    plan.row_scales[row] = scale;
+  }
+}
+
 void RunQuantizeTask(const void* context, int64_t task) {
   const QuantizePlan& plan = *static_cast<const QuantizePlan*>(context);
   const int64_t row = task * plan.rows_per_task;
-  plan.kernels->quantize(plan.call, row, std::min(row + plan.rows_per_task, plan.call.batch),
-                         plan.integers, plan.row_scales);
+  const int64_t row_end = std::min(row + plan.rows_per_task, plan.call.batch);
+  if (plan.call.x8.integers != nullptr) return ReadIntegers(plan, row, row_end);
+  plan.kernels->quantize(plan.call, row, row_end, plan.integers, plan.row_scales);
 }
 
 // Windows cost in proportion to the batch rows and to their padding, tiles of up to 16 rows the
@@ -440,8 +458,9 @@ const char* FindRanges(MatMul* call, std::unique_ptr<float[]>* ranges, Executor*
 // of a convolution images.
 const char* QuantizedTiles(const PackedLayer& layer, const MatMul& call, Executor* executor) {
   MatMul rows = call;
-  int64_t pixels = 1;  // to which a scale belongs
+  int64_t pixels = 1, read = 1;  // of the outputs, and of x, to which a scale belongs
   if (const Patches* patches = call.patches) {
+    read = patches->y.size * patches->x.size;
     pixels = patches->y.out * patches->x.out;
     rows.batch = call.batch / pixels;
     rows.in_features = patches->y.size * patches->x.size * patches->channels;
@@ -451,7 +470,7 @@ const char* QuantizedTiles(const PackedLayer& layer, const MatMul& call, Executo
   const std::unique_ptr<float[]> row_scales(
       new (std::nothrow) float[static_cast<size_t>(call.batch) + 1]);
   if (integers == nullptr || row_scales == nullptr) return "there is no memory for its inputs";
-  QuantizePlan plan = {rows, &CurrentKernels(), integers.get(), row_scales.get(),
+  QuantizePlan plan = {rows, &CurrentKernels(), read, integers.get(), row_scales.get(),
                        call.patches == nullptr ? 8 : 1};
   executor->Run(CeilDiv(rows.batch, plan.rows_per_task),
                 ThreadsFor(static_cast<double>(size), *executor), RunQuantizeTask, &plan);
@@ -459,12 +478,33 @@ const char* QuantizedTiles(const PackedLayer& layer, const MatMul& call, Executo
     row_scales[row] = row_scales[row / pixels];
   }
   MatMul rounded = call;
+  rounded.x8 = {};
   rounded.x = integers.get();
   rounded.row_scales = row_scales.get();
   return TileMatMul(layer, rounded, nullptr, executor);
 }
 
 }  // namespace
+
+Steps StepsOf(float low, float high, bool has_nan) {
+  const bool is_signed = low < 0;
+  const float largest = !is_signed || high > -low ? high : -low;
+  Steps steps = {largest / (is_signed ? 127.0f : 255.0f), 0.0f, is_signed ? -127.0f : 0.0f,
+                 is_signed ? 127.0f : 255.0f};
+  if (has_nan || !(steps.scale <= 3.0e38f)) {
+    steps.scale = __builtin_nanf("");
+  } else if (steps.scale < 1.2e-38f) {  // its inverse would be infinite
+    steps.scale = 0;
+  } else {
+    steps.inverse = 1.0f / steps.scale;
+  }
+  return steps;
+}
+
+Steps StepsOf(const float* range) {
+  return StepsOf(range[0] < 0 ? range[0] : 0, range[1] > 0 ? range[1] : 0,
+                 range[0] != range[0] || range[1] != range[1]);
+}
 
 const char* CondensedMatMul(const PackedLayer& layer, const MatMul& call, Executor* executor) {
   if (call.batch < 0 || call.in_features < 0 || call.out_features < 0) {
@@ -475,6 +515,12 @@ const char* CondensedMatMul(const PackedLayer& layer, const MatMul& call, Execut
   }
   if (call.quantized && (call.columns != nullptr || layer.value_type != ValueType::kInt8)) {
     return "inputs can be rounded to 8 bits for weights of 8 bits, and for all columns, only";
+  }
+  if (call.x8.integers != nullptr && (!call.quantized || call.range == nullptr)) {
+    return "inputs of 8 bits are for layers that round theirs within a range";
+  }
+  if (call.y8.integers != nullptr) {
+    std::fill_n(call.y8.scales, call.batch, call.y8.steps.scale);  // kernels mark rows with NaN
   }
   const Kernels& kernels = CurrentKernels();
   MatMul ranged = call;

@@ -1,5 +1,5 @@
-// How sums become outputs: scales, bias, residual and activation. Included by the kernels, after
-// vectors-inl.h, whose rules apply.
+// How sums become outputs: scales, bias, residual and activation, and maybe 8 bits. Included by the
+// kernels, after quantize-inl.h; the rules of vectors-inl.h apply.
 
 namespace srigl {
 namespace SRIGL_TARGET {
@@ -7,7 +7,6 @@ namespace {
 
 // Writes `count` (at most kWidth) outputs of one batch row: scaled, bias and residual added.
 inline void Finish(Vec sums, const MatMul& call, int64_t row, int64_t output, int64_t count) {
-  float* y = call.y + row * call.out_features + output;
   if (call.scales != nullptr) {
     const float row_scale = call.row_scales == nullptr ? 1.0f : call.row_scales[row];
     sums *= LoadSome(call.scales + output, count) * row_scale;
@@ -18,7 +17,14 @@ inline void Finish(Vec sums, const MatMul& call, int64_t row, int64_t output, in
   if (call.bias != nullptr) sums += LoadSome(call.bias + output, count);
   if (call.residual != nullptr) {
     sums += LoadSome(call.residual + row * call.out_features + output, count);
+  } else if (call.residual8.integers != nullptr) {
+    sums += LoadQuantized(call.residual8, row, call.out_features, output, count);
   }
+  if (call.y8.integers != nullptr) {
+    return StoreQuantized(call.y8, row, call.out_features, output, count,
+                          Activate(sums, call.activation));
+  }
+  float* y = call.y + row * call.out_features + output;
   if (count == kWidth) {
     Store(y, Activate(sums, call.activation));
     return;

@@ -1,33 +1,12 @@
 // How inputs become integers of 8 bits, on any target the same bit for bit. Included after
 // vectors-inl.h, whose rules apply.
 //
-// Inputs that are nowhere negative are rounded to 0..255 steps of their scale, others to -127..127.
+// Inputs that are nowhere negative are rounded to 0..255 steps of their scale, others to -127..127:
+// see `Steps`.
 
 namespace srigl {
 namespace SRIGL_TARGET {
 namespace {
-
-// integer = round(x * inverse) within [low, high]; x is about integer * scale.
-struct Steps {
-  float scale, inverse, low, high;
-};
-
-// The steps of inputs of a range that contains 0. A scale that is not finite makes NaN of whatever
-// is multiplied by it.
-inline Steps StepsOf(float low, float high, bool has_nan) {
-  const bool is_signed = low < 0;
-  const float largest = !is_signed || high > -low ? high : -low;
-  Steps steps = {largest / (is_signed ? 127.0f : 255.0f), 0.0f, is_signed ? -127.0f : 0.0f,
-                 is_signed ? 127.0f : 255.0f};
-  if (has_nan || !(steps.scale <= 3.0e38f)) {
-    steps.scale = __builtin_nanf("");
-  } else if (steps.scale < 1.2e-38f) {  // its inverse would be infinite
-    steps.scale = 0;
-  } else {
-    steps.inverse = 1.0f / steps.scale;
-  }
-  return steps;
-}
 
 // Sets the least and the largest of some numbers and 0; whether one is NaN, or infinite.
 inline bool LimitsOf(const float* x, int64_t size, float* least, float* largest) {
@@ -74,6 +53,44 @@ inline Vec Integers(Vec x, const Steps& steps) {
   Vec shifted = product + kRound;
   SRIGL_ROUND(shifted);
   return shifted - kRound;
+}
+
+// The numbers that some integers of a row stand for, at most a register of them. Not inlined, as what
+// follows: there are many outputs to write in as many places.
+__attribute__((noinline)) Vec LoadQuantized(const Quantized& from, int64_t row, int64_t features, int64_t begin,
+                         int64_t count) {
+  uint8_t bytes[kWidth] = {};
+  memcpy(bytes, from.integers + row * features + begin, count);
+  Vec v;
+  for (int i = 0; i < kWidth; ++i) v[i] = static_cast<float>(bytes[i] - from.zero);
+  v *= from.scales[row];
+  SRIGL_ROUND(v);
+  return v;
+}
+
+// A row that holds NaN; several threads may say so of one.
+inline void MarkNaN(const QuantizedOutput& to, int64_t row) {
+  const float nan = __builtin_nanf("");
+  __atomic_store(to.scales + row, &nan, __ATOMIC_RELAXED);
+}
+
+__attribute__((noinline)) void StoreQuantized(const QuantizedOutput& to, int64_t row, int64_t features, int64_t begin,
+                           int64_t count, Vec v) {
+  bool has_nan = false;
+  for (int i = 0; i < count; ++i) {
+    if (v[i] != v[i]) {
+      has_nan = true;
+      v[i] = 0;
+    }
+  }
+  if (has_nan) MarkNaN(to, row);
+  v = Integers(v, to.steps);
+  const int32_t zero = ZeroOf(to.steps);
+  uint8_t bytes[kWidth];
+  for (int i = 0; i < kWidth; ++i) {
+    bytes[i] = static_cast<uint8_t>(static_cast<int32_t>(i < count ? v[i] : 0.0f) + zero);
+  }
+  memcpy(to.integers + row * features + begin, bytes, count);
 }
 
 inline void Quantize(const MatMul& call, int64_t row_begin, int64_t row_end, float* integers,

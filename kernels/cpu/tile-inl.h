@@ -2,9 +2,9 @@
 
 #include "vectors-inl.h"
 
+#include "quantize-inl.h"
 #include "outputs-inl.h"
 #include "patch-inl.h"
-#include "quantize-inl.h"
 
 namespace srigl {
 namespace SRIGL_TARGET {

@@ -153,8 +153,12 @@ def _key(name: str, condensed: Condensed) -> str:
   """What `cost_model.SECONDS` calls a backend here."""
   device = jax.default_backend()
   if device == "cpu":
-    # What later targets add to AVX-512 makes products of 8 and 16 bits faster still.
-    return f"cpu {library.isa().partition('_')[0]}" if name == "cpu" else name
+    if name != "cpu":
+      return name
+    # What later targets add to AVX-512 makes products of 16 bits faster still.
+    isa, _, more = library.isa().partition("_")
+    is_int8 = condensed.scales is not None and condensed.rounds_inputs
+    return f"cpu {isa} int8" if more and is_int8 else f"cpu {isa}"
   dtype = condensed.values.dtype.name
   is_exact = getattr(jax.config, "jax_default_matmul_precision", None) in _EXACT
   exact = " highest" if dtype == "float32" and is_exact and name in _FOLLOWING_PRECISION else ""

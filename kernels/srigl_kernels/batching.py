@@ -48,8 +48,10 @@ def in_one_call(function: Callable[..., Array], call_rows: Any = None) -> Any:
   @call.def_vmap
   def rule(_: int, batched: Any, *args: Any) -> Any:
     if any(jax.tree.leaves(batched[1:])) or not all(jax.tree.leaves(batched[0])):
-      return map_calls(call, batched, args), True
-    return (call_rows(call, *args) if call_rows else call(*args)), True
+      y = map_calls(call, batched, args)
+      return y, jax.tree.map(lambda _: True, y)
+    y = call_rows(call, *args) if call_rows else call(*args)
+    return y, jax.tree.map(lambda _: True, y)
 
   return call
 

@@ -1,8 +1,7 @@
 """A function rewritten so that its condensed products also do what follows them."""
 
 import functools
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -10,14 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend import core as jex
 
+from srigl_jax.programs import eight_bits
+from srigl_jax.programs.eight_bits import find_ranges, with_derivative_of
 from srigl_jax.programs.elementwise import GRID, Curve, curve_of, number_of, same_values
 from srigl_jax.programs.flat_jaxpr import JIT, FlatJaxpr, Op, bodies, evaluate, inline
+from srigl_jax.programs.steps import Step, backend_of, is_native
 from srigl_kernels import deferred
-from srigl_kernels.auto import fastest, is_worth_staying_native
 from srigl_kernels.backends.registry import is_traced
 from srigl_kernels.epilogue import ACTIVATIONS
-
-_VIEWS = {"reshape", "squeeze", "expand_dims", "copy", "copy_p", "stop_gradient"}
 
 
 class _Sum(NamedTuple):
@@ -42,6 +41,10 @@ def fuse(function: Callable[..., Any]) -> Callable[..., Any]:
   backends leave it to XLA as before. Activations are told by what they compute, however they are
   written; those in `condensed_matmul`'s list are. Products in float32 are rewritten, and only
   where nothing else reads what lies between.
+
+  Native products pass on 8 bits to products of 8 bits whose inputs have a calibrated range, which
+  round them as these would have done. What is a residual, too, is added in 8 bits then. The
+  derivative is that of products which pass on float32.
 
   `condense_model`, `condense_linen` and `merge_condensed` do this to the calls of the models that
   they return. For others, for another method than the call, or for a function around several
@@ -88,32 +91,64 @@ def evaluate_fused(closed: Any, inputs: Sequence[Any]) -> list[Any]:
     inputs: its arguments.
   """
   jaxpr = inline(closed, JIT)
+  steps = _steps(jaxpr)
+  known = {**jaxpr.consts, **dict(zip(jaxpr.inputs, inputs, strict=True))}
+  ranges = find_ranges(steps, jaxpr.outputs, known)
+  computed = {x for x in jaxpr.outputs if isinstance(x, int) and x not in known}
+
+  def run(ranges: Mapping[int, int], *values: Any) -> dict[int, Any]:
+    env: dict[int, Any] = dict(zip(known, values, strict=True))
+    for step in steps:
+      env.update(zip(step.op.outputs, _compute(step, env, ranges), strict=True))
+    return {x: env[x] for x in computed}
+
+  compute: Callable[..., dict[int, Any]] = functools.partial(run, {})
+  if ranges and not any(step.op.has_effects for step in steps):
+    compute = with_derivative_of(compute, functools.partial(run, ranges))
+  env = {**known, **compute(*known.values())}
+  return [
+    env[x] if isinstance(x, int) else jnp.asarray(x, aval.dtype)
+    for x, aval in zip(jaxpr.outputs, closed.out_avals, strict=True)
+  ]
+
+
+def _steps(jaxpr: FlatJaxpr) -> list[Step]:
+  """What is computed of a program, products with what follows them."""
   sums = _find_sums(jaxpr)
   needed = _needed(jaxpr, sums)
-  is_native = _is_native(jaxpr, sums, needed)
-  env: dict[int, Any] = {**jaxpr.consts, **dict(zip(jaxpr.inputs, inputs, strict=True))}
-  read = lambda x: env[x] if isinstance(x, int) else x
+  steps = []
   for op in jaxpr.ops:
     if not needed.intersection(op.outputs) and not op.has_effects:
       continue
-    found = sums.get(op.outputs[0]) if op.outputs else None
-    outputs: Sequence[Any]
-    if found is not None:
-      product = deferred.Product([read(x) for x in found.product.inputs], found.product.params)
-      added = None if found.residual is None else env[found.residual]
-      backend = "cpu" if is_native else _backend(found.product)
-      outputs = [product.compute(residual=added, activation=found.activation, backend=backend)]
-    elif op.primitive is deferred.product_p:
-      product = deferred.Product([read(x) for x in op.inputs], op.params)
-      outputs = [product.compute(backend="cpu" if is_native else _backend(op))]
-    else:
-      outputs = evaluate(_with_fused_bodies(op), [read(x) for x in op.inputs])
-    env.update(zip(op.outputs, outputs, strict=True))
-  avals = closed.out_avals
-  return [
-    env[x] if isinstance(x, int) else jnp.asarray(x, aval.dtype)
-    for x, aval in zip(jaxpr.outputs, avals, strict=True)
-  ]
+    output = op.outputs[0] if op.outputs else None
+    found = None if output is None else sums.get(output)
+    if found is None and op.primitive is not deferred.product_p:
+      steps.append(Step(op, output))
+      continue
+    product_op = op if found is None else found.product
+    product = deferred.Product(product_op.inputs, product_op.params)
+    residual = product.residual if found is None else found.residual
+    activation = product.params["activation"] if found is None else found.activation
+    op = product_op._replace(outputs=op.outputs)
+    steps.append(Step(op, output, product, residual, activation, backend_of(op)))
+  if is_native(steps):
+    steps = [step._replace(backend="cpu" if step.product else "") for step in steps]
+  return steps
+
+
+def _compute(step: Step, env: Mapping[int, Any], ranges: Mapping[int, int]) -> Sequence[Any]:
+  """The outputs of an operation."""
+  is_quantized = step.output in ranges or any(x in ranges for x in step.inputs)
+  if is_quantized:
+    return [eight_bits.compute(step, env, ranges.get(step.op.outputs[0]))]
+  read = lambda x: env[x] if isinstance(x, int) else x
+  values = [read(x) for x in step.op.inputs]
+  if step.product is None:
+    return evaluate(_with_fused_bodies(step.op), values)
+  product = deferred.Product(values, step.op.params)
+  how = {"activation": step.activation, "backend": step.backend}
+  residual = None if step.residual is None else read(step.residual)
+  return [product.compute(residual=residual, **how)]
 
 
 def _find_sums(jaxpr: FlatJaxpr) -> dict[int, _Sum]:
@@ -207,34 +242,6 @@ def _needed(jaxpr: FlatJaxpr, sums: dict[int, _Sum]) -> set[int]:
     inputs = op.inputs if found is None else (*found.product.inputs, found.residual)
     needed |= {x for x in inputs if isinstance(x, int)}
   return needed
-
-
-def _is_native(jaxpr: FlatJaxpr, sums: dict[int, _Sum], needed: set[int]) -> bool:
-  """Whether a program is nothing but products, all of which may as well be native."""
-  for op in jaxpr.ops:
-    if not needed.intersection(op.outputs) or op.primitive.name in _VIEWS:
-      continue
-    op = sums[op.outputs[0]].product if op.outputs[0] in sums else op
-    if op.primitive is not deferred.product_p:
-      return False
-    product = deferred.Product(op.in_avals, op.params)
-    if product.params["static"] or "cpu" not in product.layouts:
-      return False
-    rows = math.prod(product.x.shape[:-1])
-    if not is_worth_staying_native(product.condensed, _backend(op), rows):
-      return False
-  return True
-
-
-def _backend(op: Op) -> str:
-  """What runs a product: of several layouts the one that is fastest for all its rows, of which a
-  call that is under `jax.vmap` saw those of one example.
-  """
-  product = deferred.Product(op.in_avals, op.params)
-  if len(product.layouts) == 1:
-    return op.params["backend"]
-  rows = math.prod(op.out_avals[0].shape[:-1])
-  return fastest(product.condensed, rows, product.layouts)
 
 
 def _with_fused_bodies(op: Op) -> Op:

@@ -32,12 +32,24 @@ def make(task: Task) -> Engine:
   kwargs: dict[str, Any] = {}
   if precision != "float32" and not is_calibrated:
     kwargs["dtype"] = precision
+  if is_calibrated:  # what the distribution leaves dense is in 8 bits, too
+    masks = {**_full_masks(model), **masks}
   condensed = sx.condense_model(model, masks, shapes, **kwargs)
   if is_calibrated:
     examples = tuple(map(np.concatenate, zip(*calibration(network), strict=True)))
     condensed, _ = sx.quantize_model(condensed, examples, calibrate=True)
   # Weights are constants of the compiled program, as a server has one network for long.
   return _engine(jax.jit(lambda *x: condensed(*x)))
+
+
+def _full_masks(model: nnx.Module) -> dict[str, Any]:
+  """Masks of every weight of the convolutions that are of one group."""
+  found = {"/".join(map(str, path)): module for path, module in nnx.iter_modules(model)}
+  return {
+    f"{path}/kernel": np.ones(module.kernel.get_value().shape, bool)
+    for path, module in found.items()
+    if isinstance(module, nnx.Conv) and module.feature_group_count == 1
+  }
 
 
 def dense(model: nnx.Module) -> Engine:

@@ -56,6 +56,9 @@ void FuzzDots(const Case& c, Random* random, const Exact<float>& x, int64_t* ref
   std::fill_n(scales.data(), scales.size(), 0.5f);
   range.data()[0] = -1;
   range.data()[1] = 2;
+  const QuantizedRows x8(random, c.batch, layer.in_features, range.data());
+  const QuantizedRows rows8(random, c.batch, layer.out_features, range.data());
+  const QuantizedRows y8(random, c.batch, layer.out_features, range.data());
   SplitExecutor executor(Uniform(random, 1, 9));
   for (int type = 0; type < kNumDotTypes; ++type) {
     const bool quantized = type == 0;
@@ -88,6 +91,16 @@ void FuzzDots(const Case& c, Random* random, const Exact<float>& x, int64_t* ref
         call.quantized = quantized;
         call.range = i == 2 ? range.data() : nullptr;
         call.residual = c.has_residual ? residual.data() : nullptr;
+        if (Uniform(random, 0, 1)) {
+          call.residual = nullptr;
+          call.residual8 = rows8.Read();
+        }
+        if (Uniform(random, 0, 1)) call.y8 = y8.Write();
+        if (quantized && i % 2 == 1) {
+          call.range = range.data();
+          call.x = nullptr;
+          call.x8 = x8.Read();
+        }
         ++*(CondensedMatMul(packed, call, &executor) == nullptr ? accepted : refused);
       }
     }

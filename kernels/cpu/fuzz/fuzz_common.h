@@ -185,6 +185,27 @@ struct Buffers {
   }
 };
 
+// Rows of numbers in 8 bits, to be read or written.
+struct QuantizedRows {
+  Exact<uint8_t> integers;
+  Exact<float> scales;
+  const Steps steps;
+
+  QuantizedRows(Random* random, int64_t rows, int64_t features, const float* range)
+      : integers(rows * features), scales(rows), steps(StepsOf(range)) {
+    for (size_t i = 0; i < integers.size(); ++i) {
+      integers.data()[i] = static_cast<uint8_t>(Uniform(random, 0, 255));
+    }
+    std::fill_n(scales.data(), scales.size(), steps.scale);
+  }
+
+  // What a call reads; what it writes.
+  Quantized Read() const {
+    return {integers.data(), scales.data(), ZeroOf(steps)};
+  }
+  QuantizedOutput Write() const { return {integers.data(), scales.data(), steps}; }
+};
+
 inline Exact<uint8_t> Copy(const std::vector<uint8_t>& from) { return {from.data(), from.size()}; }
 
 // Changes a pattern: single bits, whole words, runs, its length.

@@ -92,6 +92,11 @@ bool FuzzConvDots(const Case& c, const Conv& conv, size_t out_size, Random* rand
   std::fill_n(ones.data(), ones.size(), 1.0f);
   range.data()[0] = -1;
   range.data()[1] = 2;
+  const int64_t pixels = conv.images * conv.patches.y.out * conv.patches.x.out;
+  const QuantizedRows x8(random, conv.images * conv.patches.y.size * conv.patches.x.size,
+                         conv.patches.channels, range.data());
+  const QuantizedRows rows8(random, pixels, conv.out_features, range.data());
+  const QuantizedRows y8(random, pixels, conv.out_features, range.data());
   for (int type = 0; type < kNumDotTypes; ++type) {
     const bool quantized = type == static_cast<int>(DotType::kInt8);
     const bool exact = type == static_cast<int>(DotType::kFloat32) &&
@@ -119,6 +124,16 @@ bool FuzzConvDots(const Case& c, const Conv& conv, size_t out_size, Random* rand
         const Exact<float> out(out_size);
         std::fill_n(out.data(), out.size(), NAN);
         call.out = out.data();
+        if (i > 0 && Uniform(random, 0, 1)) {
+          call.residual = nullptr;
+          call.residual8 = rows8.Read();
+        }
+        if (i > 0 && Uniform(random, 0, 1)) call.y8 = y8.Write();
+        if (quantized && i > 1) {
+          call.range = range.data();
+          call.x = nullptr;
+          call.x8 = x8.Read();
+        }
         const char* error = CondensedConv(packed, call, executor);
         ++*(error == nullptr ? accepted : refused);
         if (i == 0 && (error != nullptr || (exact && !(ConvError(c, call) <= 1.0)))) {

@@ -10,32 +10,41 @@ from jax import Array
 
 from srigl_kernels import conv_patches
 from srigl_kernels.backends.cpu.library import CONV
-from srigl_kernels.backends.cpu.matmul import ACTIVATIONS, Packed, as_float32, matmul
+from srigl_kernels.backends.cpu.matmul import (
+  ACTIVATIONS,
+  Packed,
+  matmul,
+  row_operands,
+  row_results,
+  with_rows,
+)
 from srigl_kernels.batching import in_one_call
 from srigl_kernels.conv_geometry import Geometry
 from srigl_kernels.epilogue import apply_epilogue
 
 
 def conv(
-  x: Array,
+  x: Any,
   packed: Packed,
   bias: Array | None,
   activation: str | None,
   geometry: Geometry,
-  residual: Array | None = None,
-) -> Array:
+  residual: Any = None,
+  output_range: Array | None = None,
+) -> Any:
   """The convolution; with three or more spatial axes by `matmul`, as which it takes the rest.
 
   Args:
-    x: `[B, *S, C]` float32 or bfloat16.
+    x: `[B, *S, C]` float32 or bfloat16; of two spatial axes also in 8 bits, as of `matmul`.
     packed: the layer, of `prod(kernel_size) * C` inputs.
     bias: `[N]`, or None.
     activation: a name in `matmul.ACTIVATIONS`.
     geometry: the convolution; of one group.
     residual: of the result's shape, or None.
+    output_range: as of `matmul`.
 
   Returns:
-    `[B, *S_out, N]` of x's type; sums, bias, residual and activation are in float32.
+    `[B, *S_out, N]` as of `matmul`; sums, bias, residual and activation are in float32.
   """
   if len(geometry.kernel_size) > 2:
     y = conv_patches.conv(matmul, x, packed, bias, None, geometry)
@@ -51,19 +60,17 @@ def conv(
     residual = None if residual is None else residual[:, None]
     return conv(x[:, None], packed, bias, activation, flat, residual)[:, 0]
   bias = jnp.zeros(0) if bias is None else bias
-  y = _batched_call(ACTIVATIONS[activation], packed.out_features, geometry)(
-    as_float32((x, residual)), packed, bias.astype(jnp.float32)
-  )
-  return y.astype(x.dtype)
+  call = _batched_call(ACTIVATIONS[activation], packed.out_features, geometry)
+  return with_rows(call, x, packed, bias, residual, output_range)
 
 
 @functools.cache
 def _batched_call(activation: int, out_features: int, geometry: Geometry) -> Any:
 
-  def call(inputs: tuple[Array, Array | None], packed: Packed, bias: Array) -> Array:
-    x, residual = inputs
+  def call(inputs, packed: Packed, bias: Array, residual_range, output_range) -> Any:
+    x = inputs[0]
     shape = (*x.shape[:-3], *geometry.output_size(x.shape[-3:-1]), out_features)
-    return jax.ffi.ffi_call(CONV, jax.ShapeDtypeStruct(shape, jnp.float32))(
+    return jax.ffi.ffi_call(CONV, row_results(shape, output_range))(
       x,
       packed.tile_pattern,
       packed.tile_values,
@@ -71,7 +78,7 @@ def _batched_call(activation: int, out_features: int, geometry: Geometry) -> Any
       bias,
       packed.scales,
       packed.input_range,
-      jnp.zeros(0) if residual is None else residual,
+      *row_operands(inputs, residual_range, output_range),
       activation=np.int64(activation),
       quantized=packed.is_quantized,
       kernel=np.array(geometry.kernel_size, np.int64),

@@ -25,6 +25,7 @@ from jax import Array
 from srigl_kernels import cost_model, epilogue
 from srigl_kernels.backends.cpu import library
 from srigl_kernels.batching import in_one_call
+from srigl_kernels.quantized import Quantized
 
 ACTIVATIONS = {name: number for number, name in enumerate(epilogue.ACTIVATIONS)}
 """Activations the kernel applies, all of them, and how it calls them."""
@@ -182,63 +183,102 @@ def _pack_dots(native, values, scales, arguments, sizes) -> np.ndarray:
 
 
 def matmul(
-  x: Array,
+  x: Array | Quantized,
   packed: Packed,
   bias: Array | None = None,
   activation: str | None = None,
-  residual: Array | None = None,
-) -> Array:
+  residual: Array | Quantized | None = None,
+  output_range: Array | None = None,
+) -> Any:
   """`y[..., active[a]] = activation(sum_j values[a, j] * x[..., indices[a, j]] + bias + residual)`.
 
   Works under jit, vmap, scan, pmap and shard_map. Has no derivative of its own.
 
   Args:
-    x: `[..., I]` float32 or bfloat16, any leading dimensions.
+    x: `[..., I]` float32 or bfloat16, any leading dimensions; or in 8 bits, by the layer's range.
     packed: the layer.
     bias: `[N]` or None; the output of an ablated neuron is the activation of its bias.
     activation: a name in `ACTIVATIONS`.
     residual: `[..., N]` or None.
+    output_range: `[2]`, what the result is to be quantized by, or None.
 
   Returns:
-    `[..., N]` of x's type; sums, bias, residual and activation are in float32.
+    `[..., N]` of x's type, in float32 or in 8 bits; sums, bias, residual and activation are in
+    float32.
 
   Raises:
     ValueError: if shapes, types or the activation do not fit.
     RuntimeError: if the library is not there.
   """
   library.require()
-  x = jnp.asarray(x)
-  if x.ndim < 1 or x.shape[-1] != packed.in_features:
+  x = x if isinstance(x, Quantized) else jnp.asarray(x)
+  if len(x.shape) < 1 or x.shape[-1] != packed.in_features:
     raise ValueError(f"`x` must have shape (..., {packed.in_features}), not {x.shape}.")
-  if x.dtype not in (jnp.float32, jnp.bfloat16):
+  if not isinstance(x, Quantized) and x.dtype not in (jnp.float32, jnp.bfloat16):
     raise ValueError(f"`x` must be float32 or bfloat16, not {x.dtype}.")
   if activation not in ACTIVATIONS:
     raise ValueError(f"`activation` must be one of {list(ACTIVATIONS)}, not {activation!r}.")
   bias = jnp.zeros(0) if bias is None else jnp.asarray(bias)
   if bias.shape not in ((packed.out_features,), (0,)):
     raise ValueError(f"`bias` must have shape ({packed.out_features},), not {bias.shape}.")
-  y = _batched_call(ACTIVATIONS[activation], packed.out_features)(
-    as_float32((x, residual)), packed, bias.astype(jnp.float32)
-  )
-  return y.astype(x.dtype)
+  call = _batched_call(ACTIVATIONS[activation], packed.out_features)
+  return with_rows(call, x, packed, bias, residual, output_range)
 
 
-def as_float32(arrays: Any) -> Any:
-  """Arrays of a pytree as the kernels read them."""
-  return jax.tree.map(lambda x: x.astype(jnp.float32), arrays)
+def with_rows(
+  call: Any,
+  x: Array | Quantized,
+  packed: Packed,
+  bias: Array,
+  residual: Array | Quantized | None,
+  output_range: Array | None,
+) -> Any:
+  """What `call(rows, packed, bias, residual_range, output_range)` gives.
+
+  Its `rows` are `(x, scales of x, residual, scales of that)`: arrays of float32 without scales, or
+  of 8 bits; None for what is not given.
+  """
+  nothing = jnp.zeros(0)
+  parts: list[Array | None] = []
+  ranges = []
+  for rows in (x, residual):
+    if isinstance(rows, Quantized):
+      parts += [rows.integers, rows.scales]
+      ranges.append(rows.range)
+    else:
+      parts += [None if rows is None else rows.astype(jnp.float32), None]
+      ranges.append(nothing)
+  y, scales = call(tuple(parts), packed, bias.astype(jnp.float32), ranges[1], output_range)
+  if output_range is not None:
+    return Quantized(y, scales, output_range)
+  return y if isinstance(x, Quantized) else y.astype(x.dtype)
+
+
+def row_operands(inputs: Any, residual_range: Array, output_range: Array | None) -> list[Array]:
+  """What handlers take for the residual, and for rows in 8 bits, empty where there is nothing."""
+  _, x_scales, residual, residual_scales = inputs
+  given = (residual, x_scales, residual_scales, residual_range, output_range)
+  return [jnp.zeros(0) if a is None else a for a in given]
+
+
+def row_results(shape: tuple[int, ...], output_range: Array | None) -> tuple[Any, Any]:
+  """What handlers return: the result, and the scales of its rows if it is in 8 bits."""
+  is_quantized = output_range is not None
+  dtype = jnp.uint8 if is_quantized else jnp.float32
+  scales = shape[:-1] if is_quantized else (0,)
+  return jax.ShapeDtypeStruct(shape, dtype), jax.ShapeDtypeStruct(scales, jnp.float32)
 
 
 @functools.cache
 def _batched_call(activation: int, out_features: int) -> Any:
 
-  def call(inputs: tuple[Array, Array | None], packed: Packed, bias: Array) -> Array:
-    x, residual = inputs
-    return jax.ffi.ffi_call(
-      library.MATMUL, jax.ShapeDtypeStruct((*x.shape[:-1], out_features), jnp.float32)
-    )(
+  def call(inputs, packed: Packed, bias: Array, residual_range, output_range) -> Any:
+    x = inputs[0]
+    results = row_results((*x.shape[:-1], out_features), output_range)
+    return jax.ffi.ffi_call(library.MATMUL, results)(
       x, packed.tile_pattern, packed.tile_values, packed.window_pattern, packed.window_values,
       packed.dot_pattern, bias, packed.scales, packed.input_range,
-      jnp.zeros(0) if residual is None else residual,
+      *row_operands(inputs, residual_range, output_range),
       activation=np.int64(activation), quantized=packed.is_quantized,
     )  # fmt: skip
 

@@ -1,0 +1,69 @@
+"""What is computed of a program that is rewritten, and which backend runs each product."""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from srigl_jax.programs.flat_jaxpr import Op
+from srigl_kernels import deferred
+from srigl_kernels.auto import fastest, is_worth_staying_native
+
+_VIEWS = {"reshape", "squeeze", "expand_dims", "copy", "copy_p", "stop_gradient"}
+
+
+class Step(NamedTuple):
+  """An operation that is computed.
+
+  Attributes:
+    op: the operation; of a product that with its inputs.
+    output: its first output.
+    product: None of others; of its pytrees, leaves are numbers of tensors.
+    residual: the tensor that is added to a product, or None.
+    activation: of a product.
+    backend: likewise.
+  """
+
+  op: Op
+  output: int | None
+  product: deferred.Product | None = None
+  residual: int | None = None
+  activation: str | None = None
+  backend: str = ""
+
+  @property
+  def inputs(self) -> list[int]:
+    """The tensors that it reads."""
+    read = (*self.op.inputs, self.residual)
+    return [x for x in read if isinstance(x, int)]
+
+  @property
+  def avals(self) -> deferred.Product:
+    """A product with the types of its arrays."""
+    return deferred.Product(self.op.in_avals, self.op.params)
+
+
+def backend_of(op: Op) -> str:
+  """What runs a product: of several layouts the one that is fastest for all its rows, of which a
+  call that is under `jax.vmap` saw those of one example.
+  """
+  product = deferred.Product(op.in_avals, op.params)
+  if len(product.layouts) == 1:
+    return op.params["backend"]
+  rows = math.prod(op.out_avals[0].shape[:-1])
+  return fastest(product.condensed, rows, product.layouts)
+
+
+def is_native(steps: Sequence[Step]) -> bool:
+  """Whether a program is nothing but products, all of which may as well be native."""
+  for step in steps:
+    if step.product is None:
+      if step.op.primitive.name in _VIEWS:
+        continue
+      return False
+    avals = step.avals
+    if avals.params["static"] or "cpu" not in avals.layouts:
+      return False
+    rows = math.prod(avals.x.shape[:-1])
+    if not is_worth_staying_native(avals.condensed, step.backend, rows):
+      return False
+  return True
