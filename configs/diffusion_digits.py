@@ -45,8 +45,9 @@ def get_config(argument: str = "srigl") -> ConfigDict:
     config.name += ", quick"
     config.model.kwargs = ConfigDict({"depth": 2, "width": 128, "mlp_width": 256})
     config.method.update_every_steps = 50
+    config.data.batch_size = 128
     config.optimizer.learning_rate = 1e-2  # the best of 0.001, 0.003 and 0.01 on a validation part
-    config.train.total_epochs = 300.0
-    config.train.eval_every_epochs = 100.0
-    config.train.checkpoint_every_epochs = 300.0
+    config.train.total_epochs = 150.0  # 10 steps each
+    config.train.eval_every_epochs = 50.0
+    config.train.checkpoint_every_epochs = 150.0
   return config

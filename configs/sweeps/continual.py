@@ -5,7 +5,8 @@
 Arguments: `digits` (permuted digits, an MLP) or `cifar10` (five tasks of two classes), both in the
 quick size, 5 seeds, half a minute to some minutes a run. Two sparsities (of the network in the end,
 with all tasks); Erdős–Rényi-Kernel against uniform; growth by gradient against random; dense
-fine-tuning and dense training on all tasks at once as bars below and above.
+fine-tuning and dense training on all tasks at once as bars below and above; and the whole network
+in place of a task's own.
 """
 
 from ml_collections import ConfigDict
@@ -14,36 +15,28 @@ from configs import continual_cifar10
 from configs.sweeps import fields
 
 SPARSITIES = {"digits": (0.5, 0.9), "cifar10": (0.5, 0.8)}
-RUNS = (
-  ("continual", "erk"),
-  ("continual", "uniform"),
-  ("continual_rigl", "erk"),
-  ("continual_set", "erk"),
-)
+RUNS = (("continual", "erk"), ("continual", "uniform"))
+AT_THE_HIGHER = (("continual_rigl", "erk"), ("continual_set", "erk"))
 
 
 def get_config(argument: str = "digits") -> ConfigDict:
   """The sweep on a data set."""
   if argument not in SPARSITIES:
     raise ValueError(f"There is no {argument!r} here: give one of {', '.join(SPARSITIES)}.")
-  scenario = lambda name: {"task": {"kwargs": {"scenario": name}}}
   variants = [
     ("dense", fields("dense")),
     ("dense_joint", fields("dense") | {"task": {"kwargs": {"joint": True}}}),
   ]
   low, high = SPARSITIES[argument]
+  low, high = SPARSITIES[argument]
   variants += [
-    (
-      f"{method}_{distribution}_{100 * at:g}",
-      fields(method, sparsity=at, distribution=distribution),
-    )
-    for at in (low, high)
-    for method, distribution in RUNS
+    (f"{method}_{how}_{100 * at:g}", fields(method, sparsity=at, distribution=how))
+    for at, runs in ((low, RUNS), (high, RUNS + AT_THE_HIGHER))
+    for method, how in runs
   ]
-  name = f"continual_erk_{100 * low:g}"
-  for told in ("head", "class"):
-    changes = fields("continual", sparsity=low, distribution="erk") | scenario(told)
-    variants.append((f"{name}_{told}", changes))
+  changes = fields("continual", sparsity=low, distribution="erk")
+  told = {"task": {"kwargs": {"scenario": "head"}}}
+  variants.append((f"continual_erk_{100 * low:g}_whole", changes | told))
   return ConfigDict(
     {
       "name": f"Continual learning ({argument})",
@@ -51,14 +44,11 @@ def get_config(argument: str = "digits") -> ConfigDict:
       "base": continual_cifar10.get_config("digits-quick" if argument == "digits" else "quick"),
       "variants": tuple(variants),
       "seeds": (0, 1, 2, 3, 4),
-      "comparisons": tuple(
-        (f"{one}_{100 * at:g}", f"{other}_{100 * at:g}")
-        for at in (low, high)
-        for one, other in (
-          ("continual_erk", "continual_uniform"),
-          ("continual_rigl_erk", "continual_set_erk"),
-          ("continual_erk", "continual_rigl_erk"),
-        )
+      "comparisons": (
+        (f"continual_erk_{100 * low:g}", f"continual_uniform_{100 * low:g}"),
+        (f"continual_erk_{100 * high:g}", f"continual_uniform_{100 * high:g}"),
+        (f"continual_rigl_erk_{100 * high:g}", f"continual_set_erk_{100 * high:g}"),
+        (f"continual_erk_{100 * high:g}", f"continual_rigl_erk_{100 * high:g}"),
       ),
     }
   )

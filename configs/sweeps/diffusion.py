@@ -2,7 +2,7 @@
 
 `python -m experiments.sweep --config=configs/sweeps/diffusion.py:quick --workdir=runs/diffusion`
 
-Scales: `quick` (2 blocks of 128: 25 runs of half a minute) and `full` (3 blocks of 256). After a
+Scales: `quick` (2 blocks of 128: 20 runs of half a minute) and `full` (3 blocks of 256). After a
 scale, `-choose` has the runs by which the settings were chosen, on a validation part.
 """
 
@@ -12,7 +12,7 @@ from configs import diffusion_digits
 from configs.sweeps import fields, on_validation_part
 
 RATES = (1e-3, 3e-3, 1e-2)
-METHODS = ("dense", "static", "static_fan_in", "rigl", "srigl")
+METHODS = ("dense", "static", "rigl", "srigl")
 
 
 def get_config(argument: str = "quick") -> ConfigDict:
@@ -30,7 +30,7 @@ def get_config(argument: str = "quick") -> ConfigDict:
       "comparisons": (
         ("srigl", "dense"),
         ("srigl", "rigl"),
-        ("srigl", "static_fan_in"),
+        ("srigl", "static"),
         ("rigl", "static"),
       ),
     }
