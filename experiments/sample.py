@@ -102,7 +102,8 @@ def main() -> int:
   table = _table(distances, reference)
   print(table)
   if options.figure:
-    _picture(rows | {"test images": test}, Path(options.figure))
+    drawn = rows if len(rows) > 1 else {"drawn": images}
+    _picture(drawn | {"test images": test}, Path(options.figure))
     print(f"picture: {options.figure}")
   if options.out:
     results = {
