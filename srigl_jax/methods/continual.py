@@ -151,7 +151,8 @@ def continual_sparse(
       free = {
         path: jnp.full(layer.shape, -1, jnp.int8) for path, layer in allocation.layers.items()
       }
-      return draw_connections(_task_key(jax.random.key(seed), 0), shares, free, 0)
+      key = _task_key(jax.random.key(seed), 0)
+      return draw_connections(key, shares, allocation.budgets, free, 0)
 
     uses_gradients = growth == "gradient"
     updater = MaskUpdater(
@@ -198,7 +199,7 @@ def continual_sparse(
         for path, x in state.extra.owners.items()
       }
       key = _task_key(jax.random.wrap_key_data(state.key), task)
-      own = draw_connections(key, shares, owners, task)
+      own = draw_connections(key, shares, state.budgets, owners, task)
       fresh = init_sparse_weights(jax.random.fold_in(key, 1), params, own, sparse_init, axes=axes)
       drawn = {path: own.get(path, False) for path in leaf_dict(params)}
       new = state._replace(

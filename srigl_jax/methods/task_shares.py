@@ -19,21 +19,24 @@ from srigl_jax.topk import ALWAYS, count, ranking_key, topk_mask, topk_mask_per_
 
 
 class Share(NamedTuple):
-  """What a task gets of a layer.
+  """How a layer is divided among tasks.
 
   Attributes:
     layer: the layer.
-    size: connections of each of its neurons, or of the layer.
-    per_neuron: whether of each neuron.
+    per_neuron: whether each neuron gets as many connections.
     is_output: whether its neurons belong to tasks, in equal parts.
     num_tasks: how many tasks there are.
   """
 
   layer: Layer
-  size: int
   per_neuron: bool
   is_output: bool
   num_tasks: int
+
+  def size(self, budget: Any) -> Any:
+    """A task's connections, of each neuron that it connects or of the layer, by its budget."""
+    whole = budget // self.layer.num_neurons if self.per_neuron else budget
+    return whole if self.is_output and self.per_neuron else whole // self.num_tasks
 
 
 def densities_below_1(allocation: Allocation, sparse: LayerFilter) -> dict[str, float]:
@@ -66,16 +69,14 @@ def shares_of(allocation: Allocation, num_tasks: int, outputs: LayerFilter) -> d
         "give outputs=False if they share them, or another number of neurons."
       )
     per_neuron = isinstance(allocation.structure, ConstantFanIn)
-    whole = int(budget) // layer.num_neurons if per_neuron else int(budget)
-    size = whole if is_output and per_neuron else whole // num_tasks
-    if not size:
-      each = "neuron" if per_neuron else "layer"
+    share = Share(layer, per_neuron, is_output, num_tasks)
+    if not share.size(int(budget)):
+      each = f" and each of its {layer.num_neurons} neurons" if per_neuron else ""
       raise ValueError(
-        f"Layer {path!r} may have {whole} connections for each {each}, fewer than one for each of "
-        f"{num_tasks} tasks: lower the sparsity, or use distribution='erk', which spares thin "
-        "layers."
+        f"Layer {path!r} may have {budget} connections, fewer than one for each of {num_tasks} "
+        f"tasks{each}: lower the sparsity, or use distribution='erk', which spares thin layers."
       )
-    shares[path] = Share(layer, size, per_neuron, is_output, num_tasks)
+    shares[path] = share
   return shares
 
 
@@ -95,14 +96,18 @@ def _choose(keys: Array, room: Array, share: Share, size: Any) -> Array:
 
 
 def draw_connections(
-  key: Array, shares: Mapping[str, Share], owners: Mapping[str, Array], task: Any
+  key: Array,
+  shares: Mapping[str, Share],
+  budgets: Mapping[str, Any],
+  owners: Mapping[str, Array],
+  task: Any,
 ) -> Masks:
   """Random connections for a task among the free ones."""
   masks = {}
   for i, (path, share) in enumerate(shares.items()):
     room = _room(share, owners[path], task)
     keys = ranking_key(jax.random.uniform(jax.random.fold_in(key, 2 + i), room.shape))
-    chosen = _choose(jnp.where(room, keys, 0), room, share, share.size)
+    chosen = _choose(jnp.where(room, keys, 0), room, share, share.size(budgets[path]))
     masks[path] = from_matrix(chosen, share.layer)
   return masks
 
@@ -131,5 +136,5 @@ def move_connections(
   if at_random:
     scores = jax.random.uniform(view.key, scores.shape)
   keys = jnp.where(kept, jnp.uint32(ALWAYS), jnp.where(room, ranking_key(scores), 0))
-  size = share.size if share.per_neuron else num_active
+  size = share.size(view.budget) if share.per_neuron else num_active
   return from_matrix(_choose(keys, room, share, size), share.layer)

@@ -17,6 +17,18 @@ SGD = optax.sgd(0.1, momentum=0.9)
 PAIRS = {
   "srigl": [functools.partial(srigl, sparsity=s, seed=int(10 * s)) for s in (0.5, 0.75)],
   "nm_srigl": [functools.partial(sx.nm_srigl, n=n, m=4, **SCHEDULE) for n in (1, 2)],
+  "continual_sparse": [
+    functools.partial(
+      sx.continual_sparse,
+      sparsity=s,
+      num_tasks=2,
+      steps_per_task=4,
+      update_every=2,
+      update_until=3,
+      seed=int(10 * s),
+    )
+    for s in (0.25, 0.5)
+  ],
   "snfs": [functools.partial(sx.snfs, sparsity=s, **SCHEDULE) for s in (0.5, 0.75)],
   "gradual_magnitude_pruning": [
     functools.partial(

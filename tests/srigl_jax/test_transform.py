@@ -67,6 +67,12 @@ METHODS = {
   "snfs": Method(
     functools.partial(sx.snfs, sparsity=0.6, **SCHEDULE), UNIFORM, all_budgets, [3, 6]
   ),
+  "continual_sparse": Method(
+    functools.partial(sx.continual_sparse, sparsity=0.6, num_tasks=1, steps_per_task=9, **SCHEDULE),
+    {"sparsity": 0.6},
+    constant_fan_in,
+    [3, 6],
+  ),
   "static_sparse": Method(
     functools.partial(sx.static_sparse, sparsity=0.6), UNSTRUCTURED, each_budget, []
   ),
@@ -117,7 +123,8 @@ NUM_MOMENTS = {
 # What differs between the unstructured methods is no business of the optimizer's.
 TABLE = [(method, optimizer) for method in ("srigl", "rigl") for optimizer in OPTIMIZERS]
 TABLE += [(method, "adamw") for method in METHODS if method not in ("srigl", "rigl")]
-TABLE = mostly_slow(TABLE, {case for case in TABLE if case[0] != "rigl" or case[1] == "adamw"})
+RARE = ("rigl", "continual_sparse")  # the latter has its own tests
+TABLE = mostly_slow(TABLE, {c for c in TABLE if c[0] not in RARE or c == ("rigl", "adamw")})
 
 
 @pytest.mark.parametrize("method_and_optimizer", TABLE, ids="-".join)
