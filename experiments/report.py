@@ -22,6 +22,8 @@ from experiments.sweeps.paired import compare
 from experiments.sweeps.paired_report import paired_figure, paired_file, paired_table
 from experiments.sweeps.report import write_sweep_report
 from experiments.sweeps.results import read_results_file, read_sweep_results, results_file
+from experiments.sweeps.returns import KIND as RETURNS
+from experiments.sweeps.returns import returns_table
 
 
 def main() -> int:
@@ -38,7 +40,9 @@ def main() -> int:
     path, table = write_sweep_report(workdir)
     print(table)
     if options.out:
-      write_json(Path(options.out), results_file(read_sweep_results(workdir), table))
+      sweep = read_sweep_results(workdir)
+      returns = {"returns": returns_table(sweep)} if sweep.kind == RETURNS else {}
+      write_json(Path(options.out), results_file(sweep, table) | returns)
     if options.figure:
       drawn = workdir / "figures" / "study.png"
       drawn = drawn if drawn.exists() else workdir / "figures" / "comparison.png"

@@ -57,7 +57,7 @@ class Body(nnx.Module):
     size = 1
     for length in observation_shape:
       size *= length
-    self.conv = None
+    conv = None
     if channels and len(observation_shape) == 3:
       height, width, depth = observation_shape
       if min(height, width) < 3:
@@ -65,9 +65,10 @@ class Body(nnx.Module):
           f"Observations of {height} × {width} are too small for a convolution of 3 × 3: set "
           "config.model.kwargs.channels to 0."
         )
-      self.conv = linear(9 * depth, channels)
+      conv = linear(9 * depth, channels)
       size = (height - 2) * (width - 2) * channels
     sizes = [size, *hidden]
+    self.conv = conv
     self.hidden = nnx.List(linear(*shape) for shape in itertools.pairwise(sizes))
     self.num_features = sizes[-1]
 

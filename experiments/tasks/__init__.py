@@ -8,6 +8,7 @@ from ml_collections import ConfigDict
 from experiments.common.registry import check_arguments, choose
 from experiments.tasks.continual_classification import continual_classification
 from experiments.tasks.denoising_diffusion import denoising_diffusion
+from experiments.tasks.dqn import dqn
 from experiments.tasks.extreme_classification import extreme_classification
 from experiments.tasks.image_classification import image_classification
 from experiments.tasks.language_modelling import language_modelling
@@ -21,6 +22,7 @@ __all__ = ["TASKS", "Sums", "Task", "make_task"]
 TASKS: dict[str, Callable[..., Task]] = {
   "continual_classification": continual_classification,
   "denoising_diffusion": denoising_diffusion,
+  "dqn": dqn,
   "extreme_classification": extreme_classification,
   "image_classification": image_classification,
   "language_modelling": language_modelling,

@@ -56,6 +56,8 @@ def environment_steps(config: Mapping[str, Any], step: int) -> float:
     step: of training.
   """
   kwargs, batch_size = config["task"]["kwargs"], config["data"]["batch_size"]
+  if config["task"]["name"] == "dqn":
+    return kwargs["warm_up"] + step * kwargs["num_envs"]
   rollout = kwargs["num_envs"] * kwargs["num_steps"]
   return step * rollout / (kwargs["num_passes"] * (rollout // batch_size))
 

@@ -33,6 +33,7 @@ SWEEPS = sorted(path.stem for path in (CONFIGS / "sweeps").glob("*.py") if path.
 # The smallest model of each kind.
 SMALL = {
   "actor_critic": {"hidden": (16,)},
+  "q_network": {"hidden": (16,)},
   "mlp": {"hidden": (8,)},
   "convnet": {"widths": (8,), "convs_per_stage": 1},
   "resnet18": {"stage_sizes": (1,), "width": 8},
@@ -80,9 +81,13 @@ SMALL_DATA = {
     {"num_nodes": 36, "neighbours": (2, 2)},
   ),
   "recommendation": ("synthetic_ratings", {"num_users": 32}),
+  "dqn": ("tests.experiments.tasks.corridor:Corridor", {"test_episodes": 2}),
   "ppo": ("tests.experiments.tasks.corridor:Corridor", {"test_episodes": 2}),
 }
-SMALL_TASK = {"ppo": {"num_envs": 4, "num_steps": 8}}
+SMALL_TASK = {
+  "dqn": {"capacity": 32, "warm_up": 8, "replay_dtype": "float32"},
+  "ppo": {"num_envs": 4, "num_steps": 8},
+}
 
 
 # Compiling these takes many seconds; others train the same optimizers, test_models their layers.
@@ -98,6 +103,7 @@ LONG = (
   "imagenet_resnet50",
   "imagenet_vit_b16",
   "movielens",
+  "dqn_minatar",
   "ppo_gymnax",
   "reverse_dictionary",
   "xmc",
@@ -215,6 +221,7 @@ def test_a_config_fits_its_model_at_its_true_size(name):
       "neighbours": (8, 4),
     },
     "ratings": {"num_users": 943, "num_items": 1682},
+    "Breakout-MinAtar": {"observation_shape": (10, 10, 4), "num_actions": 3},
     "CartPole-v1": {"observation_shape": (4,), "num_actions": 2},
   }[config.data.name]
   if config.task.name == "denoising_diffusion":

@@ -83,3 +83,13 @@ def images():
       return jnp.zeros((3, 4, 2)).at[0, 0, 0].set(state.place)
 
   return Images()
+
+
+def halves():
+  """Observations that are no whole numbers."""
+
+  class Halves(Corridor):
+    def _observe(self, state):
+      return super()._observe(state) / 2
+
+  return Halves()
