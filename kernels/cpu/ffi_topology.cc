@@ -9,9 +9,9 @@
 namespace srigl {
 namespace {
 
-// x: [batch, in]; g: [batch, out]; values, indices: [capacity]; active: [out]; sizes: the number of
-// active neurons and the fan-in; counts: how many entries are pruned, and how many salient weights
-// are required.
+// x: [batch, in]; g: [batch, out], or x: [0, 0] and the scores [in, out] that growth is ranked by;
+// values, indices: [capacity]; active: [out]; sizes: the number of active neurons and the fan-in;
+// counts: how many entries are pruned, and how many salient weights are required.
 ffi::Error TopologyHandler(ffi::ThreadPool pool, ffi::BufferR2<ffi::F32> x,
                            ffi::BufferR2<ffi::F32> g, ffi::BufferR1<ffi::F32> values,
                            ffi::AnyBuffer indices, ffi::BufferR1<ffi::S32> active,
@@ -29,13 +29,14 @@ ffi::Error TopologyHandler(ffi::ThreadPool pool, ffi::BufferR2<ffi::F32> x,
   if (!update.wide_indices && indices.element_type() != ffi::DataType::U16) {
     return invalid("indices must be uint16 or int32");
   }
+  const bool by_scores = x.dimensions()[1] == 0;
   update.batch = x.dimensions()[0];
-  update.in_features = x.dimensions()[1];
+  update.in_features = by_scores ? g.dimensions()[0] : x.dimensions()[1];
   update.out_features = g.dimensions()[1];
   const auto has = [](const auto& buffer, int64_t size) {
     return static_cast<int64_t>(buffer.element_count()) == size;
   };
-  if (g.dimensions()[0] != update.batch || !has(indices, update.capacity) ||
+  if (g.dimensions()[0] != (by_scores ? update.in_features : update.batch) || !has(indices, update.capacity) ||
       !has(active, update.out_features) || !has(sizes, 2) || !has(counts, 2) ||
       !has(*new_indices, update.capacity) || !has(*new_active, update.out_features) ||
       !has(*new_sizes, 2) || !has(*source, update.capacity) ||
@@ -45,8 +46,12 @@ ffi::Error TopologyHandler(ffi::ThreadPool pool, ffi::BufferR2<ffi::F32> x,
   update.values = values.typed_data();
   update.indices = indices.untyped_data();
   update.active = active.typed_data();
-  update.x = x.typed_data();
-  update.g = g.typed_data();
+  if (by_scores) {
+    update.scores = g.typed_data();
+  } else {
+    update.x = x.typed_data();
+    update.g = g.typed_data();
+  }
   update.num_active = sizes.typed_data()[0];
   update.fan_in = sizes.typed_data()[1];
   update.num_pruned = counts.typed_data()[0];

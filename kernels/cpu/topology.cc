@@ -96,7 +96,7 @@ class Updater {
 
   const char* Run() {
     if (!CheckIndices()) return "an index lies beyond the inputs, or a neuron's do not ascend";
-    PackInputs();
+    if (u_.scores == nullptr) PackInputs();
     int64_t nonzero = 0;
     for (int64_t e = 0; e < num_entries_; ++e) nonzero += u_.values[e] != 0;
     const int64_t num_kept = std::min(num_entries_ - u_.num_pruned, nonzero);
@@ -177,20 +177,39 @@ class Updater {
   }
 
   void VisitBlock(int64_t number, const std::function<void(const Block&)>& visit) {
-    thread_local std::vector<float> g;
     thread_local std::vector<uint32_t> keys;
     thread_local std::vector<int32_t> places;
-    g.resize(u_.batch * kGradientNeurons);
     keys.resize(block_ * stride_);
     places.resize(stride_ + 16);
     const int64_t first = number * block_, count = std::min(block_, u_.out_features - first);
+    if (u_.scores == nullptr) GradientKeys(first, count, keys.data());
+    else ScoreKeys(first, count, keys.data());
+    visit({first, count, keys.data(), places.data()});
+  }
+
+  void GradientKeys(int64_t first, int64_t count, uint32_t* keys) {
+    thread_local std::vector<float> g;
+    g.resize(u_.batch * kGradientNeurons);
     for (int64_t b = 0; b < u_.batch; ++b) {
       float* row = &g[b * kGradientNeurons];
       std::copy_n(u_.g + b * u_.out_features + first, count, row);
       std::fill(row + count, row + block_, 0.0f);
     }
-    kernels_.gradient_keys(panels_.data(), num_panels_, g.data(), u_.batch, block_, keys.data());
-    visit({first, count, keys.data(), places.data()});
+    kernels_.gradient_keys(panels_.data(), num_panels_, g.data(), u_.batch, block_, keys);
+  }
+
+  // Transposes, a line of keys at a time.
+  void ScoreKeys(int64_t first, int64_t count, uint32_t* keys) const {
+    constexpr int64_t kLine = 16;
+    for (int64_t begin = 0; begin < u_.in_features; begin += kLine) {
+      const int64_t end = std::min(begin + kLine, u_.in_features);
+      for (int64_t n = 0; n < count; ++n) {
+        const float* scores = u_.scores + first + n;
+        for (int64_t i = begin; i < end; ++i) {
+          keys[n * stride_ + i] = KeyOf(scores[i * u_.out_features]);
+        }
+      }
+    }
   }
 
   // Marks the largest weights, of neurons that stay.

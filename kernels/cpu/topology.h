@@ -15,6 +15,7 @@ struct TopologyUpdate {
   const int32_t* active;  // [num_active], ascending, each within 0..out_features - 1
   const float* x;         // [batch, in_features]
   const float* g;         // [batch, out_features]
+  const float* scores;    // [in_features, out_features] to rank growth by in place of x^T g, or nullptr
   int64_t capacity;       // the layer's budget
   int64_t batch;
   int64_t in_features;

@@ -11,7 +11,7 @@ from jax import Array, lax
 from srigl_jax.condensed_training.gradient_window import GradientWindow
 from srigl_jax.condensed_training.ranking import Gradients
 from srigl_jax.condensed_training.tree import dense_shapes
-from srigl_jax.condensed_training.update import Moves
+from srigl_jax.condensed_training.update import Moves, is_native
 from srigl_jax.exact_counts import Fraction
 from srigl_jax.layer_filters import find_layers, select
 from srigl_jax.layers import natural_key
@@ -108,8 +108,10 @@ def update_layers(
   moves: dict[str, Moves] = {}
   for (*_, may_ablate), group in alike.items():
     update = functools.partial(_update_layer, topology, gradients, fraction, may_ablate)
-    if len(group) == 1:
-      results = [update(*group.values())]
+    first = next(iter(group.values()))
+    scores = gradients(first["kept"]) if topology.needs_signals else None
+    if len(group) == 1 or is_native(first["values"], first["pattern"], scores):
+      results = list(map(update, group.values()))
     else:  # compiled once, run one after the other
       stacked = lax.map(update, jax.tree.map(lambda *xs: jnp.stack(xs), *group.values()))
       results = [jax.tree.map(lambda x, i=i: x[i], stacked) for i in range(len(group))]

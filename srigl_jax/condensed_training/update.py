@@ -3,12 +3,12 @@
 It makes the pattern that `srigl_update` makes of the dense weights, gradients and mask. Dense
 gradients exist in blocks of neurons only, formed anew in each pass over them: some passes to find
 the largest gradients of the layer (if neurons may be ablated), one to count them, one to grow. On
-CPU the native library does it, if the gradients are those of one device.
+CPU the native library does it where it can: see `is_native`.
 """
 
 import dataclasses
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 import jax
 import jax.numpy as jnp
@@ -98,12 +98,14 @@ def streamed_update(
     salient_base=salient_base,
   )
   num_pruned = truncated_count(pattern.num_entries, drop_fraction)
-  native = values.dtype == jnp.float32 and is_available()
-  if native and isinstance(gradients, DenseGradient) and gradients.is_product_of_one_device:
-    x, g = gradients.signals  # type: ignore[misc]
+  num_inputs, num_neurons, budget = pattern.in_features, pattern.out_features, pattern.capacity
+  if is_native(values, pattern, gradients, block_bytes):
+    if _is_product(gradients):
+      x, g = gradients.signals  # type: ignore[misc]
+    else:
+      x, g = None, gradients(0, num_neurons)
     moved = update_topology(values, pattern, x, g, num_pruned=num_pruned, required=required)
     return Moves(*moved)
-  num_inputs, num_neurons, budget = pattern.in_features, pattern.out_features, pattern.capacity
   block = _block_size(num_neurons, block_bytes // (4 * num_inputs))
   if block == num_neurons:  # it fits, so it is formed once, not anew in each pass
     whole = gradients(0, num_neurons)
@@ -173,6 +175,20 @@ def streamed_update(
   new = dataclasses.replace(pattern, active=active, sizes=jnp.stack([num_active, fan_in]))
   fan_ins = jnp.where(stays, fan_in, 0)
   return _grow(pattern, new, fan_ins, kept, values, per_neuron(kept) > fan_in, gradients, block)
+
+
+def is_native(
+  values: Array, pattern: Pattern, gradients: Gradients | None, block_bytes: int = BLOCK_BYTES
+) -> bool:
+  """Whether the native library does an update: it forms the gradient of a product by itself, and
+  reads any other one from memory if all of it fits into a block.
+  """
+  fits = 4 * pattern.in_features * pattern.out_features <= block_bytes
+  return values.dtype == jnp.float32 and is_available() and (_is_product(gradients) or fits)
+
+
+def _is_product(gradients: Any) -> TypeGuard[DenseGradient]:
+  return isinstance(gradients, DenseGradient) and gradients.is_product_of_one_device
 
 
 def _stored(

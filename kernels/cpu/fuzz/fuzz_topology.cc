@@ -26,8 +26,9 @@ std::set<Key> Largest(std::vector<Key> all, int64_t count) {
 
 struct Layer {
   int64_t in, out, fan_in, batch, capacity, num_pruned, required;
+  bool by_scores;
   std::vector<int32_t> active, indices;
-  std::vector<float> values, x, g;
+  std::vector<float> values, x, g, scores;
 
   explicit Layer(Random* random) {
     in = Size(random, 1, 200);
@@ -51,11 +52,15 @@ struct Layer {
     const auto number = [&] {
       return Uniform(random, 0, 4) < zeros ? 0.0f : static_cast<float>(Uniform(random, -9, 9));
     };
+    by_scores = Uniform(random, 0, 2) == 0;
+    if (by_scores) batch = 0;
     for (int64_t i = 0; i < batch * in; ++i) x.push_back(number());
     for (int64_t i = 0; i < batch * out; ++i) g.push_back(number());
+    for (int64_t i = 0; by_scores && i < in * out; ++i) scores.push_back(number());
   }
 
   double Gradient(int64_t input, int64_t neuron) const {
+    if (by_scores) return scores[input * out + neuron];
     double sum = 0;
     for (int64_t b = 0; b < batch; ++b) sum += double{x[b * in + input]} * g[b * out + neuron];
     return sum;
@@ -124,6 +129,7 @@ bool RunTopologyCase(uint64_t seed, int64_t* refused, int64_t* accepted) {
   const Exact<int32_t> active(layer.active.data(), layer.active.size());
   const Exact<float> values(layer.values.data(), layer.values.size());
   const Exact<float> x(layer.x.data(), layer.x.size()), g(layer.g.data(), layer.g.size());
+  const Exact<float> scores(layer.scores.data(), layer.scores.size());
   const Exact<uint16_t> new16(wide ? 0 : layer.capacity);
   const Exact<int32_t> new32(wide ? layer.capacity : 0), new_active(layer.out), new_sizes(2);
   const Exact<int32_t> source(layer.capacity);
@@ -133,6 +139,7 @@ bool RunTopologyCase(uint64_t seed, int64_t* refused, int64_t* accepted) {
   update.active = active.data();
   update.x = x.data();
   update.g = g.data();
+  update.scores = layer.by_scores ? scores.data() : nullptr;
   update.capacity = layer.capacity;
   update.batch = layer.batch;
   update.in_features = layer.in;

@@ -16,15 +16,22 @@ from srigl_kernels.pattern import Pattern
 
 
 def update_topology(
-  values: Array, pattern: Pattern, x: Array, g: Array, *, num_pruned: Array, required: Array | int
+  values: Array,
+  pattern: Pattern,
+  x: Array | None,
+  g: Array,
+  *,
+  num_pruned: Array,
+  required: Array | int,
 ) -> tuple[Pattern, Array]:
   """The pattern after one SRigL update.
 
   Args:
     values: `[C]` float32, the weights.
     pattern: where they are.
-    x: `[B, I]`, the layer's inputs.
-    g: `[B, N]`, gradient of the loss in its outputs.
+    x: `[B, I]`, the layer's inputs, or None.
+    g: `[B, N]`, gradient of the loss in its outputs; without x the layer's dense gradient `[I, N]`,
+      or another score for growth.
     num_pruned: `[]` int32, entries to prune, from 0 to those in use.
     required: salient weights of a neuron that stays; 0: all stay.
 
@@ -44,7 +51,7 @@ def update_topology(
   )
   counts = jnp.stack([jnp.asarray(num_pruned, jnp.int32), jnp.asarray(required, jnp.int32)])
   indices, active, sizes, source = jax.ffi.ffi_call(library.UPDATE_TOPOLOGY, results)(
-    x.astype(jnp.float32),
+    jnp.zeros((0, 0)) if x is None else x.astype(jnp.float32),
     g.astype(jnp.float32),
     values,
     pattern.indices,
