@@ -102,13 +102,13 @@ def test_sampling_refuses_what_it_cannot_do():
 @pytest.mark.slow
 @pytest.mark.parametrize("engine", ["masked", "condensed"])
 def test_quick_learns_to_denoise_and_is_sampled(engine, tmp_path, command):
-  """The config's own quick size, for a third of its time."""
+  """The config's own quick size, for two thirds of its time; no noise found is an error of 1."""
   config = diffusion_digits.get_config("srigl-quick")
   config.train.total_epochs = 100.0
   config.method.engine = engine
   with devices(1):
     results = train(config, tmp_path / "run")
-    assert results["score"]["lower_is_better"] and results["score"]["last"] < 0.25
+    assert results["score"]["lower_is_better"] and results["score"]["last"] < 0.35
     figure, file = tmp_path / "a.png", tmp_path / "net.safetensors"
     code, _, err = command("export", f"--workdir={tmp_path / 'run'}", f"--out={file}")
     assert code == 0, err
@@ -120,4 +120,4 @@ def test_quick_learns_to_denoise_and_is_sampled(engine, tmp_path, command):
       assert code == 0 and figure.exists(), err
       found.append(next(iter(read_json(out)["distances"].values()))[0][0])
   assert found[0] == pytest.approx(found[1], rel=0.05)
-  assert found[0] < 8  # noise alone: about 20
+  assert found[0] < 2  # a trained one has 0.6
