@@ -82,7 +82,7 @@ class BagOfWords(nnx.Module):
         "number of labels."
       )
     self.loss, self.dtype, self.num_labels = loss, dtype, num_labels
-    normal = nnx.initializers.normal(1.0)
+    normal = nnx.initializers.normal(0.1)
     self.embedding = nnx.Embed(num_features, width, embedding_init=normal, rngs=rngs)
     sizes = [width, *hidden]
     he = nnx.initializers.he_normal()
