@@ -155,6 +155,7 @@ def prepare(config: ConfigDict, *, for_restoring: bool = False) -> tuple[Run, Tr
   _check(config)
   task = make_task(config)
   data = load_data(task, config.data)
+  _check_batch_size(config, data)
   shapes = task.shapes(data)
   stages = task.stages(data)
   steps_per_epoch = data.num_train // config.data.batch_size
@@ -239,20 +240,24 @@ def _make_pipeline(
   config: ConfigDict, task: Task, data: Any, total_steps: int | None
 ) -> InputPipeline:
   """The batches of a data set, which all devices can share."""
+  total = num_devices()
+  staged = {} if total_steps is None else {"total_steps": total_steps}
+  return task.pipeline(
+    data,
+    **staged,
+    batch_size=config.data.batch_size,
+    eval_batch_size=-(-config.train.eval_batch_size // total) * total,
+    seed=config.seed,
+  )
+
+
+def _check_batch_size(config: ConfigDict, data: Any) -> None:
   batch_size, total = config.data.batch_size, num_devices()
   if batch_size % total or not 0 < batch_size <= data.num_train:
     raise ValueError(
       f"config.data.batch_size is {batch_size}; it must be a multiple of the number of devices "
       f"({total}) and at most the number of training examples ({data.num_train})."
     )
-  staged = {} if total_steps is None else {"total_steps": total_steps}
-  return task.pipeline(
-    data,
-    **staged,
-    batch_size=batch_size,
-    eval_batch_size=-(-config.train.eval_batch_size // total) * total,
-    seed=config.seed,
-  )
 
 
 def _check(config: ConfigDict) -> None:

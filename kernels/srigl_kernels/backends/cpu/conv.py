@@ -13,6 +13,7 @@ from srigl_kernels.backends.cpu.library import CONV
 from srigl_kernels.backends.cpu.matmul import (
   ACTIVATIONS,
   Packed,
+  as_rows,
   matmul,
   row_operands,
   row_results,
@@ -70,7 +71,7 @@ def _batched_call(activation: int, out_features: int, geometry: Geometry) -> Any
   def call(inputs, packed: Packed, bias: Array, residual_range, output_range) -> Any:
     x = inputs[0]
     shape = (*x.shape[:-3], *geometry.output_size(x.shape[-3:-1]), out_features)
-    return jax.ffi.ffi_call(CONV, row_results(shape, output_range))(
+    y, scales = jax.ffi.ffi_call(CONV, row_results(shape, output_range))(
       x,
       packed.tile_pattern,
       packed.tile_values,
@@ -86,5 +87,6 @@ def _batched_call(activation: int, out_features: int, geometry: Geometry) -> Any
       dilation=np.array(geometry.dilation, np.int64),
       padding=np.array(geometry.padding, np.int64).reshape(-1),
     )
+    return y, as_rows(scales, y, output_range)
 
   return in_one_call(call)

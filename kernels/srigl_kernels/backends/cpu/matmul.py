@@ -269,17 +269,23 @@ def row_results(shape: tuple[int, ...], output_range: Array | None) -> tuple[Any
   return jax.ShapeDtypeStruct(shape, dtype), jax.ShapeDtypeStruct(scales, jnp.float32)
 
 
+def as_rows(scales: Array, y: Array, output_range: Array | None) -> Array:
+  """The scales of a result's rows; empty ones have its leading axes, too, for vmap to map them."""
+  return jnp.zeros((*y.shape[:-1], 0)) if output_range is None else scales
+
+
 @functools.cache
 def _batched_call(activation: int, out_features: int) -> Any:
 
   def call(inputs, packed: Packed, bias: Array, residual_range, output_range) -> Any:
     x = inputs[0]
     results = row_results((*x.shape[:-1], out_features), output_range)
-    return jax.ffi.ffi_call(library.MATMUL, results)(
+    y, scales = jax.ffi.ffi_call(library.MATMUL, results)(
       x, packed.tile_pattern, packed.tile_values, packed.window_pattern, packed.window_values,
       packed.dot_pattern, bias, packed.scales, packed.input_range,
       *row_operands(inputs, residual_range, output_range),
       activation=np.int64(activation), quantized=packed.is_quantized,
     )  # fmt: skip
+    return y, as_rows(scales, y, output_range)
 
   return in_one_call(call)
