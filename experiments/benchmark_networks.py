@@ -197,7 +197,7 @@ def _row(row: dict[str, Any]) -> Row:
 def _write(path: Path, rows: list[Row], *, is_mixed: bool) -> None:
   command = command_line("experiments.benchmark_networks")
   result = {
-    "command": f"{command}, the other rows by earlier runs" if is_mixed else command,
+    "command": f"{command}  # the other rows by earlier runs" if is_mixed else command,
     "environment": environment(),
     "table": table(rows),
     "rows": [row._asdict() for row in rows],

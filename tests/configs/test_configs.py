@@ -94,6 +94,7 @@ SMALL_TASK = {
 LONG = (
   "cifar10_mlp",
   "cifar10_quick",
+  "cifar10_resnet18",
   "cifar10_wrn22",
   "continual_cifar10",
   "diffusion_digits",
@@ -198,7 +199,9 @@ def test_a_config_trains_two_steps(name, tmp_path, monkeypatch):
   assert read_json(tmp_path / "config.json")["model"]["name"] == run_config(name).model.name
 
 
-@pytest.mark.parametrize("name", RUNS)
+@pytest.mark.parametrize(
+  "name", mostly_slow(RUNS, set(RUNS) - {"imagenet_mobilenetv3", "imagenet_vit_b16"})
+)
 def test_a_config_fits_its_model_at_its_true_size(name):
   """Sparsity, rules and initialisation, in shapes only."""
   config = run_config(name)
