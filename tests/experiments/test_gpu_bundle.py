@@ -44,6 +44,7 @@ def run_codes(monkeypatch, tmp_path, programs, seconds=60.0):
       signal.signal(number, handler)
 
 
+@pytest.mark.slow
 def test_a_part_that_fails_or_hangs_costs_the_others_nothing(monkeypatch, tmp_path, places):
   stubborn = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(60)"
   start = time.monotonic()

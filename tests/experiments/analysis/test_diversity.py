@@ -27,6 +27,9 @@ from tests.helpers import table_cells
 
 pytestmark = pytest.mark.usefixtures("one_device")
 
+# The sweep that these look at takes longer than any other fixture.
+slow = pytest.mark.slow
+
 LAYERS = ["hidden/0", "hidden/1"]
 
 
@@ -67,6 +70,7 @@ def by_hand(model, data):
   return result
 
 
+@slow
 def test_effective_ranks_are_those_of_the_layers_outputs(loaded, measured):
   networks, data = loaded
   assert measured.runs == [("dense", 0), ("dense", 1), ("srigl", 0), ("srigl", 1)]
@@ -79,6 +83,7 @@ def test_effective_ranks_are_those_of_the_layers_outputs(loaded, measured):
       assert rank == pytest.approx(np.exp(-(shares * np.log(shares)).sum()), rel=1e-3)
 
 
+@slow
 def test_similarities_are_those_of_the_layers_outputs(loaded, measured):
   """In another way: U-centring as a projection, batch by batch."""
   networks, data = loaded
@@ -98,6 +103,7 @@ def test_similarities_are_those_of_the_layers_outputs(loaded, measured):
   np.testing.assert_allclose(measured.cka.reshape(8, 8), expected, atol=1e-4)
 
 
+@slow
 def test_normalized_measures_are_those_of_neurons_of_variance_1(loaded):
   """And do not see that a neuron has weights a hundred times as large, which the others do."""
   networks, data = loaded
@@ -122,6 +128,7 @@ def test_normalized_measures_are_those_of_neurons_of_variance_1(loaded):
   assert measure(both, data, batch_size=13).cka[0, 1, 1, 1] < 0.9
 
 
+@slow
 def test_only_whole_batches_count(loaded, measured):
   networks, data = loaded
   fewer = measure(networks, data, batch_size=10)
@@ -132,6 +139,7 @@ def test_only_whole_batches_count(loaded, measured):
   np.testing.assert_allclose(everything.effective_ranks, measured.effective_ranks, rtol=1e-6)
 
 
+@slow
 def test_layers_can_be_chosen(loaded, measured):
   networks, data = loaded
   chosen = measure(networks, data, layers=["head", "hidden/1"], batch_size=13)
@@ -196,6 +204,7 @@ def test_tables():
   ]
 
 
+@slow
 def test_figure(measured, tmp_path):
   sizes = dict(zip(measured.layers, measured.num_features, strict=True))
   path = tmp_path / "figure.png"
@@ -206,6 +215,7 @@ def test_figure(measured, tmp_path):
 # ---- reading -----------------------------------------------------------------------------------
 
 
+@slow
 def test_variants_can_be_chosen(sweep):
   networks, _ = load_sweep(sweep, variants=["srigl"])
   assert list(networks) == [("srigl", 0), ("srigl", 1)]
@@ -214,6 +224,7 @@ def test_variants_can_be_chosen(sweep):
 
 
 @pytest.mark.filterwarnings("ignore:.*found in sys.modules:RuntimeWarning")
+@slow
 def test_the_command(sweep, tmp_path, monkeypatch, capsys):
   out, figure = tmp_path / "out.json", tmp_path / "out.png"
   arguments = [f"--workdir={sweep}", "--variants=srigl", "--layers=hidden/1", "--batch=13"]
