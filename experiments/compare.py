@@ -1,7 +1,8 @@
-"""Compares two finished runs: `python -m experiments.compare --workdirs=DIR,DIR [--out=FILE.md]`.
+"""Compares two finished runs: `python -m experiments.compare --workdirs=DIR,DIR [--out=FILE]`.
 
 Meant for a run with masks beside the same one in condensed form: accuracy, time, memory, whether
-both have the same connections; if not, when they are first seen to part.
+both have the same connections; if not, when they are first seen to part. FILE.json is a results
+file, as `experiments.tables` puts into pages; any other is Markdown.
 """
 
 from collections.abc import Callable
@@ -13,7 +14,8 @@ from absl import flags
 
 import srigl_jax as sx
 from experiments.common import cli
-from experiments.common.files import read_json, write_text
+from experiments.common.environment import command_line
+from experiments.common.files import read_json, write_json, write_text
 from experiments.common.markdown import markdown_table
 from experiments.training.load_run import load_run
 from experiments.workdir.metrics import read_metrics
@@ -64,6 +66,13 @@ def compare(one: Finished, other: Finished) -> str:
   rows = [[name, *map(show, (one, other))] for name, show in (_RUN | judged | _ROWS).items()]
   header = ["", one.workdir.name, other.workdir.name]
   return "\n\n".join([markdown_table(header, rows, align="lrr"), _parting(one, other)])
+
+
+def as_results(one: Finished, other: Finished, text: str) -> dict[str, Any]:
+  """A results file of the comparison `text`; its environment is what that of both runs shares."""
+  environments = [run.results.get("environment", {}) for run in (one, other)]
+  same = {k: v for k, v in environments[0].items() if environments[1].get(k) == v}
+  return {"command": command_line("experiments.compare"), "environment": same, "table": text}
 
 
 def _seconds(run: Finished, *, first: int) -> str:
@@ -129,17 +138,19 @@ def main() -> int:
   workdirs = [Path(directory) for directory in flags.FLAGS.workdirs]
   if len(workdirs) != 2:
     raise ValueError(f"--workdirs has {len(workdirs)} directories; it must have two: A,B.")
-  text = compare(
-    *(read_finished(directory, data_dir=flags.FLAGS.data_dir) for directory in workdirs)
-  )
+  one, other = (read_finished(path, data_dir=flags.FLAGS.data_dir) for path in workdirs)
+  text = compare(one, other)
   print(text)
-  if flags.FLAGS.out:
-    write_text(Path(flags.FLAGS.out), f"{text}\n")
+  out = Path(flags.FLAGS.out)
+  if out.suffix == ".json":
+    write_json(out, as_results(one, other, text))
+  elif flags.FLAGS.out:
+    write_text(out, f"{text}\n")
   return 0
 
 
 if __name__ == "__main__":
   flags.DEFINE_list("workdirs", None, "Directories of two finished runs: A,B.", required=True)
   flags.DEFINE_string("data_dir", "", "TFDS folder, if it is not where the runs' configs say.")
-  flags.DEFINE_string("out", "", "Markdown file to write the comparison to as well.")
+  flags.DEFINE_string("out", "", "File to write the comparison to as well: .md, or .json.")
   cli.run(main)

@@ -7,7 +7,7 @@ from ml_collections import ConfigDict
 
 from experiments import models
 from experiments.common.files import read_json
-from experiments.compare import compare, read_finished
+from experiments.compare import as_results, compare, read_finished
 from experiments.deploy.inference import accuracy, predict
 from experiments.export import export
 from experiments.processes.signals import Interrupted
@@ -64,7 +64,9 @@ def test_a_condensed_run_is_the_masked_one(finished_run, tmp_path):
   assert parts[0]["parameters"] < parts[1]["parameters"]
   assert "(condensed)" in (tmp_path / "report.md").read_text()
   with devices(1):
-    told = compare(*map(read_finished, (masked, tmp_path)))
+    runs = [read_finished(path) for path in (masked, tmp_path)]
+    told = compare(*runs)
+  assert as_results(*runs, told)["environment"] == results["environment"]
   assert "Same connections in the end, in all 2 sparse layers." in told and "nowhere" in told
   exported = export(trained, tmp_path / "model.safetensors")
   with quick_compiler():
