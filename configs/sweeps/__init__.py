@@ -1,6 +1,6 @@
 """The scales that studies come in: minutes on a few CPU cores, or the paper's networks on a GPU."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -71,6 +71,33 @@ def condensed_fields(method: str, **changes: Any) -> dict:
   name = PRESETS.get(method, {"name": method})["name"]
   engine = "condensed" if METHODS[name].condensed else "masked"
   return fields(method, engine=engine, **changes)
+
+
+def methods_at(sparsities: Iterable[float], *, srigl_below: float = 1.0) -> tuple:
+  """Variants: dense, and static, RigL and SRigL at each sparsity.
+
+  Args:
+    sparsities: of them.
+    srigl_below: the sparsity from which SRigL is left out.
+  """
+  variants: list = [("dense", fields("dense"))]
+  for sparsity in sparsities:
+    for method in ("static", "rigl", *(("srigl",) if sparsity < srigl_below else ())):
+      axes = {"axes": {"method": method, "sparsity": sparsity}}
+      name = f"{method}_{100 * sparsity:g}"
+      variants.append((name, fields(method, sparsity=sparsity), axes))
+  return tuple(variants)
+
+
+def update_schedules(intervals: Iterable[int], sparsity: float = 0.95) -> tuple:
+  """Variants: SRigL with each ΔT, in steps, and T_end at a quarter, three quarters and the end."""
+  variants = []
+  for every in intervals:
+    for until in (0.25, 0.75, 1.0):
+      changes = {"update_every_steps": every, "update_until_fraction": until}
+      axes = {"axes": {"method": f"ΔT {every}, T_end {until:g}", "sparsity": sparsity}}
+      variants.append((f"{every}_{until:g}", fields("srigl", sparsity=sparsity, **changes), axes))
+  return tuple(variants)
 
 
 def on_validation_part(sweep: ConfigDict) -> ConfigDict:

@@ -11,7 +11,7 @@ what earlier networks did.
 from ml_collections import ConfigDict
 
 from configs import base, dqn_minatar
-from configs.sweeps import fields
+from configs.sweeps import methods_at, update_schedules
 
 GAMES = {"breakout": "Breakout-MinAtar", "asterix": "Asterix-MinAtar"}
 
@@ -28,30 +28,12 @@ def get_config(argument: str = "breakout") -> ConfigDict:
       "name": f"DQN, {game}" + ", topology updates" * is_of_updates,
       "study": "returns",
       "base": run,
-      "variants": _updates() if is_of_updates else _methods(),
+      "variants": update_schedules((100, 250, 1000))
+      if is_of_updates
+      else methods_at((0.8, 0.9, 0.95, 0.99)),
       "seeds": tuple(range(5)),
       "comparisons": ()
       if is_of_updates
       else (("srigl", "dense"), ("srigl", "rigl"), ("srigl", "static")),
     }
   )
-
-
-def _methods() -> tuple:
-  variants: list = [("dense", fields("dense"))]
-  for sparsity in (0.8, 0.9, 0.95, 0.99):
-    for method in ("static", "rigl", "srigl"):
-      axes = {"axes": {"method": method, "sparsity": sparsity}}
-      name = f"{method}_{100 * sparsity:g}"
-      variants.append((name, fields(method, sparsity=sparsity), axes))
-  return tuple(variants)
-
-
-def _updates() -> tuple:
-  variants = []
-  for every in (100, 250, 1000):
-    for until in (0.25, 0.75, 1.0):
-      changes = {"update_every_steps": every, "update_until_fraction": until}
-      axes = {"axes": {"method": f"ΔT {every}, T_end {until:g}", "sparsity": 0.95}}
-      variants.append((f"{every}_{until:g}", fields("srigl", sparsity=0.95, **changes), axes))
-  return tuple(variants)

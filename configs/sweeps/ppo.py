@@ -12,7 +12,7 @@ what it does.
 from ml_collections import ConfigDict
 
 from configs import base, ppo_gymnax
-from configs.sweeps import fields
+from configs.sweeps import methods_at, update_schedules
 
 _TOO_FEW = 0.99  # leaves layers of 128 less than a connection for each neuron, and SRigL gives one
 SPARSITIES = {"90": 0.9, "95": 0.95, "99": 0.99}
@@ -37,30 +37,12 @@ def get_config(argument: str = "cartpole") -> ConfigDict:
       "name": f"PPO, {environment}" + ", topology updates" * is_of_updates,
       "study": "returns",
       "base": run,
-      "variants": _updates() if is_of_updates else _methods(sparsities),
+      "variants": update_schedules((25, 100, 400))
+      if is_of_updates
+      else methods_at(sparsities, srigl_below=_TOO_FEW),
       "seeds": tuple(range(5)),
       "comparisons": ()
       if is_of_updates
       else (("srigl", "dense"), ("srigl", "rigl"), ("srigl", "static")),
     }
   )
-
-
-def _methods(sparsities: list[float]) -> tuple:
-  variants: list = [("dense", fields("dense"))]
-  for sparsity in sparsities:
-    for method in ("static", "rigl", *(("srigl",) if sparsity < _TOO_FEW else ())):
-      axes = {"axes": {"method": method, "sparsity": sparsity}}
-      name = f"{method}_{100 * sparsity:g}"
-      variants.append((name, fields(method, sparsity=sparsity), axes))
-  return tuple(variants)
-
-
-def _updates() -> tuple:
-  variants = []
-  for every in (25, 100, 400):
-    for until in (0.25, 0.75, 1.0):
-      changes = {"update_every_steps": every, "update_until_fraction": until}
-      axes = {"axes": {"method": f"ΔT {every}, T_end {until:g}", "sparsity": 0.95}}
-      variants.append((f"{every}_{until:g}", fields("srigl", sparsity=0.95, **changes), axes))
-  return tuple(variants)
