@@ -9,7 +9,9 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
+from jax.typing import DTypeLike
 
+from srigl_kernels import depthwise
 from srigl_kernels.backends.base import Backend
 from srigl_kernels.backends.xla import densify, dot
 from srigl_kernels.conv_geometry import Geometry
@@ -60,19 +62,28 @@ def conv(
   if geometry.groups > 1:  # XLA wants as many neurons in each group
     matrix = gather_neurons(matrix.T, places).T
     places = jnp.arange(layout.out_features, dtype=jnp.int32)
-  y = convolve(x, matrix, geometry)
+  # As in `xla.einsum`: matrix units take bfloat16, which XLA on CPU cannot sum in float32.
+  is_half = jax.default_backend() != "cpu" and x.dtype == matrix.dtype == jnp.bfloat16
+  y = convolve(x, matrix, geometry, jnp.bfloat16 if is_half else jnp.float32)
   y, shape = y.reshape(-1, y.shape[-1]), (*y.shape[:-1], layout.out_features)
   y = gather_neurons(y.T, places).T
   return apply_epilogue(y, bias, activation, x.dtype).reshape(shape)
 
 
-def convolve(x: Array, matrix: Array, geometry: Geometry) -> Array:
-  """XLA's convolution of x `[B, *S, C]` with a matrix `[I, N]`, in float32."""
+def convolve(x: Array, matrix: Array, geometry: Geometry, dtype: DTypeLike = jnp.float32) -> Array:
+  """The convolution of x `[B, *S, C]` with a matrix `[I, N]`: XLA's, but for depthwise ones on a
+  CPU. Operands are cast to `dtype`; sums are float32.
+  """
   rank = len(geometry.kernel_size)
   channels_last = (0, rank + 1, *range(1, rank + 1))
+  x = x.astype(dtype)
+  kernel = matrix.astype(dtype).reshape(*geometry.kernel_size, -1, matrix.shape[1])
+  if geometry.groups == x.shape[-1] and depthwise.is_depthwise(kernel.shape, x.shape[-1]):
+    how = geometry.strides, geometry.padding, geometry.dilation
+    return depthwise.convolve(x, kernel, *how)
   return lax.conv_general_dilated(
-    x.astype(jnp.float32),
-    matrix.astype(jnp.float32).reshape(*geometry.kernel_size, -1, matrix.shape[1]),
+    x,
+    kernel,
     geometry.strides,
     geometry.padding,
     rhs_dilation=geometry.dilation,
@@ -80,6 +91,7 @@ def convolve(x: Array, matrix: Array, geometry: Geometry) -> Array:
       channels_last, (rank + 1, rank, *range(rank)), channels_last
     ),
     feature_group_count=geometry.groups,
+    preferred_element_type=jnp.float32,
   )
 
 
