@@ -2,10 +2,10 @@
 
 `python -m experiments.sweep --config=configs/sweeps/graph_wordnet.py:quick --workdir=runs/graphs`
 
-Scales: `quick` (layers of 64, one epoch: about a minute for each of 20 runs on two cores) and
+Scales: `quick` (layers of 64, one epoch: less than a minute for each of 20 runs on two cores) and
 `full` (layers of 128, five epochs). `rate` is what learning rates were chosen by, on the validation
-nodes and another seed. WordNet elsewhere than in /usr/share/wordnet:
-`--config.base.data.data_dir=FOLDER`.
+nodes and another seed; static has that of the other sparse ones. WordNet elsewhere than in
+/usr/share/wordnet: `--config.base.data.data_dir=FOLDER`.
 """
 
 from ml_collections import ConfigDict
@@ -13,7 +13,8 @@ from ml_collections import ConfigDict
 from configs import graph_wordnet
 from configs.sweeps import CHOOSING_SEEDS, fields
 
-_RATES = (0.003, 0.01, 0.03)
+_RATES = (0.003, 0.01, 0.03, 0.1)
+_CHOSEN = {"dense": 0.01, "static": 0.03, "rigl": 0.03, "srigl": 0.03}
 
 
 def get_config(argument: str = "quick") -> ConfigDict:
@@ -22,10 +23,10 @@ def get_config(argument: str = "quick") -> ConfigDict:
     raise ValueError(f"There is no scale {argument!r} here: give quick, full or rate.")
   base = graph_wordnet.get_config("srigl" if argument == "full" else "quick")
   methods = ("dense", "static", "rigl", "srigl")
+  rates = lambda rate: {"optimizer": {"learning_rate": rate}}
   sweep = {"name": f"WordNet's graph ({argument})", "base": base}
   if argument == "rate":
     base.data.kwargs.held_out = "validation"
-    rates = lambda rate: {"optimizer": {"learning_rate": rate}}
     variants = tuple(
       (f"{method}_{rate:g}", fields(method) | rates(rate))
       for rate in _RATES
@@ -36,7 +37,7 @@ def get_config(argument: str = "quick") -> ConfigDict:
   return ConfigDict(
     sweep
     | {
-      "variants": tuple((method, fields(method)) for method in methods),
+      "variants": tuple((method, fields(method) | rates(_CHOSEN[method])) for method in methods),
       "seeds": tuple(range(5)),
       "comparisons": (("srigl", "rigl"), ("dense", "srigl"), ("srigl", "static")),
     }

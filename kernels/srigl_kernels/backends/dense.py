@@ -62,7 +62,7 @@ def conv(
   if geometry.groups > 1:  # XLA wants as many neurons in each group
     matrix = gather_neurons(matrix.T, places).T
     places = jnp.arange(layout.out_features, dtype=jnp.int32)
-  # As in `xla.einsum`: matrix units take bfloat16, which XLA on CPU cannot sum in float32.
+  # Matrix units take bfloat16, and XLA on CPU cannot sum it in float32.
   is_half = jax.default_backend() != "cpu" and x.dtype == matrix.dtype == jnp.bfloat16
   y = convolve(x, matrix, geometry, jnp.bfloat16 if is_half else jnp.float32)
   y, shape = y.reshape(-1, y.shape[-1]), (*y.shape[:-1], layout.out_features)
@@ -72,7 +72,7 @@ def conv(
 
 def convolve(x: Array, matrix: Array, geometry: Geometry, dtype: DTypeLike = jnp.float32) -> Array:
   """The convolution of x `[B, *S, C]` with a matrix `[I, N]`: XLA's, but for depthwise ones on a
-  CPU. Operands are cast to `dtype`; sums are float32.
+  CPU. Operands are cast to `dtype`, and sums are rounded to it: cuDNN has no other convolution.
   """
   rank = len(geometry.kernel_size)
   channels_last = (0, rank + 1, *range(1, rank + 1))
@@ -91,7 +91,6 @@ def convolve(x: Array, matrix: Array, geometry: Geometry, dtype: DTypeLike = jnp
       channels_last, (rank + 1, rank, *range(rank)), channels_last
     ),
     feature_group_count=geometry.groups,
-    preferred_element_type=jnp.float32,
   )
 
 

@@ -144,6 +144,7 @@ def weighted_sums(
     num_columns=num_columns,
     activation=activation,
     blocks=blocks,
+    interpret=interpret,
   )
   return lowering.gpu_call(
     kernel,
@@ -175,6 +176,7 @@ def _kernel(
   num_columns: int,
   activation: str | None,
   blocks: Blocks,
+  interpret: bool,
 ) -> None:
   """A program: one tile of x, every `splits`-th block of rows, and of columns without entries."""
   optional_output, y_ref = dict(zip(names, refs[:-1], strict=True)), refs[-1]
@@ -193,7 +195,7 @@ def _kernel(
     is_row = rows < num_rows + is_empty * (num_columns - num_rows)
     sums = _sums(
       x_ref, values_ref, indices_ref, starts_ref, tile, rows,
-      is_row & has_entries, row_size, blocks,
+      is_row & has_entries, row_size, blocks, interpret,
     )  # fmt: skip
     store_rows(y_ref, sums.T, rows, is_row, tile * blocks.lanes, activation, **optional_output)
     return carry
@@ -212,6 +214,7 @@ def _sums(
   has_entries: Array,
   row_size: int,
   blocks: Blocks,
+  interpret: bool,
 ) -> Array:
   """`[rows, lanes]` float32, the sums of some rows; zeros where there are no entries."""
   shape = (blocks.rows, blocks.entries)
@@ -231,7 +234,8 @@ def _sums(
     indices = lowering.load(indices_ref, places, is_entry).astype(jnp.int32)
     lanes = lax.broadcasted_iota(jnp.int32, cube, 2)
     picked = lowering.load(x_ref, (tile, jnp.broadcast_to(indices[:, :, None], cube), lanes))
-    return sums + values[:, :, None] * picked.astype(jnp.float32)
+    values = jnp.broadcast_to(values[:, :, None], cube)
+    return lowering.multiply_add(values, picked.astype(jnp.float32), sums, interpret)
 
   num_steps = (sizes.max() + blocks.entries - 1) // blocks.entries
   return lax.fori_loop(0, num_steps, step, jnp.zeros(cube, jnp.float32)).sum(1)

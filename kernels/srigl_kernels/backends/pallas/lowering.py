@@ -9,6 +9,7 @@ and `store` change, nothing else. Kernels for TPUs go through Mosaic.
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import jax
 from jax import Array
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu, triton
@@ -57,6 +58,19 @@ def load(ref: Any, index: Any, mask: Array | None = None) -> Array:
 def store(ref: Any, index: Any, value: Array, mask: Array | None = None) -> None:
   """`ref[index] = value` where the mask is True."""
   triton.store(ref.at[index], value.astype(ref.dtype), mask=mask)
+
+
+def multiply_add(a: Array, b: Array, c: Array, interpret: bool) -> Array:
+  """`a * b + c` of float32 arrays of one shape, rounded once: Triton forms no such instruction."""
+  if interpret:
+    return a * b + c
+  return triton.elementwise_inline_asm(
+    "fma.rn.f32 $0, $1, $2, $0;",
+    args=[a, b, c],
+    constraints="=f,f,f,0",
+    pack=1,
+    result_shape_dtypes=[jax.ShapeDtypeStruct(c.shape, c.dtype)],
+  )[0]
 
 
 def barrier(interpret: bool) -> None:
