@@ -3,10 +3,10 @@
 // for, which its functions say by themselves.
 //
 // A task first turns its batch rows into the numbers that are multiplied, each row with a scale; the
-// rows of a convolution it puts together from lines of images that it turned before, once for all
-// patches (see dot_patches-inl.h). Then a step takes a load of its window, a permutation and a product
-// for every batch row; its weights and their places are loaded once for all of them. A step of a
-// dense pattern needs no permutation: all lanes read the same inputs.
+// rows of a convolution it reads in lines of images that it turned before, once for all patches, or
+// puts together from them (see dot_patches-inl.h). Then a step takes a load of its window, a
+// permutation and a product for every batch row; its weights and their places are loaded once for all
+// of them. A step of a dense pattern needs no permutation: all lanes read the same inputs.
 //
 //   int8      products of VNNI, summed exactly in 32 bits
 //   bfloat16  products of AVX512-BF16, summed in float32
@@ -39,12 +39,15 @@ constexpr int kSumSteps = 16;
 constexpr int64_t kDotInputBytes = 1 << 15;  // of batch rows that stay in the first-level cache
 constexpr int64_t kDotChunkSteps = 1 << 12;  // 512 KB of weights and their places
 
-// Batch rows as the kernels read them, some of those of the call.
+// Batch rows as the kernels read them, some of those of the call: each whole, `stride` bytes after the
+// one before; or, if there are `pieces`, each in `num_pieces` of `piece_bytes`, `piece_stride` apart.
 struct DotInputs {
   const uint8_t* rows;
   int64_t stride;
   const int32_t* zeros;  // by row, the integer that stands for 0
   int64_t last_start;    // first byte of the last window
+  const uint8_t* pieces[kDotTaskRows];  // the first of each row
+  int64_t num_pieces, piece_bytes, piece_stride;
 };
 
 inline __m512i LoadBytes(const uint8_t* p) { return _mm512_loadu_si512(p); }
@@ -60,6 +63,35 @@ inline uint32_t DotStart(const DotView& view, const DotInputs& inputs, int64_t s
   asm("" : "+r"(start));  // else GCC takes the minimum in a vector register
   const auto last = static_cast<uint32_t>(inputs.last_start);
   return start < last ? start : last;  // GCC keeps sums in memory beside std::min
+}
+
+// Where windows lie in rows of pieces. Those of a group go from left to right, so that a division is
+// needed once for each piece; whatever the starts, they lie within the row.
+struct DotPlace {
+  uint32_t begin = 0;   // of the piece
+  int64_t delta = 0;    // from places in a whole row to those in this one
+  uint32_t bytes;       // of the window in this piece; the others are in the next
+
+  explicit DotPlace(const DotInputs& inputs)
+      : piece_(static_cast<uint32_t>(inputs.piece_bytes)), stride_(inputs.piece_stride) {}
+
+  void MoveTo(uint32_t start) {
+    bytes = kDotBytes;
+    if (__builtin_expect(start - begin <= piece_ - kDotBytes, 1)) return;
+    const uint32_t piece = start / piece_;
+    begin = piece * piece_;
+    delta = piece * (stride_ - piece_);
+    bytes = std::min<uint32_t>(piece_ - (start - begin), kDotBytes);
+  }
+
+ private:
+  const uint32_t piece_;
+  const int64_t stride_;
+};
+
+// A window of which all but some bytes lie at the beginning of the row's next piece.
+inline __m512i LoadBroken(const uint8_t* window, uint32_t bytes, int64_t gap) {
+  return _mm512_mask_loadu_epi8(LoadBytes(window), ~uint64_t{0} << bytes, window + gap);
 }
 
 // ---- arithmetic: a sum of products in each lane ----
@@ -145,26 +177,47 @@ struct Float16 {
 #endif
 
 // Sums##Name puts the sums of a group for kRows batch rows, from `local` on, into `out` [row][lane];
-// DenseSums##Name those of a dense pattern's two groups into `out` [group][row][lane]. They are not
-// inlined: beside what writes outputs GCC would keep sums in memory. A macro, because a template
-// cannot pass on what it needs of the CPU.
+// DenseSums##Name those of a dense pattern's two groups into `out` [group][row][lane]; with kPieces
+// of rows in pieces. They are not inlined: beside what writes outputs GCC would keep sums in memory. A
+// macro, because a template cannot pass on what it needs of the CPU.
 #define SRIGL_DOT_SUMS(Name, TARGET)                                                              \
-  template <int kRows>                                                                            \
-  TARGET __attribute__((noinline)) void Sums##Name(const DotView& view, const DotInputs& inputs, \
-                                                   int64_t local, const int64_t* groups,         \
-                                                   float* out) {                                 \
+  template <int kRows, bool kPieces>                                                              \
+  TARGET __attribute__((noinline)) void Sums##Name(const DotView& view, const DotInputs& inputs,  \
+                                                   int64_t local, const int64_t* groups,          \
+                                                   float* out) {                                  \
     const uint8_t* x = inputs.rows + local * inputs.stride;                                       \
+    const uint8_t* pieces[kRows];                                                                 \
+    _Pragma("GCC unroll 8") for (int r = 0; kPieces && r < kRows; ++r) {                          \
+      pieces[r] = inputs.pieces[local + r];                                                       \
+    }                                                                                             \
     const int64_t g = groups[0], stride = inputs.stride, end = view.groups[g + 1].packet_begin;   \
+    const int64_t gap = inputs.piece_stride - inputs.piece_bytes;                                 \
+    DotPlace place(inputs);                                                                       \
     Name sums[kRows];                                                                             \
     _Pragma("GCC unroll 8") for (int r = 0; r < kRows; ++r) sums[r].Clear();                      \
     for (int64_t step = view.groups[g].packet_begin; step < end;) {                               \
       const int64_t stop = end - step > Name::kSteps ? step + Name::kSteps : end;                 \
       for (; step < stop; ++step) {                                                               \
-        const uint8_t* window = x + DotStart(view, inputs, step);                                 \
         const __m512i columns = LoadBytes(view.steps[step].columns);                              \
         const __m512i values = LoadBytes(view.steps[step].values);                                \
-        _Pragma("GCC unroll 8") for (int r = 0; r < kRows; ++r) {                                 \
-          sums[r].Add(Name::Pick(columns, LoadBytes(window + r * stride)), values);               \
+        if constexpr (kPieces) {                                                                  \
+          const uint32_t start = DotStart(view, inputs, step);                                    \
+          place.MoveTo(start);                                                                    \
+          const int64_t at = start + place.delta;                                                 \
+          if (__builtin_expect(place.bytes == kDotBytes, 1)) {                                    \
+            _Pragma("GCC unroll 8") for (int r = 0; r < kRows; ++r) {                             \
+              sums[r].Add(Name::Pick(columns, LoadBytes(pieces[r] + at)), values);                \
+            }                                                                                     \
+          } else {                                                                                \
+            _Pragma("GCC unroll 8") for (int r = 0; r < kRows; ++r) {                             \
+              sums[r].Add(Name::Pick(columns, LoadBroken(pieces[r] + at, place.bytes, gap)), values);\
+            }                                                                                     \
+          }                                                                                       \
+        } else {                                                                                  \
+          const uint8_t* window = x + DotStart(view, inputs, step);                               \
+          _Pragma("GCC unroll 8") for (int r = 0; r < kRows; ++r) {                               \
+            sums[r].Add(Name::Pick(columns, LoadBytes(window + r * stride)), values);             \
+          }                                                                                       \
         }                                                                                         \
       }                                                                                           \
       _Pragma("GCC unroll 8") for (int r = 0; r < kRows; ++r) sums[r].Carry();                    \
@@ -174,33 +227,46 @@ struct Float16 {
                        sums[r].Finish(view.sums + g * kGroupRows, inputs.zeros[local + r]));      \
     }                                                                                             \
   }                                                                                               \
-  template <int kRows>                                                                            \
+  template <int kRows, bool kPieces>                                                              \
   TARGET __attribute__((noinline)) void DenseSums##Name(                                          \
       const DotView& view, const DotInputs& inputs, int64_t local, const int64_t* groups,         \
       float* out) {                                                                               \
-    const int64_t stride = inputs.stride, steps = DenseSteps(view.type, view.in_features);        \
+    const int64_t stride = inputs.stride, all = DenseSteps(view.type, view.in_features);          \
     const uint8_t* x = inputs.rows + local * stride;                                              \
-    const uint8_t* first = view.dense + groups[0] * steps * kDotBytes;                            \
-    const uint8_t* second = view.dense + groups[1] * steps * kDotBytes;                           \
+    const uint8_t* pieces[kRows];                                                                 \
+    _Pragma("GCC unroll 8") for (int r = 0; kPieces && r < kRows; ++r) {                          \
+      pieces[r] = inputs.pieces[local + r];                                                       \
+    }                                                                                             \
+    const uint8_t* first = view.dense + groups[0] * all * kDotBytes;                              \
+    const uint8_t* second = view.dense + groups[1] * all * kDotBytes;                             \
     Name sums[kDenseGroups][kRows];                                                               \
     _Pragma("GCC unroll 8") for (int r = 0; r < kRows; ++r) {                                     \
       sums[0][r].Clear();                                                                         \
       sums[1][r].Clear();                                                                         \
     }                                                                                             \
-    for (int64_t step = 0; step < steps;) {                                                       \
-      const int64_t stop = steps - step > Name::kSteps ? step + Name::kSteps : steps;             \
-      for (; step < stop; ++step) {                                                               \
-        const __m512i a = LoadBytes(first + step * kDotBytes);                                    \
-        const __m512i b = LoadBytes(second + step * kDotBytes);                                   \
+    const int64_t steps = kPieces ? inputs.piece_bytes / 4 : all;                                 \
+    for (int64_t piece = 0; piece < (kPieces ? inputs.num_pieces : 1); ++piece) {                 \
+      for (int64_t step = 0; step < steps;) {                                                     \
+        const int64_t stop = steps - step > Name::kSteps ? step + Name::kSteps : steps;           \
+        for (; step < stop; ++step) {                                                             \
+          const __m512i a = LoadBytes(first + step * kDotBytes);                                  \
+          const __m512i b = LoadBytes(second + step * kDotBytes);                                 \
+          _Pragma("GCC unroll 8") for (int r = 0; r < kRows; ++r) {                               \
+            const uint8_t* row = kPieces ? pieces[r] : x + r * stride;                            \
+            const __m512i input = BroadcastBytes(row + 4 * step);                                 \
+            sums[0][r].Add(input, a);                                                             \
+            sums[1][r].Add(input, b);                                                             \
+          }                                                                                       \
+        }                                                                                         \
         _Pragma("GCC unroll 8") for (int r = 0; r < kRows; ++r) {                                 \
-          const __m512i input = BroadcastBytes(x + 4 * step + r * stride);                        \
-          sums[0][r].Add(input, a);                                                               \
-          sums[1][r].Add(input, b);                                                               \
+          sums[0][r].Carry();                                                                     \
+          sums[1][r].Carry();                                                                     \
         }                                                                                         \
       }                                                                                           \
-      _Pragma("GCC unroll 8") for (int r = 0; r < kRows; ++r) {                                   \
-        sums[0][r].Carry();                                                                       \
-        sums[1][r].Carry();                                                                       \
+      first += steps * kDotBytes;                                                                 \
+      second += steps * kDotBytes;                                                                \
+      _Pragma("GCC unroll 8") for (int r = 0; kPieces && r < kRows; ++r) {                        \
+        pieces[r] += inputs.piece_stride;                                                         \
       }                                                                                           \
     }                                                                                             \
     _Pragma("GCC unroll 8") for (int r = 0; r < kRows; ++r) {                                     \
@@ -325,7 +391,8 @@ using DotSum = void (*)(const DotView&, const DotInputs&, int64_t local, const i
 struct DotKernel {
   Steps (*scale_of)(const float* x, int64_t size, const float* range);
   bool (*convert)(const float* x, int64_t size, const Steps& steps, uint8_t* to);
-  DotSum sums[4], dense_sums[4];  // of 1, 2, 4 and 8 rows
+  // Of 1, 2, 4 and 8 rows, whole and in pieces.
+  DotSum sums[2][4], dense_sums[2][4];
 };
 
 }  // namespace
@@ -351,8 +418,9 @@ inline void RunGroups(const DotKernel& kernel, const DotView& view, const MatMul
       const int level = left >= 8 ? 3 : left >= 4 ? 2 : left >= 2 ? 1 : 0;
       const int64_t rows = int64_t{1} << level;
       float sums[kDenseGroups * kDotRows * kGroupRows];
-      (view.dense == nullptr ? kernel.sums : kernel.dense_sums)[level](view, inputs, i, groups,
-                                                                        sums);
+      const bool in_pieces = inputs.num_pieces > 0;
+      const auto& kernels = view.dense == nullptr ? kernel.sums : kernel.dense_sums;
+      kernels[in_pieces][level](view, inputs, i, groups, sums);
       for (int64_t j = 0; j < at_once && g + j < group_end; ++j) {
         WriteGroupRows(view, call, g + j, begin + i, rows, sums + j * rows * kGroupRows,
                        view.scales + (g + j) * kGroupRows, scales + i);
@@ -380,12 +448,20 @@ inline void RunDots(const DotKernel& kernel, const DotView& view, const MatMul& 
   inputs.zeros = zeros;
   const Steps whole =
       call.range == nullptr ? Steps{} : kernel.scale_of(nullptr, 0, call.range);
+  const bool in_pieces = call.patches != nullptr && ReadsPieces(view, *call.patches, element);
   DotStage stage = {};
   Pixel pixel = {};
   if (call.patches != nullptr) {
-    stage = StageForDots(kernel, call, element, row_begin, row_end,
+    stage = StageForDots(kernel, call, in_pieces, element, row_begin, row_end,
                          reinterpret_cast<uint8_t*>(scratch + kScratchFloats));
     pixel = PixelAt(*call.patches, row_begin);
+    if (in_pieces) {
+      inputs.num_pieces = call.patches->y.kernel;
+      inputs.piece_bytes = PieceBytes(*call.patches, element);
+      // As far as batch rows are apart in the nearest cache.
+      inputs.stride = Min(inputs.stride, PixelStride(*call.patches, element) * inputs.num_pieces);
+      inputs.piece_stride = inputs.num_pieces > 1 ? call.patches->y.dilation * stage.line : 0;
+    }
   }
   const int64_t fit = static_cast<int64_t>(kScratchFloats * sizeof(float)) / inputs.stride;
   const int64_t most =
@@ -405,11 +481,18 @@ inline void RunDots(const DotKernel& kernel, const DotView& view, const MatMul& 
         if (kernel.convert(x, size, steps, to)) steps.scale = __builtin_nanf("");
       } else {
         steps = stage.steps[pixel.image - stage.first_image];
-        CopyPatch(*call.patches, stage, element, pixel, to);
+        if (in_pieces) {
+          inputs.pieces[i] = PatchAt(*call.patches, stage, element, pixel);
+          if (stage.scales != nullptr) {
+            steps.scale = stage.scales[(inputs.pieces[i] - stage.data) / (size * element)];
+          }
+        } else {
+          CopyPatch(*call.patches, stage, element, pixel, to);
+        }
         if (++pixel.x == call.patches->x.out) pixel = NextLine(*call.patches, pixel);
       }
       // Beyond a row that is narrower than a window, weights of 0 meet finite numbers.
-      if (!in_place) _mm512_storeu_si512(to + size * element, _mm512_setzero_si512());
+      if (!in_place && !in_pieces) _mm512_storeu_si512(to + size * element, _mm512_setzero_si512());
       scales[i] = steps.scale;
       zeros[i] = ZeroOf(steps);
     }
@@ -434,13 +517,17 @@ inline void RunDots(const DotKernel& kernel, const DotView& view, const MatMul& 
 }
 
 #define SRIGL_DOTS(Name, scale_of)                                                                \
-  void Dots##Name(const DotView& view, const MatMul& call, int64_t row_begin, int64_t row_end,   \
-                  int64_t group_begin, int64_t group_end, float* scratch) {                      \
+  void Dots##Name(const DotView& view, const MatMul& call, int64_t row_begin, int64_t row_end,    \
+                  int64_t group_begin, int64_t group_end, float* scratch) {                       \
     constexpr DotKernel kKernel = {                                                               \
         scale_of,                                                                                 \
         Convert##Name,                                                                            \
-        {Sums##Name<1>, Sums##Name<2>, Sums##Name<4>, Sums##Name<8>},                             \
-        {DenseSums##Name<1>, DenseSums##Name<2>, DenseSums##Name<4>, DenseSums##Name<8>}};        \
+        {{Sums##Name<1, false>, Sums##Name<2, false>, Sums##Name<4, false>, Sums##Name<8, false>},\
+         {Sums##Name<1, true>, Sums##Name<2, true>, Sums##Name<4, true>, Sums##Name<8, true>}},   \
+        {{DenseSums##Name<1, false>, DenseSums##Name<2, false>, DenseSums##Name<4, false>,        \
+          DenseSums##Name<8, false>},                                                             \
+         {DenseSums##Name<1, true>, DenseSums##Name<2, true>, DenseSums##Name<4, true>,           \
+          DenseSums##Name<8, true>}}};                                                            \
     RunDots(kKernel, view, call, row_begin, row_end, group_begin, group_end, scratch);            \
   }
 

@@ -67,6 +67,50 @@ inline void WriteGroup(const View& view, const MatMul& call, int64_t g, int64_t 
   }
 }
 
+enum class Rows { kNone, kFloats, kBytes };  // what a residual, or the outputs, consist of
+
+// As WriteGroupRows, for a whole group of a linear or a relu layer: what there is to do is decided once,
+// not for each row as by `Put`, and is the same bit for bit.
+template <Rows kResidual, Rows kOutput>
+inline void WriteWholeGroup(const MatMul& call, int64_t output, int64_t row, int64_t count,
+                            const float* sums, __m512 scales, const float* row_scales,
+                            __m512 bias) {
+  const Steps& steps = call.y8.steps;
+  const bool is_relu = call.activation == Activation::kRelu;
+  const __m512 inverse = _mm512_set1_ps(steps.inverse), most = _mm512_set1_ps(steps.high);
+  const __m512 least = _mm512_set1_ps(is_relu ? 0 : steps.low);
+  const __m512i zero = _mm512_set1_epi32(ZeroOf(steps));
+  const __m512i residual_zero = _mm512_set1_epi32(call.residual8.zero);
+  for (int64_t r = 0; r < count; ++r) {
+    const int64_t at = (row + r) * call.out_features + output;
+    const __m512 scale = _mm512_mul_ps(scales, _mm512_set1_ps(row_scales[r]));
+    __m512 out = _mm512_mul_ps(_mm512_loadu_ps(sums + r * kGroupRows), scale);
+    asm("" : "+v"(out));  // rounded, as by WriteGroup
+    out = _mm512_add_ps(out, bias);
+    if constexpr (kResidual == Rows::kFloats) {
+      out = _mm512_add_ps(out, _mm512_loadu_ps(call.residual + at));
+    } else if constexpr (kResidual == Rows::kBytes) {
+      const __m128i bytes =
+          _mm_loadu_si128(reinterpret_cast<const __m128i*>(call.residual8.integers + at));
+      const __m512i integers = _mm512_sub_epi32(_mm512_cvtepu8_epi32(bytes), residual_zero);
+      __m512 residual = _mm512_mul_ps(_mm512_cvtepi32_ps(integers),
+                                      _mm512_set1_ps(call.residual8.scales[row + r]));
+      asm("" : "+v"(residual));
+      out = _mm512_add_ps(out, residual);
+    }
+    if constexpr (kOutput == Rows::kFloats) {
+      if (is_relu) out = Activate(out, Activation::kRelu);
+      _mm512_storeu_ps(call.y + at, out);
+    } else {
+      if (_mm512_cmp_ps_mask(out, out, _CMP_UNORD_Q) != 0) MarkNaN(call.y8, row + r);
+      const __m512 v = _mm512_min_ps(_mm512_max_ps(_mm512_mul_ps(out, inverse), least), most);
+      const __m512i integers = _mm512_add_epi32(_mm512_cvtps_epi32(v), zero);
+      _mm_storeu_si128(reinterpret_cast<__m128i*>(call.y8.integers + at),
+                       _mm512_cvtepi32_epi8(integers));
+    }
+  }
+}
+
 // As WriteGroup for neighbouring rows: of `count` rows from `row` on, `sums` are [count][kGroupRows],
 // to be multiplied by `weight_scales` of the neurons times `row_scales` of the rows.
 template <typename View>
@@ -86,6 +130,19 @@ inline void WriteGroupRows(const View& view, const MatMul& call, int64_t g, int6
   }
   const __m512 bias =
       call.bias == nullptr ? _mm512_setzero_ps() : _mm512_loadu_ps(call.bias + begin);
+  if (call.activation == Activation::kNone || call.activation == Activation::kRelu) {
+    using Write = void (*)(const MatMul&, int64_t, int64_t, int64_t, const float*, __m512,
+                           const float*, __m512);
+    static constexpr Write kWrite[3][2] = {
+        {WriteWholeGroup<Rows::kNone, Rows::kFloats>, WriteWholeGroup<Rows::kNone, Rows::kBytes>},
+        {WriteWholeGroup<Rows::kFloats, Rows::kFloats>,
+         WriteWholeGroup<Rows::kFloats, Rows::kBytes>},
+        {WriteWholeGroup<Rows::kBytes, Rows::kFloats>,
+         WriteWholeGroup<Rows::kBytes, Rows::kBytes>}};
+    const int residual = call.residual != nullptr ? 1 : call.residual8.integers != nullptr ? 2 : 0;
+    return kWrite[residual][call.y8.integers != nullptr](call, begin, row, count, sums, scales,
+                                                         row_scales, bias);
+  }
   for (int64_t r = 0; r < count; ++r) {
     const __m512 scale = _mm512_mul_ps(scales, _mm512_set1_ps(row_scales[r]));
     __m512 out = _mm512_mul_ps(_mm512_loadu_ps(sums + r * kGroupRows), scale);

@@ -42,16 +42,17 @@ def passed_on(function, *args):
   return ["u8" if ":u8[" in line.partition("=")[0] else "f32" for line in lines]
 
 
-STEM, INNER, WIDE = (3, 3, 3, 20), (3, 3, 20, 20), (1, 1, 20, 37)
+STEM, INNER, WIDE = (3, 3, 3, 24), (3, 3, 24, 24), (3, 3, 24, 72)
 
 
 def chain(x):
-  """Unsigned and signed ranges, a max-pooling, strides, a kernel of one pixel."""
+  """Unsigned and signed ranges, a max-pooling, strides, kernels of one pixel; windows of sparse
+  patterns that lie in two lines of an image."""
   y = nnx.relu(sx.condensed_conv(x, layer(STEM, 9)))
   y = nnx.max_pool(y, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
   y = sx.condensed_conv(y, layer(INNER, 30, (0.0, 3.0)))
-  y = nnx.relu(sx.condensed_conv(y, layer(INNER, 40, (-2.0, 1.5)), strides=2))
-  y = nnx.silu(sx.condensed_conv(y, layer(WIDE, 15, (0.0, 2.0))))
+  y = nnx.relu(sx.condensed_conv(y, layer(WIDE, 40, (-2.0, 1.5)), strides=2))
+  y = nnx.silu(sx.condensed_conv(y, layer((1, 1, 72, 37), 15, (0.0, 2.0)), strides=2))
   return sx.condensed_matmul(y, layer((37, 70), 20, (-0.5, 2.0)))
 
 
