@@ -87,7 +87,7 @@ def compile_for_h100(function: Callable[..., Any], args: tuple[Any, ...], dump: 
     with jax.sharding.use_abstract_mesh(AbstractMesh((), (), abstract_device=device)):
       traced = jax.jit(function).trace(*jax.tree.map(on_it, args))
       lowered = traced.lower(lowering_platforms=("cuda",))
-    return lowered.compile({"xla_dump_to": str(dump), "xla_dump_hlo_as_text": True})
+    return lowered.compile({"xla_dump_to": str(dump), "xla_dump_emitter_re": ".*"})
   finally:
     jax.default_backend = asked
 
