@@ -3,13 +3,14 @@ r"""The reverse dictionary (Hill et al. 2016): a definition in, its word out, am
 A bag of words, an embedding of 512, and a head in condensed form with 32 connections for each word.
 The data set is built from WordNet and GCIDE (apt-get install wordnet-base dict-gcide):
 
-    python -m experiments.build_reverse_dictionary --out=runs/words --num_words=20000
+    python -m experiments.build_reverse_dictionary --out=runs/words --num_words=5000 --num_test=2000
     python -m experiments.train --config=configs/reverse_dictionary.py:quick \
       --config.data.data_dir=runs/words --workdir=runs/reverse
 
 Without `--num_words` all words are there. What follows a colon chooses a method, `:static`, and a
-size: `:quick` (width 128, fan-in 16, 3 epochs: of 20,000 words minutes on two cores) or
-`:static-quick`. SRigL and SET train in condensed form, and with
+size: `:quick` (width 256, fan-in 32, one epoch: of 5,000 words a minute on two cores) or
+`:static-quick`. Longer training memorises the definitions: in a second epoch the training loss fell
+from 8 to 3, and P@1 did not gain. SRigL and SET train in condensed form, and with
 `--config.method.engine=condensed` so does a static constant fan-in; `dense`, `rigl` and others have
 dense heads, with masks. An intermediate layer: `--config.model.kwargs.hidden=1024,`.
 """
@@ -34,7 +35,7 @@ def get_config(argument: str = "srigl") -> ConfigDict:
   config.name = f"reverse dictionary, {method}"
   config.task.name = "extreme_classification"
   config.data.name = "files"
-  config.data.batch_size = 128
+  config.data.batch_size = 256
   config.data.kwargs = ConfigDict(
     {"train": "train.txt", "test": "test.txt", "max_features": 64, "a": 0.55, "b": 1.5}
   )
@@ -47,17 +48,17 @@ def get_config(argument: str = "srigl") -> ConfigDict:
   config.method.never_ablate = ("^head/",)
   config.method.update_every_steps = 200
   config.optimizer.name = "adam"
-  config.optimizer.learning_rate = 3e-3
+  config.optimizer.learning_rate = 1e-2
   config.optimizer.weight_decay = 0.0
-  config.train.total_epochs = 5.0
+  config.train.total_epochs = 2.0
   config.train.steps_per_dispatch = 10
   config.train.eval_batch_size = 100
   config.train.eval_every_epochs = 1.0
   if "size" in given:
     config.name += ", quick"
-    config.model.kwargs.width = 128
+    config.model.kwargs.width = 256
     config.method.sparsity = 0.875
-    config.method.update_every_steps = 50
-    config.train.total_epochs = 3.0
-    config.train.checkpoint_every_epochs = 3.0
+    config.method.update_every_steps = 25
+    config.optimizer.learning_rate = 2e-2
+    config.train.total_epochs = 1.0
   return config

@@ -31,6 +31,7 @@ def get_config(argument: str = "srigl") -> ConfigDict:
   config.data.batch_size = 64
   config.data.kwargs.max_features = 256
   config.model.kwargs.loss = "binary"
+  config.train.total_epochs = 5.0
   if "size" in given:
     config.name += ", quick"
     config.data.name = "synthetic_labels"

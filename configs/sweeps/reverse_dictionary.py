@@ -3,8 +3,9 @@
 `python -m experiments.sweep --config=configs/sweeps/reverse_dictionary.py:quick --workdir=runs/rd`
 
 The data set is that of `experiments.build_reverse_dictionary --out=runs/dictionary`; at the scale
-`quick` (width 128, 3 epochs: minutes for each of 15 runs on two cores) that of `--out=runs/words
---num_words=20000`. `full` has width 512 and 5 epochs: hours for each.
+`quick` (width 256, one epoch: a minute or two for each of 30 runs on two cores) that of
+`--out=runs/words --num_words=5000 --num_test=2000`. `full` has width 512 and 2 epochs: hours for
+each. `srigl_shared` has masks, and one set of inputs for each 16 words (HASTE's structure).
 """
 
 from ml_collections import ConfigDict
@@ -26,13 +27,20 @@ def get_config(argument: str = "quick") -> ConfigDict:
     ("set", fields("set")),
     ("srigl", fields("srigl")),
     ("srigl_intermediate", fields("srigl") | {"model": {"kwargs": {"hidden": (256,)}}}),
+    ("srigl_shared", fields("srigl_shared", engine="masked")),
   )
   return ConfigDict(
     {
       "name": f"Reverse dictionary ({argument})",
       "base": base,
       "variants": variants,
-      "seeds": (0, 1, 2),
-      "comparisons": (("srigl", "dense"), ("srigl", "static"), ("srigl_intermediate", "srigl")),
+      "seeds": (0, 1, 2, 3, 4),
+      "comparisons": (
+        ("srigl", "dense"),
+        ("srigl", "static"),
+        ("srigl", "set"),
+        ("srigl_intermediate", "srigl"),
+        ("srigl_shared", "srigl"),
+      ),
     }
   )

@@ -35,7 +35,10 @@ class Labelled(NamedTuple):
 
 
 class BagOfWords(nnx.Module):
-  """Embeddings of features are averaged, pass through hidden layers, and score the labels.
+  """Embeddings of features are summed, pass through hidden layers, and score the labels.
+
+  What the head sees has a mean square of 1: the sum of a text's embeddings is small at first, and
+  logits that hardly differ teach them little.
 
   Parameter paths: `embedding/embedding`, `hidden/0/kernel`, ..., `head/0/kernel`, ...
   """
@@ -144,14 +147,14 @@ class BagOfWords(nnx.Module):
     return Labelled(loss, best, above)
 
   def _encode(self, x: dict[str, Array]) -> Array:
-    """`[B, width]` from features; their weights are made to have length 1."""
+    """`[B, width]` of mean square 1 from features, whose weights are made to have length 1."""
     weights = x["weights"]
     norm = jnp.sqrt((weights**2).sum(-1, keepdims=True))
     weights = weights / jnp.maximum(norm, 1e-6)
     h = (self.embedding(x["features"]) * weights[..., None]).sum(1).astype(self.dtype)
     for layer in self.hidden:
-      h = layer(nnx.relu(h))
-    return nnx.relu(h)
+      h = layer(nnx.relu(_normalized(h)))
+    return _normalized(h)
 
   def _terms(self, i: int, h: Array, labels: Array) -> tuple[Array, Array]:
     """What the loss needs of a block: its logits' total `[B]`, and the example's own, `[B, L]`.
@@ -172,3 +175,9 @@ class BagOfWords(nnx.Module):
     if getattr(layer, "recording", False):  # of shapes only, which changes what the layer holds
       return terms(layer, h)
     return nnx.remat(terms)(layer, h)
+
+
+def _normalized(h: Array) -> Array:
+  """Each example divided by its root mean square (RMSNorm without scales)."""
+  mean = jnp.square(h.astype(jnp.float32)).mean(-1, keepdims=True)
+  return (h * jax.lax.rsqrt(mean + 1e-6)).astype(h.dtype)
