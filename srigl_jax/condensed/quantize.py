@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from srigl_jax.analysis.summary import format_table
 from srigl_jax.condensed.flax_import import import_with_flax
@@ -40,12 +41,18 @@ class QuantizationReport(NamedTuple):
 
   Attributes:
     layers: every condensed layer, in natural order of their paths.
+    residuals: what lies between calibrated layers under `jax.jit`, by the name of "residuals": in
+      `"int8"`, or in `"float32"` as its error is too large. The error is the root mean square of
+      what 8 bits change there in the model's outputs, over that of the outputs. None without
+      calibrated layers, and where the call cannot be compiled, so that each layer runs alone.
   """
 
   layers: tuple[QuantizedLayer, ...]
+  residuals: QuantizedLayer | None = None
 
   def __str__(self) -> str:
-    rows = [[x.path, x.dtype, _percent(x.error)] for x in self.layers]
+    lines = [*self.layers, *([self.residuals] if self.residuals else [])]
+    rows = [[x.path, x.dtype, _percent(x.error)] for x in lines]
     largest = max((x.error for x in self.layers if x.error == x.error), default=math.nan)
     return format_table(["layer", "dtype", "error"], rows, ["largest", "", _percent(largest)])
 
@@ -68,16 +75,20 @@ def quantize_model(
   Every condensed layer is run on what it reads when the model computes `inputs`, in float32 and in
   fewer bits. One whose error is above `max_error` becomes a bfloat16 layer, or if that is not
   enough, too, stays as it is. The error is that of a layer alone: how much of it reaches the
-  model's outputs only these can tell, such as by accuracy.
+  model's outputs only these can tell, such as by accuracy. Calibrated layers pass 8 bits on to each
+  other under `jax.jit`, residuals included, which no layer sees alone: where that changes the
+  model's outputs by more than `max_error`, layers find the range of each row anew, and pass on
+  float32.
 
   Args:
     model: of `condense_model`, not to be fine-tuned; it is left as it is.
     inputs: arrays as the model gets them, or a tuple of several arguments; some hundred examples.
     dtype: `"int8"`, `"int8_weights"` or `"bfloat16"`, as for `srigl_jax.prepare`.
-    max_error: of a layer, relative: see `QuantizedLayer`.
+    max_error: of a layer, and of residuals in 8 bits; relative: see `QuantizedLayer`.
     calibrate: with `"int8"`, whether the range of what a layer reads here holds for all inputs, and
       those beyond it are clipped. Else each row of its inputs has its own range (in a convolution
-      each image), which is more exact and takes a little longer.
+      each image), which is more exact and takes a little longer. The call is compiled once, with
+      what lies between the layers in 8 bits, to see what that changes.
     call: `(model, *inputs) -> outputs`, how the model is called, if not by `model(*inputs)`.
 
   Returns:
@@ -124,6 +135,16 @@ def quantize_model(
       if errors[path] <= max_error:
         found[path] = changed[path], step, errors[path]
     open_layers, step = open_layers - {*found}, _NEXT[step]
+  quantized = flax.with_prepared(model, {path: x[0] for path, x in found.items()})
+  calibrated = [path for path, x in found.items() if calibrate and x[1] == "int8"]
+  error = _error_between(call or _call, quantized, arguments) if calibrated else None
+  residuals = None if error is None else QuantizedLayer("residuals", "int8", error)
+  if error is not None and not error <= max_error:
+    residuals = QuantizedLayer("residuals", "float32", error)
+    changed = {path: _converted(layers[path], "int8", None) for path in calibrated}
+    for path, new_error in _errors(run, flax, model, layers, changed).items():
+      found[path] = changed[path], "int8", new_error
+    quantized = flax.with_prepared(model, {path: x[0] for path, x in found.items()})
   report = [
     QuantizedLayer(
       kernel_path(path),
@@ -132,8 +153,32 @@ def quantize_model(
     )
     for path in sorted(layers, key=natural_key)
   ]
-  quantized = flax.with_prepared(model, {path: x[0] for path, x in found.items()})
-  return quantized, QuantizationReport(tuple(report))
+  return quantized, QuantizationReport(tuple(report), residuals)
+
+
+def _error_between(
+  call: Callable[..., Any], model: Model, arguments: tuple[Any, ...]
+) -> float | None:
+  """How much of a model's outputs changes as its call is compiled; None where it cannot be."""
+  leaves, tree = jax.tree.flatten(arguments)
+  is_array = [isinstance(x, jax.Array | np.ndarray) for x in leaves]
+
+  @jax.jit
+  def compiled(arrays: list[Any]) -> Any:
+    given = iter(arrays)
+    full = [next(given) if is_one else x for x, is_one in zip(leaves, is_array, strict=True)]
+    return call(model, *jax.tree.unflatten(tree, full))
+
+  try:
+    got = compiled([x for x, is_one in zip(leaves, is_array, strict=True) if is_one])
+  except Exception:  # whatever a call does that cannot be traced: such a call passes nothing on
+    return None
+  change = size = 0.0
+  for want, y in zip(jax.tree.leaves(call(model, *arguments)), jax.tree.leaves(got), strict=True):
+    if jnp.issubdtype(jnp.result_type(want), jnp.inexact):
+      change += float(jnp.sum(jnp.abs(jnp.asarray(y, jnp.float32) - want) ** 2))
+      size += float(jnp.sum(jnp.abs(jnp.asarray(want, jnp.float32)) ** 2))
+  return math.sqrt(change / size) if size > 0 else 0.0
 
 
 def _call(model: Model, *inputs: Any) -> Any:

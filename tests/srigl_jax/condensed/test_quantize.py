@@ -7,6 +7,7 @@ import pytest
 from flax import nnx
 
 import srigl_jax as sx
+from srigl_kernels import BACKENDS
 from srigl_kernels.precision import precision_of
 
 
@@ -74,6 +75,42 @@ def test_what_exceeds_the_error_falls_back(condensed):
   layers, _ = sx.split_condensed(again)
   assert precision_of(layers[least]) == "int8"
   assert precision_of(layers["unused/kernel"]) == "float32"
+
+
+class Residual(nnx.Module):
+  """Features of very different size are added to what was made of them, and the small ones read."""
+
+  def __init__(self, rngs):
+    self.first, self.second = nnx.Linear(24, 24, rngs=rngs), nnx.Linear(24, 24, rngs=rngs)
+    self.head = nnx.Linear(24, 3, rngs=rngs)
+
+  def __call__(self, x):
+    h = nnx.relu(self.first(x))
+    return self.head(nnx.relu(self.second(h) + h))
+
+
+@pytest.mark.skipif(not BACKENDS["cpu"].is_available(), reason="needs the native kernels")
+@pytest.mark.parametrize(("largest", "dtype"), ((1.0, "int8"), (4e4, "float32")))
+def test_residuals_count(largest, dtype):
+  model = Residual(nnx.Rngs(0))
+  model.first.kernel.set_value(model.first.kernel.get_value().at[:, 0].mul(largest))
+  small = jnp.arange(24) >= 12  # read no large feature
+  masks = {
+    "first/kernel": jnp.ones((24, 24), bool),
+    "second/kernel": jnp.ones((24, 24), bool).at[0].set(~small).at[1].set(small),
+    "head/kernel": jnp.broadcast_to(small[:, None], (24, 3)),
+  }
+  for name in ("second", "head"):
+    kernel = getattr(model, name).kernel
+    kernel.set_value(kernel.get_value() * masks[f"{name}/kernel"])
+  x = jax.random.normal(jax.random.key(0), (40, 24))
+  condensed = sx.condense_model(model, masks, backend="cpu")
+  quantized, report = sx.quantize_model(condensed, x, calibrate=True)
+  assert report.residuals.dtype == dtype and "residuals" in str(report)
+  y = jax.jit(lambda x: quantized(x))(x)
+  change = jnp.linalg.norm(y - quantized(x)) / jnp.linalg.norm(y)
+  assert change < 1e-5 if dtype == "float32" else 1e-5 < change < 0.05
+  assert (report.residuals.error > 0.05) == (dtype == "float32")
 
 
 def test_layers_within_transformations_are_left_alone(condensed):
