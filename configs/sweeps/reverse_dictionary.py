@@ -3,7 +3,7 @@
 `python -m experiments.sweep --config=configs/sweeps/reverse_dictionary.py:quick --workdir=runs/rd`
 
 The data set is that of `experiments.build_reverse_dictionary --out=runs/dictionary`; at the scale
-`quick` (width 256, one epoch: a minute or two for each of 30 runs on two cores) that of
+`quick` (width 256, 3 epochs: 30 runs, of SRigL a minute each on two cores) that of
 `--out=runs/words --num_words=5000 --num_test=2000`. `full` has width 512 and 2 epochs: hours for
 each. `srigl_shared` has masks, and one set of inputs for each 16 words (HASTE's structure).
 """
