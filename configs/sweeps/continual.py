@@ -28,7 +28,6 @@ def get_config(argument: str = "digits") -> ConfigDict:
     ("dense_joint", fields("dense") | {"task": {"kwargs": {"joint": True}}}),
   ]
   low, high = SPARSITIES[argument]
-  low, high = SPARSITIES[argument]
   variants += [
     (f"{method}_{how}_{100 * at:g}", fields(method, sparsity=at, distribution=how))
     for at, runs in ((low, RUNS), (high, RUNS + AT_THE_HIGHER))
