@@ -5,10 +5,11 @@
 By `srigl_kernels.cost_model`, whose constants for GPUs come from published figures of an H100.
 """
 
-import argparse
-from collections.abc import Sequence
 from pathlib import Path
 
+from absl import flags
+
+from experiments.common import cli
 from experiments.common.environment import environment
 from experiments.common.files import write_json
 from experiments.common.markdown import markdown_table
@@ -40,11 +41,9 @@ def expected(layer: str, dtype: str, batch: int) -> tuple[str, float]:
   return best, seconds["dense"] / seconds[best]
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def main() -> None:
   """The command."""
-  parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-  parser.add_argument("--out", type=Path, help="a results file to write")
-  out = parser.parse_args(argv).out
+  out = flags.FLAGS.out
   rows = []
   for layer in _LAYERS:
     problem = LAYERS[layer]
@@ -57,8 +56,9 @@ def main(argv: Sequence[str] | None = None) -> None:
   print(table)
   if out:
     command = f"python -m kernels.benchmark --expected --out={out}"
-    write_json(out, {"command": command, "environment": environment(), "table": table})
+    write_json(Path(out), {"command": command, "environment": environment(), "table": table})
 
 
 if __name__ == "__main__":
-  main()
+  flags.DEFINE_string("out", None, "JSON file of the results.")
+  cli.run(main)
