@@ -335,6 +335,7 @@ def test_every_real_validation_image_counts_once(sample, num_devices):
   assert labels == [sample.test.records[i].label for i in range(sample.num_test)]
 
 
+@pytest.mark.slow
 def test_real_images_have_imagenets_colours(sample):
   (batch,) = sample.train_batches(0, 1, batch_size=200, seed=0)
   pixels = np.asarray(sample.preprocess_fn(batch["image"]), np.float64)

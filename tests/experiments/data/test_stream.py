@@ -216,6 +216,7 @@ def test_workers_stop_with_the_iterator_and_pass_errors_on():
   assert not [p for p in multiprocessing.active_children() if "grain" in p.name]
 
 
+@pytest.mark.slow
 def test_workers_do_not_hear_the_signals_that_stop_training():
   """A terminal or scheduler sends them to everybody; training wants to finish its step first."""
   steps, kwargs = (0, 60), {"batch_size": 64, "seed": 0}

@@ -33,6 +33,7 @@ def no_report(monkeypatch):
 # ---- sessions ----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_every_start_is_written_down(tmp_path):
   with interrupted_at(2), pytest.raises(Interrupted):
     train(tiny_config(), tmp_path)
