@@ -127,7 +127,7 @@ def run(out: Path, seconds: float, *, parts: Sequence[str], tiny: bool) -> int:
   if data:
     with contextlib.suppress(subprocess.TimeoutExpired):
       data.wait(timed.left())
-  finished = -1
+  finished = 0
 
   def collect_finished() -> None:
     nonlocal finished
