@@ -1,8 +1,8 @@
 """Depthwise convolutions on a CPU, as sums of shifted images.
 
-XLA's CPU backend computes a convolution in groups one output after the other: for the depthwise
-layers of a MobileNet some twenty times slower than a sum over the places of the kernel, which it
-makes one loop that runs along the channels.
+XLA's CPU backend computes a convolution in groups one output after the other. A sum over the places
+of the kernel it makes one loop that runs along the channels: the MobileNet-V3 of
+`experiments.benchmark_serving` is faster by an order of magnitude.
 """
 
 import itertools
