@@ -121,11 +121,7 @@ class BagOfWords(nnx.Module):
     """
     del rngs
     h = self._encode(x)
-    terms = []
-    for i in range(len(self.head)):
-      # One block after the other: else the compiler runs all at once, for threads to share.
-      h, *found = jax.lax.optimization_barrier((h, *self._terms(i, h, x["labels"])))
-      terms.append(found)
+    terms = [self._terms(i, h, x["labels"]) for i in range(len(self.head))]
     is_there = x["labels"] < self.num_labels
     own, count = jnp.stack([own for _, own in terms]).sum(0), is_there.sum(-1)
     totals = jnp.stack([total for total, _ in terms])
@@ -146,7 +142,6 @@ class BagOfWords(nnx.Module):
       scores.append(top)
       labels.append(places + start)
       above += (logits > best_own[:, None]).sum(-1, dtype=jnp.int32)
-      h, above = jax.lax.optimization_barrier((h, above))
     _, places = jax.lax.top_k(jnp.concatenate(scores, -1), min(k, self.num_labels))
     best = jnp.take_along_axis(jnp.concatenate(labels, -1), places, axis=-1)
     return Labelled(loss, best, above)
