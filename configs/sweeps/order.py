@@ -4,7 +4,8 @@
 
 Questions (a), (b) and (d) of docs/studies/protocol.md, which was written before any of these runs.
 Arguments: `all`, `condensed` (without what needs masks: RigL, pruning, dense; the same directory
-takes these later, without repeating a run), `rate` (learning rates, on the validation part).
+takes these later, without repeating a run), `rate` (learning rates, on the validation part) and
+`rate-condensed` (of those in condensed form).
 
 Static, SET and SRigL all have a constant fan-in here, so that neighbours in the order differ in one
 thing: static and SET in whether connections move, SET and SRigL without ablation in what they grow
@@ -21,15 +22,18 @@ _CONDENSED = (
   "static_fan_in_flops", "set_flops", "small_dense_flops",
 )  # fmt: skip
 _MASKED = ("rigl", "gradual_pruning", "gradual_pruning_flops")
+_RATED = ("static_fan_in", "set", "srigl", "small_dense")
 _RATES = (0.01, 0.02, 0.05, 0.1, 0.2)
 
 
 def get_config(argument: str = "all"):
   """The sweep of an argument."""
   if argument == "rate":
-    return _rates()
+    return _rates((*_RATED, "rigl", "dense"))
+  if argument == "rate-condensed":
+    return _rates(_RATED)
   if argument not in ("all", "condensed"):
-    raise ValueError(f"The argument is {argument!r}; give all, condensed or rate.")
+    raise ValueError(f"The argument is {argument!r}; give all, condensed, rate or rate-condensed.")
   whole = argument == "all"
   variants = [("dense", condensed_fields("dense"))] if whole else []
   variants += [
@@ -72,15 +76,15 @@ def _differences(name: str, sparsity: float) -> dict:
   }
 
 
-def _rates():
-  """Learning rates of every kind of training, at the middle of the sparsities."""
+def _rates(methods: tuple[str, ...]):
+  """Learning rates of methods, at the middle of the sparsities."""
   variants = [
     (
       f"{method}_{rate:g}",
       condensed_fields(method, sparsity=0.98) | {"optimizer": {"learning_rate": rate}},
       {"axes": {"method": method, "learning_rate": rate}},
     )
-    for method in ("static_fan_in", "set", "srigl", "small_dense", "rigl", "dense")
+    for method in methods
     for rate in _RATES
   ]
   return on_validation_part(study("Learning rates", "rate", "mlp", variants))
