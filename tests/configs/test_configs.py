@@ -289,5 +289,5 @@ def test_the_order_of_methods_is_measured_at_equal_flops():
 
 
 def test_an_unknown_argument_of_the_order_is_refused():
-  with pytest.raises(ValueError, match="'epochs'; give all, condensed or rate"):
-    importlib.import_module("configs.sweeps.order").get_config("epochs")
+  with pytest.raises(ValueError, match="'steps'; give all, condensed, epochs"):
+    importlib.import_module("configs.sweeps.order").get_config("steps")
