@@ -42,7 +42,7 @@ class DenseGradient:
 
   Attributes:
     signals: of the layer.
-    axis_name: a mapped axis to average over, or None.
+    axis_name: a mapped axis to average over, or None; its name is bound where the class is used.
   """
 
   signals: LayerSignals
@@ -51,7 +51,12 @@ class DenseGradient:
   @property
   def is_product_of_one_device(self) -> bool:
     """Whether it is `xᵀ g` of `signals = (x, g)`."""
-    return self.axis_name is None and not isinstance(self.signals, ConvProbe)
+    return not self._is_averaged and not isinstance(self.signals, ConvProbe)
+
+  @property
+  def _is_averaged(self) -> bool:
+    # Under `pmap` with one device there is an axis, and nothing to average.
+    return self.axis_name is not None and lax.axis_size(self.axis_name) > 1
 
   def __call__(self, first: Array | int, size: int) -> Array:
     """A block `[I, size]`."""
@@ -64,7 +69,7 @@ class DenseGradient:
       product = kernel_gradient(a, b, signals.geometry)
     else:
       product = dot(a.T, b)
-    product = product if self.axis_name is None else lax.pmean(product, self.axis_name)
+    product = lax.pmean(product, self.axis_name) if self._is_averaged else product
     return lax.optimization_barrier(product)
 
 

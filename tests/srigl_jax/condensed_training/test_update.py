@@ -75,3 +75,20 @@ def test_equals_the_update_of_masks(gamma_sal, salient_base, block_bytes):
     overfull += int(pattern.fan_in) > int(new.fan_in)
   assert overfull and revived
   assert gamma_sal == 0 or ablated
+
+
+def test_an_axis_of_one_device_costs_nothing():
+  """As in the training loop, which is under `pmap` on any machine."""
+  values, pattern, _, _ = random_layer(np.random.default_rng(0), NUM_INPUTS, NUM_NEURONS, BUDGET)
+
+  def update(values, pattern, x, g, axis_name):
+    gradients = DenseGradient((x, g), axis_name)
+    options = {"drop_fraction": jnp.float32(0.3), "block_bytes": 4 * NUM_INPUTS}
+    return streamed_update(values, pattern, gradients, **options)
+
+  arrays = values, pattern, jnp.ones((3, NUM_INPUTS)), jnp.ones((3, NUM_NEURONS))
+  with_axis = jax.pmap(functools.partial(update, axis_name="devices"), axis_name="devices")
+  stacked = jax.tree.map(lambda x: jnp.asarray(x)[None], arrays)
+  loops = lambda program, arrays: program.lower(*arrays).as_text().count("stablehlo.while")
+  without = loops(jax.jit(functools.partial(update, axis_name=None)), arrays)
+  assert loops(with_axis, stacked) == without
