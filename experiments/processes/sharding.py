@@ -19,6 +19,14 @@ def num_devices() -> int:
   return jax.local_device_count() * jax.process_count()
 
 
+def mean_over_devices(tree: Any) -> Any:
+  """The mean of every array over all devices, within what runs on them under `AXIS`.
+
+  Of one device that is the array itself, and XLA would copy it.
+  """
+  return jax.lax.pmean(tree, AXIS) if num_devices() > 1 else tree
+
+
 def replicate(tree: Any) -> Any:
   """Puts a copy of every array on each local device, as one array without a device axis."""
   return jax.device_put(tree, _sharding(PartitionSpec()))

@@ -9,11 +9,11 @@ from typing import Any, NamedTuple
 import jax
 import optax
 from flax import nnx
-from jax import Array, lax
+from jax import Array
 
 import srigl_jax as sx
 from experiments import models
-from experiments.processes.sharding import AXIS
+from experiments.processes.sharding import mean_over_devices
 from srigl_jax.condensed_training.nnx_modules import CondensedGradients
 
 ENGINES = ("masked", "condensed")
@@ -58,20 +58,18 @@ class Gradients(NamedTuple):
 
 
 class Engine(NamedTuple):
-  """How sparse layers are stored and trained; functions for use under `jax.pmap` over `AXIS`.
+  """How sparse layers are stored and trained; functions for use under `jax.pmap`.
 
   Attributes:
     gradients: `(loss_fn, state, x, rngs) -> Gradients`, where `loss_fn(logits)` is
       `(loss, aux)`, `x` are inputs and `rngs` a random key.
     update: `(grads, state) -> (state, updates)`: the state after an optimizer step, and what was
-      added to the parameters, None unless `gives_updates`.
-    gives_updates: whether steps add to the parameters; else they may also move them.
+      added to the parameters, or None where steps also move them.
     apply: the network itself, for one that acts.
   """
 
   gradients: Callable[..., Gradients]
   update: Callable[..., tuple[TrainState, Any]]
-  gives_updates: bool
   apply: models.Apply
 
 
@@ -90,7 +88,7 @@ def masked_engine(apply: models.Apply, tx: optax.GradientTransformationExtraArgs
       return loss, (model_state, aux)
 
     (loss, (model_state, aux)), grads = jax.value_and_grad(of, has_aux=True)(state.params)
-    loss, grads, model_state = lax.pmean((loss, grads, model_state), AXIS)
+    loss, grads, model_state = mean_over_devices((loss, grads, model_state))
     return Gradients(loss, aux, model_state, grads, grads)
 
   def update(grads, state):
@@ -98,7 +96,7 @@ def masked_engine(apply: models.Apply, tx: optax.GradientTransformationExtraArgs
     params = optax.apply_updates(state.params, updates)
     return state._replace(params=params, opt_state=opt_state), updates
 
-  return Engine(gradients, update, gives_updates=True, apply=apply)
+  return Engine(gradients, update, apply)
 
 
 def condensed_engine(model: models.CondensedModel, tx: sx.CondensedTraining) -> Engine:
@@ -106,7 +104,7 @@ def condensed_engine(model: models.CondensedModel, tx: sx.CondensedTraining) -> 
 
   Args:
     model: the model.
-    tx: training in condensed form, of `axis_name` `AXIS`.
+    tx: training in condensed form, of `sharding.AXIS`.
   """
 
   def gradients(loss_fn, state, x, rngs):
@@ -116,10 +114,10 @@ def condensed_engine(model: models.CondensedModel, tx: sx.CondensedTraining) -> 
       return loss_fn(module(x, train=True, rngs=nnx.Rngs(rngs)))
 
     (loss, aux), grads = sx.condensed_value_and_grad(of, has_aux=True)(module)
-    loss, params = lax.pmean((loss, models.flatten(grads.params)), AXIS)
+    loss, params = mean_over_devices((loss, models.flatten(grads.params)))
     model_state = models.state_of(module)
     statistics = {k: x for k, x in model_state.items() if not isinstance(x, sx.Pattern)}
-    model_state |= lax.pmean(statistics, AXIS)
+    model_state |= mean_over_devices(statistics)
     return Gradients(loss, aux, model_state, CondensedGradients(params, grads.signals), params)
 
   def update(grads, state):
@@ -130,4 +128,4 @@ def condensed_engine(model: models.CondensedModel, tx: sx.CondensedTraining) -> 
     model_state = models.with_patterns(state.model_state, patterns)
     return state._replace(params=params, model_state=model_state, opt_state=opt_state), None
 
-  return Engine(gradients, update, gives_updates=False, apply=model.apply)
+  return Engine(gradients, update, model.apply)
