@@ -31,7 +31,7 @@ from experiments.common.environment import available_cores, command_line, packag
 from experiments.common.files import RESULTS, read_json, write_json
 
 _OUT = RESULTS / "sparse_training.json"
-_SECTIONS = ("targets", "width", "sparsity", "batch", "threads")
+_SECTIONS = ("targets", "width", "sparsity", "batch", "threads", "labels")
 
 
 def main() -> int:
@@ -50,7 +50,7 @@ def main() -> int:
   if "targets" in sections:
     measured["targets"] = _measure([target.case for target in cases.TARGETS], 9)
     rows = list(targets.comparisons(measured["targets"]))
-    head = _measure([cases.HEAD], 1, (STEP,))
+    head = _measure([cases.HEAD], 1, (STEP,), ("condensed",))
     rows += [targets.head_row(one) for one in head if one.peak_bytes]
     measured["targets"] += head
   for name, grid in cases.grids(len(available_cores())).items():
@@ -67,9 +67,15 @@ def main() -> int:
   return 0
 
 
-def _measure(todo: list[cases.Case], rounds: int, only: Sequence[str] = ()) -> list[Measurement]:
+def _measure(
+  todo: list[cases.Case],
+  rounds: int,
+  only: Sequence[str] = (),
+  among: Sequence[str] = tuple(ENGINES),
+) -> list[Measurement]:
   options = flags.FLAGS
-  engines, cores = options.engine or list(ENGINES), available_cores()
+  engines = [name for name in options.engine or ENGINES if name in among]
+  cores = available_cores()
   if options.quick:
     # Masks and ResNet-18 are compared with in full runs only: they take most of the time.
     todo = [case for case in todo if case.kind != "resnet18"]
@@ -91,12 +97,13 @@ def _result(rows: list[Comparison], measured: dict[str, list[Measurement]]) -> d
     "memory": report.memory_table(measured["targets"]),
     **{name: report.steps_table(group) for name, group in grids.items()},
     "memory_by_sparsity": report.memory_table(grids.get("sparsity", [])),
+    "memory_by_labels": report.memory_table(grids.get("labels", [])),
     "dense_is_better": report.dense_is_better(everything),
     "skipped": report.skipped(everything),
     "targets": [report.as_json(one) for one in measured["targets"]],
     "grids": {name: [report.as_json(one) for one in group] for name, group in grids.items()},
   }
-  shown = ("table", "headline", "parts", "memory", *grids, "memory_by_sparsity")
+  shown = ("table", "headline", "parts", "memory", *grids, "memory_by_sparsity", "memory_by_labels")
   tables = [result[name] for name in (*shown, "dense_is_better", "skipped")]
   print("\n\n".join(table for table in tables if table.count("\n") != 1 and table))
   return result

@@ -12,7 +12,7 @@ class Case(NamedTuple):
   Attributes:
     name: for the tables.
     kind: `"mlp"`, layers in a row with ReLU between them, or one of `vit`, `head` and `resnet18`.
-    sizes: inputs, then neurons of each layer; of an `mlp`.
+    sizes: inputs, then neurons of each layer; of an `mlp` or a `head`.
     batch: rows, or images.
     sparsity: of every layer; the fan-in is rounded. ResNet-18: of all, divided by ERK.
     threads: cores that every engine has; 0: all.
@@ -65,6 +65,12 @@ def mlp(width: int, batch: int, sparsity: float = 0.9, threads: int = 0, depth: 
   return Case(name, "mlp", (width,) * (depth + 1), batch, sparsity, threads)
 
 
+def head(num_labels: int) -> Case:
+  """One layer of 768 inputs and a fan-in of 32, as of extreme classification."""
+  name = f"768 → {num_labels:,} outputs, fan-in 32, batch 64"
+  return Case(name, "head", (768, num_labels), 64, 1 - 32 / 768)
+
+
 TARGETS = (
   Target(mlp(4096, 64), dense=7.0, sparselab=3.0),
   Target(mlp(4096, 256), dense=6.0, sparselab=4.0),
@@ -75,14 +81,17 @@ TARGETS = (
     Case("CIFAR ResNet-18, batch 128", "resnet18", batch=128, xla_flags=_CONVOLUTIONS), dense=2.0
   ),
 )
-HEAD = Case("768 → 670,091 outputs, fan-in 32, batch 64", "head", (768, 670_091), 64, 1 - 32 / 768)
+HEAD = head(670_091)
 HEAD_PEAK_BYTES = 1.5e9
 UPDATE_AT_MOST = 0.05  # of a step, spread over UPDATE_EVERY of them
 STATE_AT_MOST = 0.12  # of dense
 
 
 def grids(cores: int) -> dict[str, dict[float, Case]]:
-  """One quantity varied at a time around an MLP of 3 × 2048, 90 % sparse, at batch 128."""
+  """One quantity varied at a time around an MLP of 3 × 2048, 90 % sparse, at batch 128.
+
+  `labels` is of heads.
+  """
   threads = sorted(
     {1, *(2**i for i in range(1, cores.bit_length())), cores} & set(range(cores + 1))
   )
@@ -93,4 +102,5 @@ def grids(cores: int) -> dict[str, dict[float, Case]]:
     },
     "batch": {n: mlp(2048, n) for n in (1, 4, 16, 64, 128, 256, 512, 1024, 2048)},
     "threads": {n: mlp(2048, 128, threads=n) for n in threads},
+    "labels": {n: head(n) for n in (30_000, 131_073, 670_091, 3_000_000)},
   }

@@ -110,7 +110,7 @@ def check_losses(case: Case, losses: dict[str, list[float]]) -> None:
 
 def _too_large(case: Case, engines: Sequence[str]) -> dict[str, str]:
   """The engines for which there is not enough memory beside the smaller ones."""
-  if case.kind != "mlp":
+  if case.kind not in ("mlp", "head"):
     return {}
   left, found = 0.8 * _available_bytes(), {}
   connections = sum(n * case.fan_in(i) for i, n in case.layers.values())

@@ -41,7 +41,7 @@ class Maker(NamedTuple):
 
 
 ENGINES = {
-  "dense": Maker(("mlp", "vit", "resnet18"), 6),
+  "dense": Maker(("mlp", "vit", "resnet18", "head"), 6),
   "masked": Maker(("mlp",), 8),
   "condensed": Maker(("mlp", "vit", "resnet18", "head"), 10, is_sparse=True),
   "torch": Maker(("mlp", "vit"), 6, ("torch",)),
@@ -107,12 +107,9 @@ def _make(name: str, case: Case) -> Engine:
   """The engine; imports no framework but its own."""
   if name in ("torch", "sparselab"):
     module, function = "torch_engines", "torch_dense" if name == "torch" else name
-  elif case.kind == "resnet18":
-    module, function = "other_engines", f"{name}_resnet"
-  elif case.kind == "head":
-    module, function = "other_engines", "head"
   else:
-    module, function = "jax_engines", name
+    module = {"resnet18": "resnets", "head": "heads"}.get(case.kind, "jax_engines")
+    function = name
   return getattr(importlib.import_module(f"{_FOLDER}.{module}"), function)(case)
 
 

@@ -38,6 +38,18 @@ def test_masked_and_condensed_training_are_the_same():
   assert worker.time_call(engines["condensed"], UPDATE_STEP) > 0
 
 
+@pytest.mark.slow
+def test_heads_learn_their_batch():
+  heads = importlib.import_module("experiments.benchmarks.sparse_training.heads")
+  worker = importlib.import_module("experiments.benchmarks.sparse_training.worker")
+  case = cases.head(300)
+  engines = {"dense": heads.dense(case), "condensed": heads.condensed(case)}
+  for engine in engines.values():
+    losses = worker.first_steps(engine)
+    assert losses[3] < losses[0]
+  assert engines["condensed"].state_bytes < 0.1 * engines["dense"].state_bytes
+
+
 def test_rows_are_held_against_targets():
   target = cases.TARGETS[0]
   one = measured(target.case, {"dense": 0.8, "masked": 0.9, "condensed": 0.1, "sparselab": 0.2})
