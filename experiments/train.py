@@ -34,7 +34,7 @@ def main() -> int:
   if cluster.is_process_0() and not (workdir / "results.json").exists():
     print("Preparing and compiling: the first steps take longer.", flush=True)
   try:
-    profiling = Profiling(parse_steps(values["profile"]), values["memory"])
+    profiling = Profiling(parse_steps(values["profile"]))
     results = train(_CONFIG.value, workdir, profiling=profiling)
   except Interrupted as stop:
     number, step = stop.args
@@ -55,6 +55,5 @@ if __name__ == "__main__":
   _CONFIG = cli.define_config()
   flags.DEFINE_string("workdir", None, "Directory of this run.", required=True)
   flags.DEFINE_string("profile", None, "START:STOP: write a trace of these steps to profile/.")
-  flags.DEFINE_bool("memory", False, "Also ask the compiler what a step takes: compiles it twice.")
   cluster.define_flags()
   cli.run(main)

@@ -6,14 +6,16 @@ Loss, best labels and ranks are put together from what each block says.
 
 import itertools
 import math
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 from jax.typing import DTypeLike
+
+from experiments.models.in_turn import first_turn, in_turn
 
 _LOSSES = ("softmax", "binary")
 _NEVER = -jnp.inf
@@ -121,7 +123,7 @@ class BagOfWords(nnx.Module):
     """
     del rngs
     h = self._encode(x)
-    terms = [self._terms(i, h, x["labels"]) for i in range(len(self.head))]
+    terms, turn = self._terms(h, x["labels"])
     is_there = x["labels"] < self.num_labels
     own, count = jnp.stack([own for _, own in terms]).sum(0), is_there.sum(-1)
     totals = jnp.stack([total for total, _ in terms])
@@ -133,18 +135,7 @@ class BagOfWords(nnx.Module):
     if train:
       return Labelled(loss)
     best_own = jnp.where(is_there, own, _NEVER).max(-1)
-    # Else the compiler would keep the logits from above.
-    h, best_own = jax.lax.optimization_barrier((h, best_own))
-    scores, labels, above = [], [], jnp.ones(h.shape[0], jnp.int32)
-    for start, layer in zip(self.bounds, self.head, strict=False):
-      logits = layer(h).astype(jnp.float32)
-      top, places = jax.lax.top_k(logits, min(k, logits.shape[-1]))
-      scores.append(top)
-      labels.append(places + start)
-      above += (logits > best_own[:, None]).sum(-1, dtype=jnp.int32)
-    _, places = jax.lax.top_k(jnp.concatenate(scores, -1), min(k, self.num_labels))
-    best = jnp.take_along_axis(jnp.concatenate(labels, -1), places, axis=-1)
-    return Labelled(loss, best, above)
+    return Labelled(loss, *self._best(h, best_own, k, turn))
 
   def _encode(self, x: dict[str, Array]) -> Array:
     """`[B, width]` of mean square 1 from features, whose weights are made to have length 1."""
@@ -156,15 +147,13 @@ class BagOfWords(nnx.Module):
       h = layer(nnx.relu(_normalized(h)))
     return _normalized(h)
 
-  def _terms(self, i: int, h: Array, labels: Array) -> tuple[Array, Array]:
-    """What the loss needs of a block: its logits' total `[B]`, and the example's own, `[B, L]`.
+  def _terms(self, h: Array, labels: Array) -> tuple[list[tuple[Array, Array]], Array]:
+    """What the loss needs of each block: its logits' total `[B]`, and the example's own, `[B, L]`.
 
-    Its logits are computed anew for their gradient, not kept.
+    Logits are computed anew for their gradient, not kept.
     """
-    layer, start, stop = self.head[i], self.bounds[i], self.bounds[i + 1]
 
-    def terms(layer: nnx.Module, h: Array) -> tuple[Array, Array]:
-      logits = layer(h).astype(jnp.float32)
+    def of_block(logits: Array, start: int, stop: int, labels: Array) -> tuple[Array, Array]:
       is_here = (labels >= start) & (labels < stop)
       places = jnp.where(is_here, labels - start, 0)
       own = jnp.where(is_here, jnp.take_along_axis(logits, places, axis=-1), 0.0)
@@ -172,9 +161,39 @@ class BagOfWords(nnx.Module):
         return jax.nn.logsumexp(logits, axis=-1), own
       return jax.nn.softplus(logits).sum(-1), own
 
-    if getattr(layer, "recording", False):  # of shapes only, which changes what the layer holds
-      return terms(layer, h)
-    return nnx.remat(terms)(layer, h)
+    return self._by_block(of_block, h, labels, first_turn())
+
+  def _best(self, h: Array, best_own: Array, k: int, turn: Array) -> tuple[Array, Array]:
+    """The `k` best labels `[B, k]` and the rank `[B]` that a logit `[B]` has among all."""
+
+    def of_block(logits: Array, start: int, stop: int, best_own: Array) -> tuple[Array, ...]:
+      top, places = jax.lax.top_k(logits, min(k, stop - start))
+      return top, places + start, (logits > best_own[:, None]).sum(-1, dtype=jnp.int32)
+
+    scores, labels, above = zip(*self._by_block(of_block, h, best_own, turn)[0], strict=True)
+    _, places = jax.lax.top_k(jnp.concatenate(scores, -1), min(k, self.num_labels))
+    best = jnp.take_along_axis(jnp.concatenate(labels, -1), places, axis=-1)
+    return best, 1 + sum(above)
+
+  def _by_block(
+    self, of_block: Callable[..., Any], h: Array, of_examples: Array, turn: Array
+  ) -> tuple[list[Any], Array]:
+    """`of_block(logits, start, stop, of_examples)` of each block in turn, and the turn after."""
+    found = []
+    for layer, (start, stop) in zip(self.head, itertools.pairwise(self.bounds), strict=True):
+      if getattr(layer, "recording", False):  # of shapes only, which changes what the layer holds
+        found.append(of_block(layer(h).astype(jnp.float32), start, stop, of_examples))
+        continue
+      graphdef, state = nnx.split(layer)
+
+      def part(args: Any, h: Array, graphdef=graphdef, start=start, stop=stop) -> Any:
+        state, of_examples = args
+        logits = nnx.merge(graphdef, state)(h).astype(jnp.float32)
+        return of_block(logits, start, stop, of_examples)
+
+      terms, turn = in_turn(part, (state, of_examples), h, turn)
+      found.append(terms)
+    return found, turn
 
 
 def _normalized(h: Array) -> Array:

@@ -120,7 +120,8 @@ def condensed_network(
   model = Model(kwargs, functions.apply, functions.module, macs)
   ablate = arguments_of(method, total_steps=plan.total_steps, seed=config.seed).get("ablate", False)
   leaves = sx.plan(dense.params, show=False, ablate=ablate, **how_sparse)
-  return Network(model, condensed_engine(functions, tx), state, leaves)
+  engine = condensed_engine(functions.apply, functions.module, tx)
+  return Network(model, engine, state, leaves)
 
 
 def _macs(dense: models.FunctionalModel, inputs: Any) -> dict[str, int]:

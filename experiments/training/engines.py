@@ -99,16 +99,19 @@ def masked_engine(apply: models.Apply, tx: optax.GradientTransformationExtraArgs
   return Engine(gradients, update, apply)
 
 
-def condensed_engine(model: models.CondensedModel, tx: sx.CondensedTraining) -> Engine:
+def condensed_engine(
+  apply: models.Apply, make_module: Callable[..., nnx.Module], tx: sx.CondensedTraining
+) -> Engine:
   """Sparse layers in condensed form.
 
   Args:
-    model: the model.
+    apply: the model.
+    make_module: see `models.CondensedModel.module`.
     tx: training in condensed form, of `sharding.AXIS`.
   """
 
   def gradients(loss_fn, state, x, rngs):
-    module = model.module(state.params, state.model_state)
+    module = make_module(state.params, state.model_state)
 
     def of(module):
       return loss_fn(module(x, train=True, rngs=nnx.Rngs(rngs)))
@@ -128,4 +131,4 @@ def condensed_engine(model: models.CondensedModel, tx: sx.CondensedTraining) -> 
     model_state = models.with_patterns(state.model_state, patterns)
     return state._replace(params=params, model_state=model_state, opt_state=opt_state), None
 
-  return Engine(gradients, update, model.apply)
+  return Engine(gradients, update, apply)

@@ -11,6 +11,7 @@ import jax
 from ml_collections import ConfigDict
 
 from experiments.common.files import locked, read_json, set_aside, write_json, write_text
+from experiments.common.memory import give_back_memory
 from experiments.common.progress import Show, progress
 from experiments.data import Prefetch
 from experiments.processes.cluster import is_process_0
@@ -31,7 +32,7 @@ from experiments.training.results import results_of
 from experiments.training.run_log import RunLog
 from experiments.training.setup import Run, prepare
 from experiments.training.speed_hint import why_slower
-from experiments.training.steps import TrainFn, make_eval_fn, make_train_fn
+from experiments.training.steps import make_eval_fn, make_train_fn
 from experiments.workdir.owner import check_owner
 from experiments.workdir.patterns import RESULTS
 
@@ -109,11 +110,17 @@ def _train(log: RunLog, show_progress: ShowProgress, profiling: Profiling) -> Tr
     closing(Trace(profiling.trace_steps if is_process_0() else None, log.workdir)) as trace,
   ):
     if is_process_0():
-      _report_memory(log, train_fn, state, device_data, profiling)
       _report_plan(log)
       _report_speed(run, state)
     log.start()
     for start, step, batches in dispatches:
+      is_first = start == log.step
+      if is_first:
+        temporary = train_fn.compile(state, device_data, batches)
+        if is_process_0():
+          parts = memory_by_part(state, device_data, is_sparse=run.is_sparse)
+          report_memory(log.workdir, parts, temporary)
+        give_back_memory()  # the compiler's
       trace.before(start, step)
       at_boundary, stop_requested = step == run.next_boundary(start), interrupted()
       # Nothing in here waits for the devices, nor they for what is not on them by now.
@@ -121,6 +128,9 @@ def _train(log: RunLog, show_progress: ShowProgress, profiling: Profiling) -> Tr
         state, metrics, signal = train_fn(
           state, device_data, batches, step - start, stop_requested, with_norms=at_boundary
         )
+      if is_first:
+        jax.block_until_ready(state)
+        give_back_memory()  # the state's that it started from
       trace.after(step, metrics)
       log.add(metrics)
       finished, stopping = step == run.total_steps, stop_signal.agreed(stop_requested, signal)
@@ -133,6 +143,7 @@ def _train(log: RunLog, show_progress: ShowProgress, profiling: Profiling) -> Tr
       score = None
       if finished or step % run.eval_every == 0:
         score = log.record_eval(step, eval_fn(state, device_data, run.tests_left(step)))
+        give_back_memory()
       if finished or stopping or step % run.save_every == 0:
         log.save(step, state, score=score)
       if score is not None:
@@ -154,17 +165,6 @@ def _dispatches(run: Run, step: int) -> Iterator[Dispatch]:
       end = min(step + run.max_steps, run.next_boundary(step))
       yield Dispatch(step, end, [next(stream) for _ in range(step, end)])
       step = end
-
-
-def _report_memory(
-  log: RunLog, train_fn: TrainFn, state: TrainState, device_data: Any, profiling: Profiling
-) -> None:
-  """Says where the memory goes; what a step takes only if that is asked for."""
-  run, step = log.run, None
-  if profiling.step_memory:
-    batch = shard_batches(list(run.pipeline.train_batches(log.step, log.step + 1)), run.max_steps)
-    step = train_fn.temporary_bytes(state, device_data, batch)
-  report_memory(log.workdir, memory_by_part(state, device_data, is_sparse=run.is_sparse), step)
 
 
 def _report_speed(run: Run, state: TrainState) -> None:

@@ -20,11 +20,9 @@ class Profiling(NamedTuple):
   Attributes:
     trace_steps: first step and the step after the last one of which a trace is written to
       `profile/` in the work directory, for TensorBoard or Perfetto; None: of none.
-    step_memory: whether to compile the step once more to learn what it takes besides its arrays.
   """
 
   trace_steps: tuple[int, int] | None = None
-  step_memory: bool = False
 
 
 NO_PROFILING = Profiling()

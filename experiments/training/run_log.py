@@ -24,6 +24,8 @@ from experiments.workdir.metrics import MetricsWriter, read_metrics
 from experiments.workdir.provenance import code, write_session
 from experiments.workdir.wandb_tracker import open_tracker
 
+_LARGE = 1 << 28  # bytes of a state that is not to be in memory twice more while it is saved
+
 
 class RunLog:
   """The records and checkpoints of a run.
@@ -48,6 +50,7 @@ class RunLog:
       workdir / "checkpoints",
       keep=run.config.train.keep_checkpoints,
       config=as_json(run.config.to_dict()),
+      few_files=sum(x.nbytes for x in jax.tree.leaves(init_state)) < _LARGE,
     )
     self._metrics: MetricsWriter | None = None
     try:

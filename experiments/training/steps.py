@@ -83,13 +83,12 @@ class TrainFn(NamedTuple):
     numbers = replicate((np.int32(num_steps), np.int32(signal), np.bool_(with_norms)))
     return self.program(state, self.key, device_data, batches, *numbers)
 
-  def temporary_bytes(
-    self, state: TrainState, device_data: Any, batches: dict[str, Array]
-  ) -> int | None:
-    """Bytes on each device that a call takes besides its arguments and results.
+  def compile(self, state: TrainState, device_data: Any, batches: dict[str, Array]) -> int | None:
+    """Compiles the program, so that no call has to.
 
-    Activations, gradients and other temporaries as the compiler has planned them, which compiles
-    the program once more; None if the backend does not say.
+    Returns:
+      Bytes on each device that a call takes besides its arguments and results: activations,
+      gradients and other temporaries as the compiler has planned them; None if it does not say.
     """
     numbers = replicate((np.int32(1), np.int32(0), np.bool_(False)))
     lowered = self.program.lower(state, self.key, device_data, batches, *numbers)

@@ -38,15 +38,18 @@ class Checkpoints:
     keep: int,
     config: Mapping[str, Any] | None = None,
     read_only: bool = False,
+    few_files: bool = True,
   ):
     """Opens or creates the directory; the latest `keep` checkpoints stay, and the best one.
 
     What a save that was cut short has left there is removed. With `read_only` nothing there is
     ever changed, not even while another process saves; each process reads for itself then.
-    What is saved carries `config`, the run's, as JSON holds it; see `owner`.
+    What is saved carries `config`, the run's, as JSON holds it; see `owner`. With `few_files`
+    arrays are put together in memory before they are written, else each has files of its own.
     """
     self._config = dict(config or {})
     self._directory, self._keep, self._read_only = directory.absolute(), keep, read_only
+    self._few_files = few_files
     self._is_active = read_only or jax.process_index() == 0
     self._saving: tuple[int, int] | None = None  # step and bytes of the save under way
     if self._is_active:
@@ -64,7 +67,7 @@ class Checkpoints:
       self._directory,
       # Named, so that metadata can be read before anything else is.
       item_handlers={
-        "state": ocp.StandardCheckpointHandler(),
+        "state": ocp.StandardCheckpointHandler(use_ocdbt=self._few_files),
         "checksums": ocp.JsonCheckpointHandler(),
         "config": ocp.JsonCheckpointHandler(CHECKPOINT_FILE),
       },

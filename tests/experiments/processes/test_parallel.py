@@ -20,8 +20,8 @@ from experiments import report
 from experiments.processes.consistency import check_same_masks, mask_checksum
 from experiments.processes.sharding import AXIS, replicate, shard_batches
 from experiments.processes.signals import Interrupted
-from experiments.training import loop
 from experiments.training.loop import train
+from experiments.training.steps import TrainFn
 from experiments.workdir.metrics import read_metrics
 from tests.experiments.tiny import (
   STEPS_PER_EPOCH,
@@ -116,20 +116,14 @@ def test_resumed_on_another_number_of_devices(tmp_path):
 
 def test_the_loop_moves_nothing_between_host_and_devices(tmp_path, monkeypatch):
   """Between records, in a whole run: batches have been put where they are needed before."""
-  calls = []
+  calls, real = [], TrainFn.__call__
 
-  def make_train_fn(*arguments, **kwargs):
-    train_fn = real(*arguments, **kwargs)
+  def guarded(*arguments, **kwargs):
+    calls.append(arguments)
+    with jax.transfer_guard("disallow"):
+      return real(*arguments, **kwargs)
 
-    def guarded(*arguments, **kwargs):
-      calls.append(arguments)
-      with jax.transfer_guard("disallow"):
-        return train_fn(*arguments, **kwargs)
-
-    return guarded
-
-  real = loop.make_train_fn
-  monkeypatch.setattr(loop, "make_train_fn", make_train_fn)
+  monkeypatch.setattr(TrainFn, "__call__", guarded)
   with devices(2):
     train(tiny_config(), tmp_path)
   assert len(calls) > 4

@@ -2,6 +2,9 @@
 
 import gzip
 import json
+import os
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -224,3 +227,25 @@ def test_quick_trains_on_files(tmp_path):
   config.train.eval_every_epochs = 10.0
   results = train(config, tmp_path / "run")
   assert results["engine"] == "condensed" and results["score"]["last"] > 0.1  # chance: 0.003
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(os, "wait4"), reason="needs a process's peak of memory")
+def test_670091_labels_train_within_one_and_a_half_gigabytes(tmp_path):
+  """A whole run: compilation, steps, a topology update, a test and a checkpoint."""
+  process = subprocess.Popen(
+    [
+      *(sys.executable, "-m", "experiments.train", "--config=configs/xmc.py:quick"),
+      "--config.data.kwargs.num_labels=670091",
+      "--config.model.kwargs.width=512",
+      "--config.model.kwargs.num_blocks=8",
+      "--config.method.sparsity=0.9375",
+      "--config.method.update_every_steps=14",
+      "--config.train.total_epochs=0.24",
+      f"--workdir={tmp_path}",
+    ],
+    env=os.environ | {"XLA_FLAGS": "", "NPROC": ""},  # one device, the compiler as it is
+  )
+  _, status, usage = os.wait4(process.pid, 0)
+  assert status == 0 and (tmp_path / "results.json").exists()
+  assert usage.ru_maxrss * (1024 if sys.platform == "linux" else 1) < 1.5e9

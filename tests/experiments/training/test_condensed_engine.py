@@ -1,5 +1,7 @@
 """Runs with `config.method.engine = "condensed"` beside the same runs with masks."""
 
+import gc
+
 import jax
 import numpy as np
 import pytest
@@ -179,3 +181,16 @@ def test_a_whole_run_is_the_masked_one_and_resumes_bit_for_bit(tmp_path, case, k
   ]
   assert np.min(changes) < 0 < np.max(changes)  # neurons are ablated, and come back
   assert_same(read_checkpoint(tmp_path / "resumed"), read_checkpoint(tmp_path / "condensed"))
+
+
+def test_a_network_does_not_keep_what_it_was_made_of():
+  """Beside the state that trains there is no other: first weights and patterns are let go."""
+  config = tiny_config(CONDENSED)
+  with config.unlocked():
+    config.model.kwargs.hidden = (1213,)  # a size that no other array has
+  with devices(1):
+    run, state = prepare(config)
+    sizes = {pattern.capacity for pattern in run.topology(state).values()}
+    del state
+    gc.collect()
+    assert not [x for x in jax.live_arrays() if x.shape and x.shape[0] in sizes]

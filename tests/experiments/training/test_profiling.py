@@ -15,9 +15,9 @@ from experiments.common import environment
 from experiments.common.files import read_json
 from experiments.processes.signals import Interrupted
 from experiments.reports.model_card import write_model_card
-from experiments.training import loop
 from experiments.training.loop import train
 from experiments.training.profiling import Profiling, parse_steps
+from experiments.training.steps import TrainFn
 from experiments.workdir import provenance
 from experiments.workdir.provenance import read_sessions
 from tests.experiments.tiny import TOTAL_STEPS, interrupted_at, tiny_config
@@ -88,11 +88,7 @@ def test_a_session_cut_off_by_a_kill_is_passed_over(tmp_path):
 
 
 def test_memory_of_each_part(tmp_path, capsys):
-  train(
-    tiny_config({"method.grad_accumulation_steps": 2}),
-    tmp_path,
-    profiling=Profiling(step_memory=True),
-  )
+  train(tiny_config({"method.grad_accumulation_steps": 2}), tmp_path)
   found = read_json(tmp_path / "memory.json")
   weights, biases = 16 * 8 + 8 * 4, 8 + 4
   arrays = found["arrays"]
@@ -115,21 +111,16 @@ def test_a_resumed_run_holds_one_network(tmp_path, monkeypatch):
     config.model.kwargs.hidden = (700, 700)
   with interrupted_at(2), pytest.raises(Interrupted):
     train(config, tmp_path)
-  real, on_device = loop.make_train_fn, []
+  real, on_device = TrainFn.__call__, []
 
-  def make_train_fn(*arguments, **kwargs):
-    train_fn = real(*arguments, **kwargs)
+  def counting(*arguments, **kwargs):
+    results = jax.block_until_ready(real(*arguments, **kwargs))
+    gc.collect()
+    alive = [x for x in jax.live_arrays() if not x.is_deleted()]
+    on_device.append(sum(x.nbytes for x in alive) - before)
+    return results
 
-    def counting(*arguments, **kwargs):
-      results = jax.block_until_ready(train_fn(*arguments, **kwargs))
-      gc.collect()
-      alive = [x for x in jax.live_arrays() if not x.is_deleted()]
-      on_device.append(sum(x.nbytes for x in alive) - before)
-      return results
-
-    return counting
-
-  monkeypatch.setattr(loop, "make_train_fn", make_train_fn)
+  monkeypatch.setattr(TrainFn, "__call__", counting)
   gc.collect()
   before = sum(x.nbytes for x in jax.live_arrays() if not x.is_deleted())
   train(config, tmp_path)
@@ -142,7 +133,6 @@ def test_a_dense_run_has_no_masks_in_memory(tmp_path):
   train(tiny_config({"method.name": "dense"}), tmp_path)
   found = read_json(tmp_path / "memory.json")
   assert set(found["arrays"]) == {"parameters", "optimizer", "data"}
-  assert found["step"] is None
 
 
 # ---- traces ------------------------------------------------------------------------------------
