@@ -194,10 +194,16 @@ def _make_plan(
   lost = [
     f"{path!r}, taken for the head, may lose outputs: leave it out of `ablate`." for path in exposed
   ]
+  if head.doubt and exposed:
+    paths = ", ".join(map(repr, exposed))
+    lost = [f"Neurons of {paths} may be ablated: leave out of `ablate` what makes the outputs."]
+  # That a head was guessed matters where that is why it keeps its neurons.
+  is_safe = ablatable and ablatable.isdisjoint(head.paths)
+  guessed = [head.doubt] if head.doubt and is_safe else []
   return Plan(
     leaves=tuple(plan_leaf(path, leaf) for path, leaf in leaves.items()),
     head=head,
-    warnings=(*doubts, *([head.doubt] if head.doubt else []), *lost, *notes),
+    warnings=(*doubts, *guessed, *lost, *notes),
   )
 
 

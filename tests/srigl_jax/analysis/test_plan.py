@@ -114,6 +114,16 @@ def test_heads(shapes, heads, warning):
       init()
 
 
+def test_a_guessed_head_is_said_to_be_safe_only_where_it_is():
+  params = params_of({"enc/w": (16, 32), "zmix/w": (32, 32), "classes/w": (32, 10)})
+  of = lambda **kwargs: sx.plan(params, show=False, **kwargs).warnings
+  assert "taken for it and never ablated" in of()[0]
+  assert of(sparsity=0.5, ablate=True) == (
+    "Neurons of 'classes/w' may be ablated: leave out of `ablate` what makes the outputs.",
+  )
+  assert of(tx=sx.rigl(optax.sgd(0.1), sparsity=0.5, update_until=9)) == ()
+
+
 def test_masks_carry_the_layout():
   params = {"a": {"kernel": jnp.ones((12, 8))}, "head": {"kernel": jnp.ones((4, 12))}}
   tx = sx.srigl(optax.sgd(0.1), fan_in=2, update_every=1, update_until=9, axes=sx.axes.equinox)
