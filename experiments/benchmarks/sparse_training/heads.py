@@ -15,6 +15,7 @@ from experiments.benchmarks.sparse_training.engine import LEARNING_RATE, STEP, E
 from experiments.benchmarks.sparse_training.jax_engines import SCHEDULE
 
 _CHUNKS = 8
+_MOST_POSITIONS = 2**31 - 1024  # of a sparse layer; more labels than that make several layers
 
 _losses = optax.softmax_cross_entropy_with_integer_labels
 
@@ -43,34 +44,41 @@ def dense(case: Case) -> Engine:
 def condensed(case: Case) -> Engine:
   """`sx.condensed_srigl` of a layer in condensed form; the loss of a chunk of rows at a time."""
   [(num_inputs, num_classes)] = case.layers.values()
-  path = "head/kernel"
-  shapes = {"head": {"kernel": jax.ShapeDtypeStruct((num_inputs, num_classes), jnp.float32)}}
-  allocation = sx.allocate(shapes, fan_in={path: case.fan_in(num_inputs)})
+  parts = -(-num_inputs * num_classes // _MOST_POSITIONS)
+  widths = [num_classes * (i + 1) // parts - num_classes * i // parts for i in range(parts)]
+  kernel = lambda width: jax.ShapeDtypeStruct((num_inputs, width), jnp.float32)
+  shapes = {f"head_{i}": {"kernel": kernel(width)} for i, width in enumerate(widths)}
+  paths = {name: f"{name}/kernel" for name in shapes}
+  allocation = sx.allocate(shapes, fan_in=dict.fromkeys(paths.values(), case.fan_in(num_inputs)))
   patterns = sx.init_patterns(jax.random.key(0), allocation)
   values = sx.init_condensed_weights(jax.random.key(1), patterns)
-  params = {"head": {"kernel": values.pop(path)}}
+  params = {name: {"kernel": values.pop(path)} for name, path in paths.items()}
   tx = sx.condensed_srigl(optax.adam(LEARNING_RATE), **SCHEDULE)
   held: list[Any] = [params, patterns, tx.init(params, patterns)]
   batch = _batch(case)
 
-  def loss_fn(params, probe, patterns, x: Array, labels: Array) -> Array:
-    logits = sx.sparse_linear(x, params["head"]["kernel"], patterns[path], probe=probe)
-    return _losses(logits, labels).mean() / _CHUNKS
+  def loss_fn(params, probes, patterns, x: Array, labels: Array) -> Array:
+    logits = [
+      sx.sparse_linear(x, params[name]["kernel"], patterns[path], probe=probes[path])
+      for name, path in paths.items()
+    ]
+    return _losses(jnp.concatenate(logits, axis=-1), labels).mean() / _CHUNKS
 
   @functools.partial(jax.jit, donate_argnums=(0, 1, 2))
   def step(params, patterns, state, x, labels):
     rows = x.shape[1]
-    probe = jnp.zeros((rows, num_inputs)), jnp.zeros((rows, num_classes))
+    zeros_of = lambda width: (jnp.zeros((rows, num_inputs)), jnp.zeros((rows, width)))
+    probes = dict(zip(paths.values(), map(zeros_of, widths), strict=True))
 
     def add(total, chunk):
-      loss, (grads, signal) = jax.value_and_grad(loss_fn, argnums=(0, 1))(
-        params, probe, patterns, *chunk
+      loss, (grads, signals) = jax.value_and_grad(loss_fn, argnums=(0, 1))(
+        params, probes, patterns, *chunk
       )
-      return jax.tree.map(jnp.add, total, (loss, grads)), signal
+      return jax.tree.map(jnp.add, total, (loss, grads)), signals
 
     zeros = jnp.zeros(()), jax.tree.map(jnp.zeros_like, params)
-    (loss, grads), signal = lax.scan(add, zeros, (x, labels))
-    signals = {path: tuple(s.reshape(case.batch, -1) for s in signal)}
+    (loss, grads), chunks = lax.scan(add, zeros, (x, labels))
+    signals = jax.tree.map(lambda s: s.reshape(case.batch, -1), chunks)
     return loss, *tx.update(grads, signals, state, params, patterns)
 
   def before_update() -> None:
