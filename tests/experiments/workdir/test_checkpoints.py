@@ -4,6 +4,7 @@ import collections
 import contextlib
 import gc
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -52,17 +53,17 @@ def state_of(step):
 
 
 @contextlib.contextmanager
-def opened(directory: Path, keep=100):
-  checkpoints = Checkpoints(directory, keep=keep)
+def opened(directory: Path, keep=100, **kwargs):
+  checkpoints = Checkpoints(directory, keep=keep, **kwargs)
   try:
     yield checkpoints
   finally:
     checkpoints.close()
 
 
-def save(directory: Path, accuracies: dict, keep=100):
+def save(directory: Path, accuracies: dict, keep=100, **kwargs):
   """Saves the states of some steps, given the test accuracy of each."""
-  with opened(directory, keep) as checkpoints:
+  with opened(directory, keep, **kwargs) as checkpoints:
     for step, accuracy in accuracies.items():
       checkpoints.save(step, state_of(step), accuracy)
 
@@ -87,7 +88,8 @@ def assert_state(state, step):
 
 
 def data_files(directory: Path):
-  files = [p for p in directory.rglob("*") if p.is_file() and p.parent.name == "d"]
+  is_data = lambda p: p.parent.name == "d" or re.fullmatch(r"\d+(\.\d+)*", p.name)
+  files = [p for p in directory.rglob("*") if p.is_file() and is_data(p)]
   assert files
   return files
 
@@ -138,6 +140,16 @@ assert jax.device_count() == 1
 checkpoints = Checkpoints(pathlib.Path(sys.argv[1]), keep=1)
 print(checkpoints.restore({"a": jax.numpy.zeros(3)})["a"].tolist())
 """
+
+
+def test_files_for_each_array_or_few_are_read_alike(tmp_path):
+  for step, few_files in enumerate((True, False, True), start=1):
+    checkpoints = Checkpoints(tmp_path, keep=100, few_files=few_files)
+    if step > 1:
+      assert_state(checkpoints.restore(state_of(0)), step - 1)
+    checkpoints.save(step, state_of(step), None)
+    checkpoints.close()
+  assert_state(restore(tmp_path), 3)
 
 
 def test_fewer_devices_can_read_what_more_have_saved(tmp_path):
@@ -198,9 +210,12 @@ def test_saving_takes_a_copy(tmp_path):
   assert np.unique(restore(tmp_path, {"a": jnp.zeros((1000, 1000))})["a"]) == [40]
 
 
-@pytest.mark.parametrize("damage", DAMAGES)
-def test_an_unreadable_checkpoint_gives_way_to_the_one_before(tmp_path, damage):
-  save(tmp_path, {1: None, 2: None, 3: None})
+@pytest.mark.parametrize(
+  ("damage", "few_files"),
+  [*((damage, True) for damage in DAMAGES), (change_data, False), (remove_data, False)],
+)
+def test_an_unreadable_checkpoint_gives_way_to_the_one_before(tmp_path, damage, few_files):
+  save(tmp_path, {1: None, 2: None, 3: None}, few_files=few_files)
   damage(tmp_path / "3")
   with pytest.warns(UserWarning, match=r"step 3 in .* cannot be read .*; trying the one before"):
     state = restore(tmp_path)
