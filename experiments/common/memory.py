@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import jax
 
-_WORTH_IT = 1 << 26  # bytes of arrays from which a collection of all garbage, 0.3 s, is worth it
+_WORTH_IT = 1 << 26  # bytes of arrays; collecting all garbage takes 0.3 s
 
 
 def give_back_memory() -> None:
@@ -16,10 +16,11 @@ def give_back_memory() -> None:
 
   A compiler leaves hundreds of megabytes, freed, but in pieces that large arrays do not fit into.
   And Flax leaves arrays in reference cycles: what a network was made of would stay for a while.
+  Where all arrays are small, nothing is done.
   """
   if sum(x.nbytes for x in jax.live_arrays()) > _WORTH_IT:
     gc.collect()
-  _trim()(0)
+    _trim()(0)
 
 
 @functools.cache
