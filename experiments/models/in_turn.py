@@ -28,6 +28,9 @@ def in_turn(
     args: what it trains or reads, a pytree.
     x: its input, of a floating type.
     turn: `[]` float32 of the part before; `first_turn()` for the first.
+
+  Returns:
+    The part's outputs, a pytree of arrays, and the turn, `[]` float32: 0, or NaN if an output is.
   """
 
   @jax.custom_vjp

@@ -150,7 +150,8 @@ class BagOfWords(nnx.Module):
   def _terms(self, h: Array, labels: Array) -> tuple[list[tuple[Array, Array]], Array]:
     """What the loss needs of each block: its logits' total `[B]`, and the example's own, `[B, L]`.
 
-    Logits are computed anew for their gradient, not kept.
+    Logits are computed anew for their gradient, not kept. Also returned is the turn after the last
+    block, see `in_turn`.
     """
 
     def of_block(logits: Array, start: int, stop: int, labels: Array) -> tuple[Array, Array]:

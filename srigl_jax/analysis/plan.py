@@ -191,12 +191,15 @@ def _make_plan(
 
   doubts = [leaf.doubt for path, leaf in leaves.items() if leaf.doubt]
   exposed = [path for path in head.paths if path in ablatable and path in allocation.budgets]
-  lost = [
-    f"{path!r}, taken for the head, may lose outputs: leave it out of `ablate`." for path in exposed
-  ]
-  if head.doubt and exposed:
+  lost = []
+  if exposed and head.doubt:
     paths = ", ".join(map(repr, exposed))
     lost = [f"Neurons of {paths} may be ablated: leave out of `ablate` what makes the outputs."]
+  elif exposed:
+    lost = [
+      f"{path!r}, taken for the head, may lose outputs: leave it out of `ablate`."
+      for path in exposed
+    ]
   # That a head was guessed matters where that is why it keeps its neurons.
   is_safe = ablatable and ablatable.isdisjoint(head.paths)
   guessed = [head.doubt] if head.doubt and is_safe else []
