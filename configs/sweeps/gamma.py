@@ -3,11 +3,13 @@
 `python -m experiments.sweep --config=configs/sweeps/gamma.py:quick`
 
 Scales: `quick` (a tiny network), `mlp` (in condensed form, on a validation part of the training
-images), `resnet18`, `wrn22`. `dense` after a scale, as in `quick-dense`, takes γ_sal as a share of
-the dense fan-in instead of the constant one.
+images, with the learning rate that docs/studies/protocol.md chose for SRigL), `resnet18`, `wrn22`.
+`dense` after a scale, as in `quick-dense`, takes γ_sal as a share of the dense fan-in instead of
+the constant one.
 """
 
 from configs.sweeps import condensed_fields, fields, on_validation_part, study
+from configs.sweeps.order import LEARNING_RATES
 
 _GAMMAS = (0.0, 0.1, 0.3, 0.5, 0.7, 0.9, 0.95)
 _DENSE_GAMMAS = (0.0, 0.005, 0.01, 0.02, 0.05, 0.1)
@@ -31,4 +33,7 @@ def get_config(argument: str = "quick"):
   ]
   name = f"γ_sal as a share of the {'dense' if dense else 'constant'} fan-in"
   sweep = study(name, "gamma", scale, variants, quick_seeds=(0, 1))
-  return on_validation_part(sweep) if scale == "mlp" else sweep
+  if scale != "mlp":
+    return sweep
+  sweep.base.optimizer.learning_rate = LEARNING_RATES["srigl"]
+  return on_validation_part(sweep)

@@ -56,7 +56,7 @@ def get_config(argument: str = "all"):
 
 # Of `rate-condensed`, experiments/results/order_rate_condensed.json. SET has 0.1 and 0.2 equal
 # there, and 0.2 is SRigL's. Those of what trains with masks are yet to be chosen by `rate`.
-_CHOSEN = {
+LEARNING_RATES = {
   "static_fan_in": 0.1,
   "set": 0.2,
   "srigl_no_ablation": 0.2,
@@ -76,7 +76,7 @@ def _differences(name: str, sparsity: float) -> dict:
   forward pass are the density.
   """
   method = name.removesuffix("_flops")
-  rate = {"optimizer": {"learning_rate": _CHOSEN[method]}}
+  rate = {"optimizer": {"learning_rate": LEARNING_RATES[method]}}
   if name == method:
     return condensed_fields(method, sparsity=sparsity) | rate
   density = 1 - sparsity
