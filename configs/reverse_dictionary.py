@@ -1,6 +1,7 @@
 r"""The reverse dictionary (Hill et al. 2016): a definition in, its word out, among 236,148.
 
-A bag of words, an embedding of 512, and a head in condensed form with 32 connections for each word.
+A bag of words, an embedding of 1024, and a head in condensed form with 32 connections for each
+word: of a wide embedding few connections are enough (docs/extreme_classification.md).
 The data set is built from WordNet and GCIDE (apt-get install wordnet-base dict-gcide):
 
     python -m experiments.build_reverse_dictionary --out=runs/words --num_words=5000 --num_test=2000
@@ -8,10 +9,10 @@ The data set is built from WordNet and GCIDE (apt-get install wordnet-base dict-
       --config.data.data_dir=runs/words --workdir=runs/reverse
 
 Without `--num_words` all words are there. What follows a colon chooses a method, `:static`, and a
-size: `:quick` (width 256, fan-in 32, 3 epochs: of 5,000 words a minute on two cores) or
-`:static-quick`. SRigL and SET train in condensed form, and with
-`--config.method.engine=condensed` so does a static constant fan-in; `dense`, `rigl` and others have
-dense heads, with masks. An intermediate layer: `--config.model.kwargs.hidden=1024,`.
+size: `:quick` (3 epochs, of 5,000 words some two minutes on two cores) or `:static-quick`. SRigL
+and SET train in condensed form, and with `--config.method.engine=condensed` so does a static
+constant fan-in; `dense`, `rigl` and others have dense heads, with masks. An intermediate
+layer: `--config.model.kwargs.hidden=1024,`.
 """
 
 from ml_collections import ConfigDict
@@ -22,7 +23,7 @@ _CONDENSED = ("srigl", "srigl_no_ablation", "set")
 
 
 def get_config(argument: str = "srigl") -> ConfigDict:
-  """Fan-in 32 of 512.
+  """Fan-in 32 of 1024.
 
   Args:
     argument: a method of `base.get_config` and "quick", each at most once, joined by hyphens;
@@ -39,13 +40,16 @@ def get_config(argument: str = "srigl") -> ConfigDict:
     {"train": "train.txt", "test": "test.txt", "max_features": 64, "a": 0.55, "b": 1.5}
   )
   config.model.name = "bag_of_words"
-  config.model.kwargs = ConfigDict({"width": 512, "hidden": (), "num_blocks": 4, "loss": "softmax"})
+  config.model.kwargs = ConfigDict(
+    {"width": 1024, "hidden": (), "num_blocks": 4, "loss": "softmax"}
+  )
   if method in _CONDENSED:
     config.method.engine = "condensed"
-  config.method.sparsity = 0.9375
+  config.method.sparsity = 0.96875
   config.method.distribution = "uniform"
   config.method.never_ablate = ("^head/",)
-  config.method.update_every_steps = 200
+  # Half an epoch: between updates a word is to have been seen some times.
+  config.method.update_every_steps = 500
   config.optimizer.name = "adam"
   config.optimizer.learning_rate = 1e-2
   config.optimizer.weight_decay = 0.0
@@ -55,8 +59,6 @@ def get_config(argument: str = "srigl") -> ConfigDict:
   config.train.eval_every_epochs = 1.0
   if "size" in given:
     config.name += ", quick"
-    config.model.kwargs.width = 256
-    config.method.sparsity = 0.875
-    config.method.update_every_steps = 25
+    config.method.update_every_steps = 100
     config.train.total_epochs = 3.0
   return config
