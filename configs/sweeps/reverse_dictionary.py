@@ -29,7 +29,8 @@ def get_config(argument: str = "quick") -> ConfigDict:
   base.data.data_dir = "runs/dictionary" if argument == "full" else "runs/words"
   if argument == "quick":
     base.update(ConfigDict(_QUICK))
-  variants, comparisons = _of_widths() if argument == "wide" else _of_methods()
+  dense = _DENSE if argument == "quick" else _WIDE_DENSE
+  variants, comparisons = _of_widths() if argument == "wide" else _of_methods(dense)
   return ConfigDict(
     {
       "name": f"Reverse dictionary ({argument})",
@@ -42,13 +43,15 @@ def get_config(argument: str = "quick") -> ConfigDict:
 
 
 _DENSE = fields("dense", engine="masked")
+# This rate was chosen for an embedding of 1024, docs/extreme_classification.md says how.
+_WIDE_DENSE = _DENSE | {"optimizer": {"learning_rate": 2e-3}}
 _STATIC = fields("static", kwargs={"structure": "constant_fan_in"})
 
 
 def _of_widths() -> tuple:
-  """The wide dense head's learning rate was chosen, docs/extreme_classification.md says how."""
+  """Variants and comparisons: few connections of a wide embedding or of a narrow one."""
   variants = (
-    ("dense", _DENSE | {"optimizer": {"learning_rate": 2e-3}}),
+    ("dense", _WIDE_DENSE),
     ("dense_256", _DENSE | _NARROW),
     ("static", _STATIC),
     ("srigl", fields("srigl")),
@@ -64,9 +67,10 @@ def _of_widths() -> tuple:
   )
 
 
-def _of_methods() -> tuple:
+def _of_methods(dense: dict) -> tuple:
+  """Variants and comparisons of methods, and of what is between the embedding and the head."""
   variants = (
-    ("dense", _DENSE),
+    ("dense", dense),
     ("static", _STATIC),
     ("set", fields("set")),
     ("srigl", fields("srigl")),
