@@ -7,8 +7,11 @@ of runs of one seed, all of them together one family of tests:
 
     python -m experiments.report --workdir=SWEEP --compare=srigl,rigl --compare=srigl,static
     python -m experiments.report --results=experiments/results/NAME.json --compare=srigl,rigl
+
+`--results` several times compares variants of one sweep with those of another.
 """
 
+import itertools
 import shutil
 from pathlib import Path
 
@@ -21,7 +24,12 @@ from experiments.reports.run_report import write_run_report
 from experiments.sweeps.paired import compare
 from experiments.sweeps.paired_report import paired_figure, paired_file, paired_table
 from experiments.sweeps.report import write_sweep_report
-from experiments.sweeps.results import read_results_file, read_sweep_results, results_file
+from experiments.sweeps.results import (
+  put_together,
+  read_results_file,
+  read_sweep_results,
+  results_file,
+)
 from experiments.sweeps.returns import KIND as RETURNS
 from experiments.sweeps.returns import returns_table
 
@@ -62,8 +70,9 @@ def _compare() -> int:
     raise ValueError(f"--compare={wrong[0]} does not name two variants or methods: give A,B.")
   if options.smallest < 0:
     raise ValueError(f"--smallest is {options.smallest}; it must be a number of points above 0.")
-  read = read_results_file if options.results else read_sweep_results
-  sweep = read(Path(options.results or options.workdir))
+  files = [read_results_file(Path(name)) for name in options.results]
+  names = dict.fromkeys(itertools.chain(*pairs))
+  sweep = put_together(files, names) if files else read_sweep_results(Path(options.workdir))
   at = [float(place) for place in options.at]
   found = compare(sweep, [(a, b) for a, b in pairs], at=at, pool=options.pool)
   table = paired_table(found, smallest=options.smallest, score=sweep.score)
@@ -80,7 +89,9 @@ def _compare() -> int:
 
 if __name__ == "__main__":
   flags.DEFINE_string("workdir", None, "Directory of a run or of a sweep.")
-  flags.DEFINE_string("results", None, "Results file of a sweep, in place of its directory.")
+  flags.DEFINE_multi_string(
+    "results", [], "Results file of a sweep, in place of its directory; of several, all together."
+  )
   flags.DEFINE_string(
     "out",
     "",

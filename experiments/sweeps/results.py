@@ -1,7 +1,7 @@
 """The finished runs of a sweep, as tables, figures and results files need them."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -155,6 +155,44 @@ def read_results_file(path: Path) -> SweepResults:
   said = content["name"], content["study"], content["command"]
   comparisons = [(first, second) for first, second in content.get("comparisons", ())]
   return SweepResults(*said, variants, content["missing_runs"], {}, {}, comparisons)
+
+
+def put_together(sweeps: Sequence[SweepResults], names: Iterable[str]) -> SweepResults:
+  """Sweeps as one, so that variants of one can be compared with those of another.
+
+  Args:
+    sweeps: of one study.
+    names: of variants or methods that are to be compared.
+
+  Raises:
+    ValueError: if they are of several studies, judged by other scores or of other data, or two
+      have what a name stands for.
+  """
+  first, *others = sweeps
+  for other in others:
+    if (other.kind, other.score) != (first.kind, first.score):
+      raise ValueError(
+        f"{first.name!r} is a study {first.kind!r} by {first.score.label}, {other.name!r} one "
+        f"{other.kind!r} by {other.score.label}: variants of these cannot be compared."
+      )
+    mine, theirs = (s.variants[0].config.get("data", {}) for s in (first, other))
+    if differ := [key for key in mine | theirs if mine.get(key) != theirs.get(key)]:
+      raise ValueError(
+        f"Runs of {first.name!r} and of {other.name!r} do not see the same batches or tests: "
+        f"config.data.{differ[0]} is {mine.get(differ[0])!r} and {theirs.get(differ[0])!r}."
+      )
+  for name in names:
+    has = [s.name for s in sweeps if any(name in (v.name, v.axes["method"]) for v in s.variants)]
+    if len(has) > 1:
+      raise ValueError(
+        f"{name} is in {' and in '.join(map(repr, has))}: name a variant of one of them alone."
+      )
+  return first._replace(
+    name=", ".join(sweep.name for sweep in sweeps),
+    variants=[v for sweep in sweeps for v in sweep.variants],
+    missing=sum(sweep.missing for sweep in sweeps),
+    comparisons=[],
+  )
 
 
 def results_file(sweep: SweepResults, table: str) -> dict[str, Any]:

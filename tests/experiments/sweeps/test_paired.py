@@ -201,6 +201,27 @@ def test_the_command_reads_a_results_file(command, tmp_path):
   assert stored["environment"] == {"python": "3"}
 
 
+def test_variants_of_two_sweeps_are_compared(command, tmp_path):
+  others = {"d_90": (at("d", 0.9), [0.3, 0.3, 0.3]), "dense": ({"method": "dense"}, [0.5])}
+  other = sweep_of(others)
+  held_out = sweep_of(others)
+  held_out.variants[0].config["data"] = {"validation_fraction": 0.1}
+  sweeps = {"one": SWEEP, "other": other, "length": other._replace(kind="length")}
+  for name, sweep in (sweeps | {"held_out": held_out}).items():
+    (tmp_path / f"{name}.json").write_text(json.dumps(results_file(sweep, "table")))
+
+  def report(*names, compare="a,d"):
+    files = [f"--results={tmp_path / name}.json" for name in names]
+    code, printed, errors = command("report", *files, f"--compare={compare}")
+    assert code == (2 if errors else 0)
+    return errors or printed
+
+  assert "| a − d          | sparsity 0.9 |     3 |      +30.00" in report("one", "other")
+  assert "dense is in 'A study' and in 'A study'" in report("one", "other", compare="a,dense")
+  assert "a study 'sparsity' by accuracy, 'A study' one 'length'" in report("one", "length")
+  assert "config.data.validation_fraction is None and 0.1" in report("one", "held_out")
+
+
 @pytest.mark.parametrize(
   ("arguments", "message"),
   [
