@@ -36,7 +36,7 @@ def _sparsity(sweep: SweepResults, path: Path) -> None:
     elif variant.config["method"]["name"] == "dense":
       dense = _score(variant)
   plots.accuracy(
-    methods, path, dense=dense, published=sweep.published, title=sweep.name, ylabel=sweep.score.axis
+    methods, path, dense=dense, published=sweep.published, title=sweep.name, ylabel=sweep.score_axis
   )
 
 
@@ -62,7 +62,7 @@ def _gamma(sweep: SweepResults, path: Path) -> None:
       }
       shares = active_by_layer([run.results for run in variant.runs])
       layers.setdefault(sparsity, {})[gamma] = shares
-  plots.gamma_sal(sparsities, layers, path, title=sweep.name, ylabel=sweep.score.axis)
+  plots.gamma_sal(sparsities, layers, path, title=sweep.name, ylabel=sweep.score_axis)
 
 
 def _length(sweep: SweepResults, path: Path) -> None:
@@ -73,7 +73,7 @@ def _length(sweep: SweepResults, path: Path) -> None:
       panel = panels.setdefault(f"{100 * sparsity:.6g} % sparse", {})
       by_length = panel.setdefault(variant.axes["method"], {})
       by_length[variant.axes["length"]] = _score(variant)
-  plots.training_length(panels, path, title=sweep.name, ylabel=sweep.score.axis)
+  plots.training_length(panels, path, title=sweep.name, ylabel=sweep.score_axis)
 
 
 def _score(variant: VariantResults) -> Interval:

@@ -5,6 +5,7 @@ none), as `results.mean_and_interval` gives them. Shares are from 0 to 1 and dra
 `path` is the image to write, `title` stands above the whole figure.
 """
 
+import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
-from matplotlib.transforms import ScaledTranslation, Transform
+from matplotlib.transforms import ScaledTranslation
 
 from experiments.reports.plot_style import finish, plt, save
 from experiments.sweeps.sparsity_axis import label_sparsities, nines, percent
@@ -124,7 +125,7 @@ def accuracy(
   published = published or {}
   names = list(dict.fromkeys([*methods, *published]))
   num_drawn = sum(name in source for name in names for source in (methods, published))
-  places = iter(np.arange(num_drawn) - (num_drawn - 1) / 2)
+  places = itertools.count()
   for i, name in enumerate(names):
     for source, style in (
       (methods, {"fmt": "o-", "label": name}),
@@ -134,10 +135,8 @@ def accuracy(
         if source is published:
           style["label"] = f"{name}, published"
         x = [nines(s) for s in sorted(values)]
-        beside = _beside(axes, _BESIDE_POINTS * next(places))
         intervals = [values[s] for s in sorted(values)]
-        _intervals(axes, x, intervals, color=f"C{i}", transform=beside, **style)
-        _make_room(axes, x, intervals)
+        _side_by_side(axes, next(places), num_drawn, x, intervals, color=f"C{i}", **style)
   if dense is not None:
     mean, half_width = 100 * np.array(dense)
     axes.axhline(mean, color="0.3", linewidth=1, linestyle=":", label="dense")
@@ -174,15 +173,9 @@ def gamma_sal(
   names = {"accuracy": ylabel, "active_neurons": "active neurons (%)"}
   for axes, (name, label) in zip(row, names.items(), strict=True):
     for i, (sparsity, values) in enumerate(sparsities.items()):
-      gammas = sorted(values)
-      _intervals(
-        axes,
-        [100 * g for g in gammas],
-        [values[g][name] for g in gammas],
-        color=f"C{i}",
-        fmt="o-",
-        label=f"{percent(sparsity)} % sparse",
-      )
+      x, intervals = [100 * g for g in sorted(values)], [values[g][name] for g in sorted(values)]
+      style = {"color": f"C{i}", "fmt": "o-", "label": f"{percent(sparsity)} % sparse"}
+      _side_by_side(axes, i, len(sparsities), x, intervals, **style)
     finish(axes, xlabel="γ_sal (%)", ylabel=label)
   panels = {f"{percent(sparsity)} % sparse": table for sparsity, table in layers.items()}
   has_blank = _neurons_by_layer(below, panels, xlabel="γ_sal (%)")
@@ -212,9 +205,9 @@ def training_length(
   for axes, (name, panel) in zip(row[0], panels.items(), strict=True):
     for method, values in panel.items():
       lengths = sorted(values)
-      color = f"C{methods.index(method)}"
-      intervals = [values[x] for x in lengths]
-      _intervals(axes, lengths, intervals, color=color, fmt="o-", label=method)
+      i, intervals = methods.index(method), [values[x] for x in lengths]
+      style = {"color": f"C{i}", "fmt": "o-", "label": method}
+      _side_by_side(axes, i, len(methods), lengths, intervals, **style)
     ticks = sorted({x for values in panel.values() for x in values})
     axes.set_xscale("log")
     axes.set_xticks(ticks, [f"{x:g}×" for x in ticks])
@@ -279,15 +272,15 @@ def _intervals(axes: Axes, x: Sequence[float], values: Sequence[Interval], **sty
   axes.errorbar(x, mean, np.nan_to_num(half_width), markersize=4, capsize=3, **style)
 
 
-def _beside(axes: Axes, points: float) -> Transform:
-  """Where data are drawn that stand a little to the right of their place."""
-  return axes.transData + ScaledTranslation(points / 72, 0, axes.figure.dpi_scale_trans)
-
-
-def _make_room(axes: Axes, x: Sequence[float], values: Sequence[Interval]) -> None:
-  """Widens a panel to intervals, which what is drawn beside its place does not by itself."""
+def _side_by_side(
+  axes: Axes, i: int, num_series: int, x: Sequence[float], values: Sequence[Interval], **style: Any
+) -> None:
+  """`_intervals` of one of several series, a little to the side of the others."""
+  points = _BESIDE_POINTS * (i - (num_series - 1) / 2)
+  beside = ScaledTranslation(points / 72, 0, axes.figure.dpi_scale_trans)
+  _intervals(axes, x, values, transform=axes.transData + beside, **style)
+  # What is drawn beside its place does not make room for itself.
   mean, half_width = 100 * np.nan_to_num(np.array(values, float)).T
-  axes.update_datalim(
-    [*zip(x, mean - half_width, strict=True), *zip(x, mean + half_width, strict=True)]
-  )
+  ends = [*zip(x, mean - half_width, strict=True), *zip(x, mean + half_width, strict=True)]
+  axes.update_datalim(ends)
   axes.autoscale_view()

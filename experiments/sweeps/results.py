@@ -83,6 +83,13 @@ class SweepResults(NamedTuple):
     """What its runs are judged by."""
     return score_of(next(v.runs[0].results for v in self.variants if v.runs))
 
+  @property
+  def score_axis(self) -> str:
+    """The score's label on tables and figures: validation images may stand in for test images."""
+    axis, data = self.score.axis, [v.config.get("data", {}) for v in self.variants]
+    held_out = any(section.get("validation_fraction") for section in data)
+    return axis.replace("test", "validation", 1) if held_out else axis
+
 
 def mean_and_interval(values: Sequence[float]) -> tuple[float, float]:
   """Mean and half width of its 95 % interval by Student's t; nan for a single value."""

@@ -17,14 +17,11 @@ def comparison(sweep: SweepResults) -> str:
   which the paper's tables show. FLOPs are relative to the dense network's, those of a training
   step to its training step.
   """
-  sections = [variant.config.get("data", {}) for variant in sweep.variants]
-  held_out = any(section.get("validation_fraction") for section in sections)
-  score = sweep.score
   header = [
     "variant",
     "seeds",
-    score.axis.replace("test", "validation", 1) if held_out else score.axis,
-    f"best{' (%)' * score.percent}",
+    sweep.score_axis,
+    f"best{' (%)' * sweep.score.percent}",
     "sparsity (%)",
     "active neurons (%)",
     "ITOP rate",
