@@ -48,7 +48,7 @@ def get_config(argument: str = "srigl") -> ConfigDict:
   config.method.sparsity = 0.96875
   config.method.distribution = "uniform"
   config.method.never_ablate = ("^head/",)
-  # Half an epoch: between updates a word is to have been seen some times.
+  # About half an epoch, as `quick` has.
   config.method.update_every_steps = 500
   config.optimizer.name = "adam"
   config.optimizer.learning_rate = 1e-2

@@ -19,6 +19,10 @@ from configs.sweeps import fields
 
 _NARROW = {"model": {"kwargs": {"width": 256}}}
 _QUICK = _NARROW | {"method": {"sparsity": 0.875, "update_every_steps": 25}}
+_DENSE = fields("dense", engine="masked")
+# This rate was chosen for an embedding of 1024, docs/extreme_classification.md says how.
+_WIDE_DENSE = _DENSE | {"optimizer": {"learning_rate": 2e-3}}
+_STATIC = fields("static", kwargs={"structure": "constant_fan_in"})
 
 
 def get_config(argument: str = "quick") -> ConfigDict:
@@ -40,12 +44,6 @@ def get_config(argument: str = "quick") -> ConfigDict:
       "comparisons": comparisons,
     }
   )
-
-
-_DENSE = fields("dense", engine="masked")
-# This rate was chosen for an embedding of 1024, docs/extreme_classification.md says how.
-_WIDE_DENSE = _DENSE | {"optimizer": {"learning_rate": 2e-3}}
-_STATIC = fields("static", kwargs={"structure": "constant_fan_in"})
 
 
 def _of_widths() -> tuple:

@@ -182,18 +182,21 @@ def put_together(sweeps: Sequence[SweepResults], names: Iterable[str]) -> SweepR
         f"{first.name!r} is a study {first.kind!r} by {first.score.label}, {other.name!r} one "
         f"{other.kind!r} by {other.score.label}: variants of these cannot be compared."
       )
-    mine, theirs = (s.variants[0].config.get("data", {}) for s in (first, other))
-    if differ := [key for key in mine | theirs if mine.get(key) != theirs.get(key)]:
-      raise ValueError(
-        f"Runs of {first.name!r} and of {other.name!r} do not see the same batches or tests: "
-        f"config.data.{differ[0]} is {mine.get(differ[0])!r} and {theirs.get(differ[0])!r}."
-      )
+  data: dict[str, Any] | None = None
   for name in names:
     has = [s.name for s in sweeps if any(name in (v.name, v.axes["method"]) for v in s.variants)]
     if len(has) > 1:
       raise ValueError(
         f"{name} is in {' and in '.join(map(repr, has))}: name a variant of one of them alone."
       )
+    for variant in (v for s in sweeps for v in s.variants if name in (v.name, v.axes["method"])):
+      mine = variant.config.get("data", {})
+      data = mine if data is None else data
+      if differ := [key for key in data | mine if data.get(key) != mine.get(key)]:
+        raise ValueError(
+          f"{variant.name} does not see the batches or tests of what it is compared with: "
+          f"config.data.{differ[0]} is {mine.get(differ[0])!r}, not {data.get(differ[0])!r}."
+        )
   return first._replace(
     name=", ".join(sweep.name for sweep in sweeps),
     variants=[v for sweep in sweeps for v in sweep.variants],

@@ -219,7 +219,7 @@ def test_variants_of_two_sweeps_are_compared(command, tmp_path):
   assert "| a − d          | sparsity 0.9 |     3 |      +30.00" in report("one", "other")
   assert "dense is in 'A study' and in 'A study'" in report("one", "other", compare="a,dense")
   assert "a study 'sparsity' by accuracy, 'A study' one 'length'" in report("one", "length")
-  assert "config.data.validation_fraction is None and 0.1" in report("one", "held_out")
+  assert "config.data.validation_fraction is 0.1, not None" in report("one", "held_out")
 
 
 @pytest.mark.parametrize(
