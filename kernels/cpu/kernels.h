@@ -157,6 +157,18 @@ struct BlockRow {
   int32_t count;
 };
 
+// The layer of a call by its inputs, as the gradient in these reads it: its neurons cut into chunks,
+// its inputs into blocks, and in each (chunk, block) the inputs by their number of entries, so that
+// trip counts repeat.
+struct ByInputs {
+  BlockRow* rows;     // [num_chunks, in_features] input within its block
+  int64_t* starts;    // [num_chunks, num_blocks] first entry
+  uint16_t* neurons;  // [num_active, fan_in] neuron within its chunk
+  float* values;      // [num_active, fan_in]
+  int64_t chunk, num_chunks;  // neurons of a chunk, at most 2^16
+  int64_t block, num_blocks;  // inputs of a block
+};
+
 // A sparse matrix as a convolution in training reads it: its inputs cut into blocks, its rows into
 // panels, and in each (panel, block) the rows by their count, so that trip counts repeat. A block is
 // some channels with all taps of the kernel, tap by tap in each channel, so that its patches are put
@@ -293,6 +305,13 @@ struct Kernels {
   // dx for batch rows [row_begin, row_end) and inputs [begin, end), whole blocks; of an exact cut.
   bool (*train_input_gradient)(const Training& call, int64_t row_begin, int64_t row_end,
                                int64_t begin, int64_t end, float* scratch);
+
+  // The same of a layer by its inputs, which are all within the layer; at most kMaxLanes rows.
+  // `scratch`: kMaxLanes of each input from `begin` to `end` and of each neuron of a chunk, and of 32
+  // more, 64-aligned.
+  void (*train_input_gradient_by_inputs)(const Training& call, const ByInputs& layer,
+                                         int64_t row_begin, int64_t row_end, int64_t begin,
+                                         int64_t end, float* scratch);
 
   // dvalues of active neurons [begin, end), whole chunks.
   bool (*train_values_gradient)(const Training& call, int64_t begin, int64_t end, float* scratch);

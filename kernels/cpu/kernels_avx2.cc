@@ -2,7 +2,7 @@
 
 #define SRIGL_TARGET avx2
 #define SRIGL_WIDTH 8
-#include "training_conv-inl.h"
+#include "training_by_inputs-inl.h"
 #include "topology-inl.h"
 
 namespace srigl {
@@ -14,8 +14,9 @@ const Kernels kAvx2Kernels = {"avx2",
                               avx2::ValuesGradientOfRange,
                               avx2::Gather,
                               avx2::TrainCut,
-                               avx2::TrainForward,
+                              avx2::TrainForward,
                               avx2::TrainInputGradient,
+                              avx2::TrainInputGradientByInputs,
                               avx2::TrainValuesGradient,
                               avx2::ConvProductsOf,
                               avx2::ConvDotsOf,

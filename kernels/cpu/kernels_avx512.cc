@@ -6,7 +6,7 @@
 
 #include <algorithm>
 
-#include "training_conv-inl.h"
+#include "training_by_inputs-inl.h"
 #include "topology-inl.h"
 
 #include "groups-inl.h"
@@ -141,8 +141,9 @@ const Kernels kAvx512Kernels = {"avx512",
                                 avx512::ValuesGradientOfRange,
                                 avx512::Gather,
                                 avx512::TrainCut,
-                               avx512::TrainForward,
+                                avx512::TrainForward,
                                 avx512::TrainInputGradient,
+                                avx512::TrainInputGradientByInputs,
                                 avx512::TrainValuesGradient,
                                 avx512::ConvProductsOf,
                                 avx512::ConvDotsOf,

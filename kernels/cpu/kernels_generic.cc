@@ -2,7 +2,7 @@
 
 #define SRIGL_TARGET generic
 #define SRIGL_WIDTH 4
-#include "training_conv-inl.h"
+#include "training_by_inputs-inl.h"
 #include "topology-inl.h"
 
 namespace srigl {
@@ -14,8 +14,9 @@ const Kernels kGenericKernels = {"generic",
                                  generic::ValuesGradientOfRange,
                                  generic::Gather,
                                  generic::TrainCut,
-                               generic::TrainForward,
+                                 generic::TrainForward,
                                  generic::TrainInputGradient,
+                                 generic::TrainInputGradientByInputs,
                                  generic::TrainValuesGradient,
                                  generic::ConvProductsOf,
                                  generic::ConvDotsOf,

@@ -31,6 +31,10 @@ Isa CurrentIsa();
 // Changes the target in use, for tests. False when the CPU does not support it.
 bool SetIsa(Isa isa);
 
+// Bytes at whose multiples the windows of dot patterns had better begin on this CPU: a register is
+// loaded in halves of so many, or 1. Such windows reach less far, and so a pattern has more steps.
+int64_t WindowAlignment();
+
 // Runs tasks 0..num_tasks-1, each once, on up to `max_threads` threads, and returns when all are
 // done.
 class Executor {

@@ -54,8 +54,10 @@ Pattern PackTiles(const Condensed& layer, bool half = false);
 Pattern PackWindows(const Condensed& layer, bool embed);
 
 // The dot pattern, values and all: of `type`, whose raw numbers stand where `layer.values` points,
-// with a scale for each active neuron.
-std::vector<uint8_t> PackDots(const Condensed& layer, DotType type, const float* scales);
+// with a scale for each active neuron. Windows begin at multiples of `alignment` bytes, a power of two
+// up to 32: see WindowAlignment.
+std::vector<uint8_t> PackDots(const Condensed& layer, DotType type, const float* scales,
+                              int64_t alignment);
 
 // Rows of any length.
 Pattern PackTiles(const SparseRows& layer, bool half = false);

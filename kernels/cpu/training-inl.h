@@ -326,6 +326,21 @@ __attribute__((noinline)) void Scatter(const Neurons<Index>& neurons, const Segm
   }
 }
 
+// Writes the gradients of inputs [begin, end); after them `dx` can be read for kWidth more.
+template <int kVecs, typename Element>
+void WriteInputs(const Training& call, int64_t row_begin, int64_t num_rows, int64_t begin,
+                 int64_t end, const float* dx) {
+  constexpr int kLanes = kVecs * kWidth;
+  for (int64_t lane = 0; lane < num_rows; lane += kWidth) {
+    for (int64_t input = begin; input < end; input += kWidth) {
+      const float* sources[kWidth];
+      for (int i = 0; i < kWidth; ++i) sources[i] = dx + (input - begin + i) * kLanes;
+      WriteColumns(sources, nullptr, lane, num_rows, row_begin, input, Min(end - input, kWidth),
+                   call.in_features, static_cast<Element*>(call.dx));
+    }
+  }
+}
+
 template <int kVecs, typename Index, typename Element>
 bool InputGradientTile(const Training& call, int64_t row_begin, int64_t num_rows, int64_t begin,
                        int64_t end, float* scratch) {
@@ -344,14 +359,7 @@ bool InputGradientTile(const Training& call, int64_t row_begin, int64_t num_rows
       Scatter<kVecs>(neurons, segments + input / cut.block * cut.chunk, g, dx);
     }
   }
-  for (int64_t lane = 0; lane < num_rows; lane += kWidth) {
-    for (int64_t input = begin; input < end; input += kWidth) {
-      const float* sources[kWidth];
-      for (int i = 0; i < kWidth; ++i) sources[i] = dx + (input + i) * kLanes;
-      WriteColumns(sources, nullptr, lane, num_rows, row_begin, input, Min(end - input, kWidth),
-                   call.in_features, static_cast<Element*>(call.dx));
-    }
-  }
+  WriteInputs<kVecs, Element>(call, row_begin, num_rows, begin, end, dx + begin * kLanes);
   return true;
 }
 

@@ -8,6 +8,8 @@
 #include <new>
 #include <vector>
 
+#include "training_by_inputs.h"
+
 namespace srigl {
 namespace {
 
@@ -205,6 +207,11 @@ const char* TrainingForward(const Training& call, Executor* executor) {
 const char* TrainingInputGradient(const Training& call, Executor* executor) {
   const char* error = Check(call);
   if (error != nullptr || call.batch == 0 || call.in_features == 0) return error;
+  if (IsWorthSorting(call)) {
+    const double products = static_cast<double>(call.num_active) *
+                            static_cast<double>(call.fan_in) * static_cast<double>(call.batch);
+    return InputGradientByInputs(call, ThreadsFor(products, *executor), executor);
+  }
   return Run(call, Kind::kInputGradient, executor);
 }
 
