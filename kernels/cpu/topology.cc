@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <atomic>
 #include <functional>
+#include <memory>
 #include <mutex>
 #include <utility>
 #include <vector>
@@ -57,6 +58,7 @@ uint32_t NthLargest(const std::vector<uint32_t>& keys, int64_t n) {
 
 constexpr int kLowBits = 15;  // of a key; the upper ones tell the bins of a histogram apart
 constexpr int64_t kNumBins = 1 << (31 - kLowBits);
+constexpr int64_t kMostKeyBytes = 8 << 20;  // of a layer whose keys are formed once, for all passes
 constexpr int64_t kMostRanked = 1 << 21;  // ties and near ties that are held at once
 
 // The bin in which the number `count` from above lies, and how many lie above that bin. -1 if there
@@ -92,6 +94,10 @@ class Updater {
     const int64_t fit = (1 << 20) / (4 * stride_) / 8 * 8;
     block_ = std::clamp<int64_t>(fit, 8, kGradientNeurons);
     num_entries_ = u.num_active * u.fan_in;
+    const int64_t all = num_blocks() * block_ * stride_;
+    if (all * static_cast<int64_t>(sizeof(uint32_t)) > kMostKeyBytes) return;
+    all_keys_.reset(new uint32_t[all]);
+    is_formed_.assign(num_blocks(), 0);
   }
 
   const char* Run() {
@@ -177,14 +183,23 @@ class Updater {
   }
 
   void VisitBlock(int64_t number, const std::function<void(const Block&)>& visit) {
-    thread_local std::vector<uint32_t> keys;
+    thread_local std::vector<uint32_t> some;
     thread_local std::vector<int32_t> places;
-    keys.resize(block_ * stride_);
     places.resize(stride_ + 16);
     const int64_t first = number * block_, count = std::min(block_, u_.out_features - first);
-    if (u_.scores == nullptr) GradientKeys(first, count, keys.data());
-    else ScoreKeys(first, count, keys.data());
-    visit({first, count, keys.data(), places.data()});
+    uint32_t* keys;
+    if (all_keys_ != nullptr) {
+      keys = all_keys_.get() + first * stride_;
+    } else {
+      some.resize(block_ * stride_);
+      keys = some.data();
+    }
+    if (all_keys_ == nullptr || !is_formed_[number]) {
+      if (u_.scores == nullptr) GradientKeys(first, count, keys);
+      else ScoreKeys(first, count, keys);
+    }
+    if (all_keys_ != nullptr) is_formed_[number] = 1;
+    visit({first, count, keys, places.data()});
   }
 
   void GradientKeys(int64_t first, int64_t count, uint32_t* keys) {
@@ -538,6 +553,8 @@ class Updater {
   std::vector<int32_t> row_of_;  // of each neuron among the active ones, or -1
   std::vector<float> panels_;
   std::vector<uint8_t> kept_, stays_;
+  std::unique_ptr<uint32_t[]> all_keys_;  // [blocks, block_, stride_], if so many are held
+  std::vector<uint8_t> is_formed_;        // by block
 };
 
 const char* Check(const TopologyUpdate& u) {

@@ -1,5 +1,6 @@
 // One SRigL topology update of a layer in training, in plain C++, independent of JAX; what it does is
-// said at srigl_jax/condensed_training/update.py. The dense gradient exists a few neurons at a time.
+// said at srigl_jax/condensed_training/update.py. The dense gradient exists a few neurons at a time, and
+// that of a small layer whole.
 
 #ifndef SRIGL_KERNELS_CPU_TOPOLOGY_H_
 #define SRIGL_KERNELS_CPU_TOPOLOGY_H_

@@ -12,13 +12,13 @@ from tests.srigl_jax.condensed_training.layers import random_layer
 
 
 @pytest.mark.parametrize("temporary_bytes", [16 * 2**20, 4000])
-@pytest.mark.parametrize("num_active", [11, 5])
-def test_product_and_gradients_are_the_dense_layers(monkeypatch, temporary_bytes, num_active):
+@pytest.mark.parametrize(("num_active", "rows"), [(11, 3), (5, 3), (5, 70)])
+def test_product_and_gradients_are_the_dense_layers(monkeypatch, temporary_bytes, num_active, rows):
   monkeypatch.setattr(xla, "TEMPORARY_BYTES", temporary_bytes)
   rng = np.random.default_rng(0)
   values, pattern, weights, mask = random_layer(rng, 24, 11, 60, num_active)
-  x, bias = (jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in ((2, 3, 24), (11,)))
-  probe = jnp.zeros((6, 24)), jnp.zeros((6, 11))
+  x, bias = (jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in ((2, rows, 24), (11,)))
+  probe = jnp.zeros((2 * rows, 24)), jnp.zeros((2 * rows, 11))
 
   def loss(x, values, bias, probe):
     y = sparse_linear(x, values, pattern, bias, probe=probe)
@@ -37,7 +37,7 @@ def test_product_and_gradients_are_the_dense_layers(monkeypatch, temporary_bytes
   close(dbias, dbias_dense)
   close(dvalues[: mask.sum()], np.asarray(dweights).T[mask.T])
   assert not np.any(dvalues[mask.sum() :])
-  np.testing.assert_array_equal(px, x.reshape(6, 24))
+  np.testing.assert_array_equal(px, x.reshape(-1, 24))
   close(px.T @ pg, dweights)
 
 

@@ -127,7 +127,7 @@ struct Case {
     }
     // Large products are slow under the sanitizers and find nothing that small ones do not.
     while (layer.num_active * layer.fan_in > 60000) layer.fan_in = layer.fan_in / 2;
-    batch = layer.num_active * layer.fan_in > 5000 ? Uniform(random, 0, 40) : Size(random, 0, 150);
+    batch = layer.num_active * layer.fan_in > 5000 ? Uniform(random, 0, 40) : Size(random, 0, 200);
     activation = static_cast<Activation>(Uniform(random, 0, static_cast<int>(Activation::kLast)));
     has_bias = Uniform(random, 0, 1) == 1;
     has_residual = Uniform(random, 0, 2) == 0;
