@@ -23,7 +23,8 @@ class DotPacker {
         window_(kDotBytes / size_),
         last_start_(std::max<int64_t>(layer.in_features - window_, 0)),
         // Rows that follow each other, and pixels, are aligned only if this divides them.
-        unit_(layer.in_features * size_ % alignment == 0 ? alignment / size_ : 1) {}
+        unit_(layer.in_features * size_ % alignment == 0 ? std::max<int64_t>(alignment / size_, 1)
+                                                           : 1) {}
 
   void Pack(int64_t group, std::vector<uint32_t>* starts, std::vector<DotStep>* steps) {
     const int64_t first = group * kGroupRows;
