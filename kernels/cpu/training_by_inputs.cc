@@ -27,7 +27,8 @@ ByInputs PlanChunks(const Training& call) {
   layer.chunk = std::min(std::max(kChunk, dense), kMostChunk);
   layer.num_chunks = CeilDiv(call.num_active, layer.chunk);
   // Blocks are shared among threads.
-  layer.block = std::min(std::max<int64_t>(CeilDiv(CeilDiv(call.in_features, 8), 16) * 16, 64), kBlock);
+  const int64_t eighth = CeilDiv(CeilDiv(call.in_features, 8), 16) * 16;
+  layer.block = std::clamp<int64_t>(eighth, 64, kBlock);
   layer.num_blocks = CeilDiv(call.in_features, layer.block);
   return layer;
 }
