@@ -23,8 +23,8 @@ constexpr int64_t kLeastRows = 129;       // worth the sorting
 
 ByInputs PlanChunks(const Training& call) {
   ByInputs layer = {};
-  const int64_t dense = kChunkEntries * call.in_features / std::max<int64_t>(call.fan_in, 1);
-  layer.chunk = std::min(std::max(kChunk, dense), kMostChunk);
+  const int64_t enough = kChunkEntries * call.in_features / std::max<int64_t>(call.fan_in, 1);
+  layer.chunk = std::min(std::max(kChunk, enough), kMostChunk);
   layer.num_chunks = CeilDiv(call.num_active, layer.chunk);
   // Blocks are shared among threads.
   const int64_t eighth = CeilDiv(CeilDiv(call.in_features, 8), 16) * 16;
