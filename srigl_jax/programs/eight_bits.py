@@ -1,6 +1,5 @@
 """Which tensors of a program its products can pass on in 8 bits, and what computes them then."""
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -8,12 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from srigl_jax.programs.flat_jaxpr import Op
 from srigl_jax.programs.steps import Step
+from srigl_kernels import pooling
 from srigl_kernels.backends.cpu import conv, matmul
 from srigl_kernels.quantized import max_pool
 
-_MOST_PLACES = 64  # of a pooling's window
 _ANY, _NEVER = -1, -2  # in place of a range: whether a reader takes 8 bits of any, or not at all
 
 
@@ -55,7 +53,9 @@ def find_ranges(
 def _can_write(step: Step) -> bool:
   """Whether what computes a tensor can write it in 8 bits, or pools it."""
   if step.product is None:
-    return step.op.primitive.name == "reduce_window_max" and _is_simple(step.op)
+    x = step.op.in_avals[0] if step.op.in_avals else None
+    is_pooling = step.op.primitive.name == "reduce_window_max" and x.dtype == jnp.float32
+    return is_pooling and pooling.is_max_pool(x, step.op.params)
   return _is_native(step) and step.op.out_avals[0].dtype == jnp.float32
 
 
@@ -89,15 +89,6 @@ def _is_native(step: Step) -> bool:
   avals = step.avals
   sizes = (*step.op.out_avals[0].shape, *avals.x.shape, avals.condensed.num_active)
   return all(isinstance(n, int) and n > 0 for n in sizes)
-
-
-def _is_simple(op: Op) -> bool:
-  """Whether a pooling is over places, without dilation."""
-  window, ones = op.params["window_dimensions"], [1] * len(op.params["window_dimensions"])
-  last = window[-1], op.params["window_strides"][-1], tuple(op.params["padding"][-1])
-  dilations = [*op.params["base_dilation"]], [*op.params["window_dilation"]]
-  fits = op.in_avals[0].dtype == jnp.float32 and math.prod(window) <= _MOST_PLACES
-  return fits and last == (1, 1, (0, 0)) and dilations == (ones, ones)
 
 
 def _key(number: int, known: Mapping[int, Any]) -> Any:

@@ -9,12 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend import core as jex
 
-from srigl_jax.programs import eight_bits
+from srigl_jax.programs import cpu_rewrites, eight_bits
 from srigl_jax.programs.eight_bits import find_ranges, with_derivative_of
 from srigl_jax.programs.elementwise import GRID, Curve, curve_of, number_of, same_values
 from srigl_jax.programs.flat_jaxpr import JIT, FlatJaxpr, Op, bodies, evaluate, inline
 from srigl_jax.programs.steps import Step, backend_of, is_native
-from srigl_kernels import deferred, depthwise
+from srigl_kernels import deferred
 from srigl_kernels.backends.registry import is_traced
 from srigl_kernels.epilogue import ACTIVATIONS
 
@@ -46,7 +46,8 @@ def fuse(function: Callable[..., Any]) -> Callable[..., Any]:
   round them as these would have done. What is a residual, too, is added in 8 bits then. The
   derivative is that of products which pass on float32.
 
-  Depthwise convolutions, which XLA computes slowly on a CPU, become sums of shifted images there.
+  Depthwise convolutions, max-poolings and sums over pixels, which XLA computes slowly on a CPU,
+  become other operations of XLA there.
 
   `condense_model`, `condense_linen` and `merge_condensed` do this to the calls of the models that
   they return. For others, for another method than the call, or for a function around several
@@ -146,22 +147,12 @@ def _compute(step: Step, env: Mapping[int, Any], ranges: Mapping[int, int]) -> S
   read = lambda x: env[x] if isinstance(x, int) else x
   values = [read(x) for x in step.op.inputs]
   if step.product is None:
-    if _is_depthwise(step.op):
-      image, kernel = values
-      names = "window_strides", "padding", "rhs_dilation"
-      return [depthwise.convolve(image, kernel, *(step.op.params[name] for name in names))]
-    return evaluate(_with_fused_bodies(step.op), values)
+    compute = cpu_rewrites.find(step.op)
+    return evaluate(_with_fused_bodies(step.op), values) if compute is None else [compute(*values)]
   product = deferred.Product(values, step.op.params)
   how = {"activation": step.activation, "backend": step.backend}
   residual = None if step.residual is None else read(step.residual)
   return [product.compute(residual=residual, **how)]
-
-
-def _is_depthwise(op: Op) -> bool:
-  if op.primitive is not jax.lax.conv_general_dilated_p:
-    return False
-  (image, kernel), (out,) = op.in_avals, op.out_avals
-  return depthwise.is_convolution(image, kernel, out, op.params)
 
 
 def _find_sums(jaxpr: FlatJaxpr) -> dict[int, _Sum]:

@@ -299,38 +299,3 @@ def test_a_residual_must_have_the_shape_of_the_result():
     sx.condensed_matmul(x, prepared, residual=x[0])
   with pytest.raises(ValueError, match="int32"):
     sx.condensed_matmul(x, prepared, residual=x.astype(jnp.int32))
-
-
-DEPTHWISE = {
-  "same": {},
-  "stride": {"strides": (2, 3)},
-  "valid": {"padding": "VALID", "kernel_dilation": (2, 1)},
-  "cut": {"padding": ((3, -1), (0, 2))},
-  "several": {"features": 12},
-  "empty": {"padding": "VALID", "size": (2, 2)},
-  "bfloat16": {"dtype": jnp.bfloat16},
-}
-
-
-@pytest.mark.parametrize("name", DEPTHWISE)
-def test_depthwise_convolutions_are_sums_of_images(name):
-  how = {"features": 6, "size": (7, 9), "dtype": None, **DEPTHWISE[name]}
-  size, features = how.pop("size"), how.pop("features")
-  conv = nnx.Conv(6, features, (3, 3), feature_group_count=6, rngs=nnx.Rngs(0), **how)
-  x = jnp.asarray(np.random.default_rng(0).normal(size=(2, *size, 6)), jnp.float32)
-  fused = sx.fuse(conv)
-  assert "conv_general_dilated" in operations(conv, x)
-  assert "conv_general_dilated" not in operations(fused, x)
-  within = {"rtol": 5e-2, "atol": 5e-2} if how["dtype"] else {"rtol": 1e-5, "atol": 1e-5}
-  want, got = conv(x), jax.jit(fused)(x)
-  assert want.dtype == got.dtype
-  np.testing.assert_allclose(got.astype(float), want.astype(float), **within)
-  loss = lambda f: lambda x: (f(x).astype(jnp.float32) ** 2).sum()
-  gradients = [jax.grad(loss(f))(x) for f in (conv, jax.jit(fused))]
-  np.testing.assert_allclose(*gradients, **within)
-
-
-def test_other_grouped_convolutions_stay():
-  x = jnp.ones((1, 5, 5, 6))
-  conv = nnx.Conv(6, 6, (3, 3), feature_group_count=3, rngs=nnx.Rngs(0))
-  assert "conv_general_dilated" in operations(sx.fuse(conv), x)
