@@ -60,6 +60,13 @@ inline void RunGroups(const DotKernel& kernel, const DotView& view, const MatMul
       const int64_t rows = int64_t{1} << level;
       float sums[kDenseGroups * kDotRows * kGroupRows];
       const bool in_pieces = inputs.num_pieces > 0;
+      if (call.residual != nullptr) {  // no stream of reads that the CPU would foresee
+        const float* at =
+            call.residual + (begin + i) * call.out_features + view.groups[g].output_begin;
+        for (int64_t r = 0; r < rows; ++r, at += call.out_features) {
+          for (int j = 0; j < at_once; ++j) __builtin_prefetch(at + j * kGroupRows);
+        }
+      }
       const auto& kernels = view.dense == nullptr ? kernel.sums : kernel.dense_sums;
       kernels[in_pieces][level](view, inputs, i, groups, sums);
       for (int64_t j = 0; j < at_once && g + j < group_end; ++j) {

@@ -124,7 +124,7 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(srigl_condensed_matmul, srigl::CondensedMatMulHand
                                   .Attr<bool>("quantized"));
 
 // Changes with what handlers and functions take, so that a library of other sources is not called.
-SRIGL_EXPORT int32_t srigl_interface() { return 4; }
+SRIGL_EXPORT int32_t srigl_interface() { return 5; }
 
 // Name of the CPU target in use.
 SRIGL_EXPORT const char* srigl_isa() { return srigl::IsaName(srigl::CurrentIsa()); }
@@ -175,6 +175,9 @@ SRIGL_EXPORT int32_t srigl_half_dot_type() {
   }
   return -1;
 }
+
+// From which density on a dense pattern in float32 is faster than tiles.
+SRIGL_EXPORT double srigl_dense_share() { return srigl::DenseShare(); }
 
 // Packs the dot pattern alone: `values` are raw numbers of the type, `scales` one for each active
 // neuron. Fails as `srigl_pack_layer` does.

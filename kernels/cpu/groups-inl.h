@@ -77,6 +77,7 @@ inline void WriteWholeGroup(const MatMul& call, int64_t output, int64_t row, int
                             __m512 bias) {
   const Steps& steps = call.y8.steps;
   const bool is_relu = call.activation == Activation::kRelu;
+  const bool streamed = call.streamed && output % kGroupRows == 0;
   const __m512 inverse = _mm512_set1_ps(steps.inverse), most = _mm512_set1_ps(steps.high);
   const __m512 least = _mm512_set1_ps(is_relu ? 0 : steps.low);
   const __m512i zero = _mm512_set1_epi32(ZeroOf(steps));
@@ -100,7 +101,11 @@ inline void WriteWholeGroup(const MatMul& call, int64_t output, int64_t row, int
     }
     if constexpr (kOutput == Rows::kFloats) {
       if (is_relu) out = Activate(out, Activation::kRelu);
-      _mm512_storeu_ps(call.y + at, out);
+      if (streamed) {
+        Stream(call.y + at, out);
+      } else {
+        Store(call.y + at, out);
+      }
     } else {
       if (_mm512_cmp_ps_mask(out, out, _CMP_UNORD_Q) != 0) MarkNaN(call.y8, row + r);
       const __m512 v = _mm512_min_ps(_mm512_max_ps(_mm512_mul_ps(out, inverse), least), most);

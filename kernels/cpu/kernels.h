@@ -93,6 +93,9 @@ struct MatMul {
   const float* range = nullptr;  // [2], the least and the largest input
   const float* residual = nullptr;  // [batch, out]: what is added before the activation, if given
   const float* image_ranges = nullptr;  // [images, 2] of a convolution without `range`
+  // Whether whole registers of y are written past the caches, which want all of a line: y and its rows
+  // lie at multiples of a line. Whoever runs a kernel then fences its stores.
+  bool streamed = false;
   // In place of x, residual and y, if they have integers: those of x are by the steps of `range`.
   Quantized x8, residual8;
   QuantizedOutput y8;

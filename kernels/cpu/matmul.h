@@ -5,35 +5,11 @@
 
 #include <stdint.h>
 
+#include "isa.h"
 #include "kernels.h"
 #include "layout.h"
 
 namespace srigl {
-
-// CPU targets, from the one every machine has to the most special.
-enum class Isa : int32_t {
-  kGeneric = 0,
-  kAvx2 = 1,
-  kAvx512 = 2,
-  kAvx512Vnni = 3,  // dot products of int8, and permutations of bytes
-  kAvx512Bf16 = 4,  // and dot products of bfloat16
-  kAvx512Fp16 = 5,  // and arithmetic in float16
-};
-inline constexpr int kNumIsas = 6;
-
-const char* IsaName(Isa isa);
-bool IsaSupported(Isa isa);
-
-// The target in use: the best one supported, or the one that the environment variable SRIGL_ISA
-// names (read once; a name that is unknown or not supported is reported and ignored).
-Isa CurrentIsa();
-
-// Changes the target in use, for tests. False when the CPU does not support it.
-bool SetIsa(Isa isa);
-
-// Bytes at whose multiples the windows of dot patterns had better begin on this CPU: a register is
-// loaded in halves of so many, or 1. Such windows reach less far, and so a pattern has more steps.
-int64_t WindowAlignment();
 
 // Runs tasks 0..num_tasks-1, each once, on up to `max_threads` threads, and returns when all are
 // done.
@@ -51,10 +27,6 @@ class SerialExecutor : public Executor {
   void Run(int64_t num_tasks, int64_t max_threads, void (*task)(const void*, int64_t),
            const void* context) override;
 };
-
-// Kernels of the target in use.
-const Kernels& CurrentKernels();
-const DotKernels& CurrentDots();
 
 // Scratch memory of the calling thread, kept for the thread's life: 344 KB, and 1 MB that only
 // convolutions touch.

@@ -26,6 +26,9 @@ void PackRows(const Element* x, int64_t width, int64_t row_begin, int64_t num_ro
               int64_t column_begin, int64_t num_columns, float* tile) {
   constexpr int kLanes = kVecs * kWidth;
   for (int lane = 0; lane < kLanes; lane += kWidth) {
+    // Each row lies in a place of its own: the next ones are fetched meanwhile, of the next block at the end.
+    const int64_t ahead =
+        lane + kWidth < kLanes ? kWidth * width : num_columns - (kLanes - kWidth) * width;
     for (int64_t c = 0; c < num_columns; c += kWidth) {
       const int64_t left = num_columns - c;
       Vec rows[kWidth];
@@ -33,7 +36,9 @@ void PackRows(const Element* x, int64_t width, int64_t row_begin, int64_t num_ro
       for (int i = 0; i < kWidth; ++i) {
         rows[i] = Vec{};
         if (lane + i >= num_rows) continue;
-        rows[i] = LoadSome(x + (row_begin + lane + i) * width + column_begin + c, left);
+        const Element* from = x + (row_begin + lane + i) * width + column_begin + c;
+        rows[i] = LoadSome(from, left);
+        __builtin_prefetch(from + ahead, 0, 2);
       }
       Transpose(rows);
       // The scratch memory has whole registers of columns, so the last one needs no care.

@@ -35,6 +35,14 @@ typedef uint32_t Word __attribute__((vector_size(4 * SRIGL_WIDTH)));
 
 inline Vec Load(const float* p) { return *reinterpret_cast<const VecU*>(p); }
 inline void Store(float* p, Vec v) { *reinterpret_cast<VecU*>(p) = v; }
+// `p` at a multiple of a register.
+inline void Stream(float* p, Vec v) {
+#if SRIGL_WIDTH == 16
+  _mm512_stream_ps(p, v);
+#else
+  Store(p, v);
+#endif
+}
 
 inline float ToFloat(float value) { return value; }
 inline float ToFloat(uint16_t bfloat16) {

@@ -72,13 +72,17 @@ SMALL: dict[str, Rates] = {
   "cpu avx512": Rates(1.55e-06, 8.62e-11, 1.78e-11, 2.72e-10, 0, 3.57e-08),
   "cpu avx512 int8": Rates(1.55e-06, 4.3e-11, 5.9e-12, 2.72e-10, 0, 3.57e-08),  # likewise
 }
-SMALL_WEIGHTS = 2**17
-"""Up to so many weights when dense, a layer is small."""
+SMALL_WEIGHTS, SMALL_ROWS = 2**17, 512
+"""Up to so many weights when dense, and with up to so many rows, a layer is small.
+
+With more rows what surrounds a product costs memory, fused or not: that of ResNet-50's first
+layers, 25,088 rows of 64 and 256 channels at batch 8, took XLA longer than the products.
+"""
 
 
-def is_small(in_features: int, out_features: int) -> bool:
-  """Whether a layer of these sizes is small."""
-  return in_features * out_features <= SMALL_WEIGHTS
+def is_small(in_features: int, out_features: int, batch: int = 1) -> bool:
+  """Whether a layer of these sizes is small, for so many rows."""
+  return in_features * out_features <= SMALL_WEIGHTS and batch <= SMALL_ROWS
 
 
 LEAST_GAIN = 1.1
@@ -185,7 +189,7 @@ def estimate(name: str, sizes: Sizes, batch: int) -> float:
     sizes: of the layer.
     batch: rows of the input.
   """
-  small = name in SMALL and is_small(sizes.in_features, sizes.out_features)
+  small = name in SMALL and is_small(sizes.in_features, sizes.out_features, batch)
   rates = SMALL[name] if small else SECONDS[name]
   return sum(a * b for a, b in zip(rates, terms(name, sizes, batch), strict=True))
 
@@ -196,6 +200,6 @@ def rank(sizes: Sizes, batch: int, names: Sequence[str]) -> list[tuple[str, floa
   That is the fastest; of small layers dense, unless another gains `LEAST_GAIN`. Ties are in the
   order of the names.
   """
-  margin = LEAST_GAIN if is_small(sizes.in_features, sizes.out_features) else 1.0
+  margin = LEAST_GAIN if is_small(sizes.in_features, sizes.out_features, batch) else 1.0
   estimates = [(name, estimate(name, sizes, batch)) for name in names]
   return sorted(estimates, key=lambda pair: pair[1] * (1.0 if pair[0] == "dense" else margin))

@@ -120,6 +120,20 @@ def test_bias_and_activation(isa, activation, batch):
   np.testing.assert_allclose(y[:, ablated], constants[:, ablated], rtol=1e-6, atol=1e-7)
 
 
+@pytest.mark.parametrize("active", (1040, 1000))
+@pytest.mark.parametrize("fan_in", (6, 24))
+@pytest.mark.parametrize("activation", ("relu", "silu"))
+def test_outputs_that_no_cache_holds(isa, activation, fan_in, active):
+  """Of more than 8 MB, which AVX-512 writes past the caches, where they are in whole lines."""
+  values, indices, active, bias = layer(24, 1040, active, fan_in)
+  packed = products.pack(values, indices, active, 24, 1040)
+  x, residual = inputs(2049, 24), inputs(2049, 1040, seed=2)
+  y = matmul(x, packed, bias, activation, residual)
+  want = jax.nn.silu if activation == "silu" else jax.nn.relu
+  want = want(expected(x, values, indices, active, bias) + residual)
+  np.testing.assert_allclose(y, want, rtol=1e-6, atol=tolerance(fan_in))
+
+
 @pytest.mark.parametrize("activation", ("relu", "gelu"))
 def test_activations_of_extreme_numbers_are_those_of_jax(isa, activation):
   x = np.array([-np.inf, -1e30, -100, -20, -5, -1e-6, -0.0, 0.0, 1e-6, 5, 20, 1e30, np.inf, np.nan])

@@ -19,7 +19,7 @@ import jax
 import numpy as np
 
 _FILE = "libsrigl_cpu.so"
-_INTERFACE = 4  # of `srigl_interface`
+_INTERFACE = 5  # of `srigl_interface`
 
 # Handlers of the library.
 MATMUL = "srigl_condensed_matmul"
@@ -52,6 +52,7 @@ _FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {
     [*[_POINTER] * 3, _INT32, *[_INT64] * 4, *[_INT32] * 2, ctypes.c_char_p, _INT64],
   ),
   "srigl_half_dot_type": (_INT32, []),
+  "srigl_dense_share": (ctypes.c_double, []),
   "srigl_pack_dots": (
     _POINTER,
     [*[_POINTER] * 4, _INT32, *[_INT64] * 4, ctypes.c_char_p, _INT64],

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from srigl_kernels import cost_model, epilogue
+from srigl_kernels import epilogue
 from srigl_kernels.backends.cpu import library
 from srigl_kernels.batching import in_one_call
 from srigl_kernels.quantized import Quantized
@@ -32,8 +32,6 @@ ACTIVATIONS = {name: number for number, name in enumerate(epilogue.ACTIVATIONS)}
 
 _VALUE_TYPES = (np.dtype(np.float32), np.dtype(jnp.bfloat16), np.dtype(np.int8))
 _FLOAT16, _FLOAT32 = 2, 3  # of the dot types
-# Of float32 on AVX-512, from which on dense products are faster: on an Intel Xeon as fast at 0.57.
-_LEAST_DENSITY = cost_model.DENSE_SHARE
 # Beyond, so many places in the steps are empty that tiles, which have none, are faster.
 _MOST_DOT_BYTES_OF_WEIGHT = 16
 
@@ -157,7 +155,8 @@ def _pack_dots(native, values, scales, arguments, sizes) -> np.ndarray:
   if values.dtype == np.int8:
     dot_type, raw = 0, values
   elif values.dtype == np.float32:
-    if not library.isa().startswith("avx512") or values.shape[1] < _LEAST_DENSITY * sizes[2]:
+    dense = native.srigl_dense_share() * sizes[2]
+    if not library.isa().startswith("avx512") or values.shape[1] < dense:
       return nothing
     dot_type, raw, scales = _FLOAT32, values, np.ones(len(values), np.float32)
   else:
