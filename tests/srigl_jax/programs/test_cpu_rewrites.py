@@ -1,5 +1,7 @@
 """What fused programs compute in another way on a CPU is the same, and so is its derivative."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -43,18 +45,11 @@ def test_max_poolings_are_of_shifted_images(name, dtype):
   same(*(jax.grad(loss(f))(finite) for f in (pool, jax.jit(fused))))
 
 
-def test_poolings_across_channels_or_of_large_windows_stay():
-  x = jnp.ones((1, 70, 70, 4))
-  for window in ((40, 40, 1), (2, 2, 2)):
-    pool = lambda x: jax.lax.reduce_window(
-      x,
-      -jnp.inf,
-      jax.lax.max,
-      (1, *window),
-      (1, 2, 2, 1),
-      "VALID",
-    )
-    assert "reduce_window" in text(sx.fuse(pool), x)
+@pytest.mark.parametrize("window", [(40, 40, 1), (2, 2, 2)])
+def test_poolings_across_channels_or_of_large_windows_stay(window):
+  x, largest = jnp.ones((1, 70, 70, 4)), (-jnp.inf, jax.lax.max)
+  pool = lambda x: jax.lax.reduce_window(x, *largest, (1, *window), (1, 2, 2, 1), "VALID")
+  assert "reduce_window" in text(sx.fuse(pool), x)
 
 
 @pytest.mark.parametrize("shape", [(3, 7, 7, 40), (2, 11, 5), (1, 2, 3, 4, 6)])
@@ -77,7 +72,7 @@ def test_means_of_pixels_are_products(shape):
 def test_other_sums_stay():
   x = jnp.ones((2, 3, 4, 5))
   for axes in ((1,), (2, 3), (0, 1, 2), (1, 2, 3)):
-    assert "reduce_sum" in text(sx.fuse(lambda x: x.sum(axes)), x)  # noqa: B023
+    assert "reduce_sum" in text(sx.fuse(functools.partial(jnp.sum, axis=axes)), x)
   assert "reduce_sum" in text(sx.fuse(lambda x: x.sum((1, 2))), jnp.ones((2, 3, 4, 5), int))
 
 
