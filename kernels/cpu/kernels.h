@@ -6,6 +6,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "attention.h"
 #include "layout.h"
 
 namespace srigl {
@@ -256,6 +257,12 @@ constexpr size_t TrainingScratchFloats(int64_t in_features) {
 inline constexpr int64_t kPanelInputs = 48, kGradientNeurons = 64;
 inline constexpr uint32_t kLargestKey = 0x7fffffff;
 
+// Of attention: queries of a task, keys that are packed at once, and floats that they and their values
+// take, each.
+inline constexpr int64_t kAttentionRows = 256, kAttentionKeys = 512, kAttentionFloats = 1 << 15;
+static_assert(2 * kAttentionFloats + 8 * kAttentionKeys + kAttentionRows * kAttentionDepth <=
+              kScratchFloats + kStageFloats);
+
 // As `Kernels::window`, by dots. `scratch`: kScratchFloats, 64-aligned, in which a batch row must fit.
 using DotFunction = void (*)(const DotView& view, const MatMul& call, int64_t row_begin,
                              int64_t row_end, int64_t group_begin, int64_t group_end,
@@ -347,6 +354,11 @@ struct Kernels {
 
   // The least and the largest of `size` numbers and 0; NaN if one of them is.
   void (*range_of)(const float* x, int64_t size, float* range);
+
+  // Queries [begin, end), at most kAttentionRows, of a part of the batch; see attention.h. `scratch`:
+  // kScratchFloats and kStageFloats more, 64-aligned.
+  void (*attention)(const Attention& call, int64_t part, int64_t begin, int64_t end,
+                    float* scratch);
 };
 
 // Of processors with AVX-512, and what later ones add to it.

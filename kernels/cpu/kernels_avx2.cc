@@ -4,6 +4,7 @@
 #define SRIGL_WIDTH 8
 #include "training_by_inputs-inl.h"
 #include "topology-inl.h"
+#include "attention-inl.h"
 
 namespace srigl {
 
@@ -24,6 +25,7 @@ const Kernels kAvx2Kernels = {"avx2",
                               avx2::FindReaching,
                               8,
                               avx2::Quantize,
-                              avx2::RangeOf};
+                              avx2::RangeOf,
+                              avx2::AttendTo};
 
 }  // namespace srigl

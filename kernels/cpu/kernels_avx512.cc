@@ -8,6 +8,7 @@
 
 #include "training_by_inputs-inl.h"
 #include "topology-inl.h"
+#include "attention-inl.h"
 
 #include "groups-inl.h"
 
@@ -151,6 +152,7 @@ const Kernels kAvx512Kernels = {"avx512",
                                 avx512::FindReaching,
                                 16,
                                 avx512::Quantize,
-                                avx512::RangeOf};
+                                avx512::RangeOf,
+                                avx512::AttendTo};
 
 }  // namespace srigl

@@ -4,6 +4,7 @@
 #define SRIGL_WIDTH 4
 #include "training_by_inputs-inl.h"
 #include "topology-inl.h"
+#include "attention-inl.h"
 
 namespace srigl {
 
@@ -24,6 +25,7 @@ const Kernels kGenericKernels = {"generic",
                                  generic::FindReaching,
                                  4,
                                  generic::Quantize,
-                                 generic::RangeOf};
+                                 generic::RangeOf,
+                                 generic::AttendTo};
 
 }  // namespace srigl

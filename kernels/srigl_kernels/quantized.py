@@ -45,6 +45,6 @@ def max_pool(
   """
   least = jnp.where(x.range[0] < 0, 1, 0).astype(jnp.uint8)
   integers = pooling.max_pool(x.integers, least, window, strides, padding)
-  rows = (values[:-1] for values in (window, strides, padding))
-  scales = pooling.max_pool(x.scales, jnp.float32(-jnp.inf), *rows)
+  rows = window[:-1], strides[:-1], padding[:-1]
+  scales = pooling.max_pool(x.scales, jnp.full((), -jnp.inf), *rows)
   return Quantized(integers, scales, x.range)

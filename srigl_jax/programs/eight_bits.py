@@ -53,9 +53,10 @@ def find_ranges(
 def _can_write(step: Step) -> bool:
   """Whether what computes a tensor can write it in 8 bits, or pools it."""
   if step.product is None:
-    x = step.op.in_avals[0] if step.op.in_avals else None
-    is_pooling = step.op.primitive.name == "reduce_window_max" and x.dtype == jnp.float32
-    return is_pooling and pooling.is_max_pool(x, step.op.params)
+    if step.op.primitive.name != "reduce_window_max":
+      return False
+    (x,) = step.op.in_avals
+    return x.dtype == jnp.float32 and pooling.is_max_pool(x, step.op.params)
   return _is_native(step) and step.op.out_avals[0].dtype == jnp.float32
 
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend import core as jex
 
-from srigl_jax.programs import cpu_rewrites, eight_bits
+from srigl_jax.programs import attention, cpu_rewrites, eight_bits
 from srigl_jax.programs.eight_bits import find_ranges, with_derivative_of
 from srigl_jax.programs.elementwise import GRID, Curve, curve_of, number_of, same_values
 from srigl_jax.programs.flat_jaxpr import JIT, FlatJaxpr, Op, bodies, evaluate, inline
@@ -93,7 +93,7 @@ def evaluate_fused(closed: Any, inputs: Sequence[Any]) -> list[Any]:
     closed: a closed jaxpr.
     inputs: its arguments.
   """
-  jaxpr = inline(closed, JIT)
+  jaxpr = attention.rewrite(inline(closed, JIT))
   steps = _steps(jaxpr)
   known = {**jaxpr.consts, **dict(zip(jaxpr.inputs, inputs, strict=True))}
   ranges = find_ranges(steps, jaxpr.outputs, known)

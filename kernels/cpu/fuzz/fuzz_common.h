@@ -281,6 +281,7 @@ void Disturb(Random* random, Conv* conv);
 // One random convolution on every CPU target; see fuzz.cc. False, and a message, on a finding.
 bool RunConvCase(uint64_t seed, int64_t* refused, int64_t* accepted);
 bool RunTopologyCase(uint64_t seed, int64_t* refused, int64_t* accepted);
+bool RunAttentionCase(uint64_t seed);
 
 }  // namespace srigl
 
