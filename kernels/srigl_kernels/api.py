@@ -43,7 +43,7 @@ def prepare(
       call. That is decided by `srigl_kernels.cost_model`: on CPU among `cpu` (where it can run),
       `xla`, `structured` and `dense`; on GPUs and TPUs, where its constants are estimates, among
       `cuda` (`pallas` where that cannot run), `structured`, `dense` and, for a layer in groups,
-      `grouped`.
+      `grouped`. Depthwise convolutions on CPU are `dense`.
     batch: for `"auto"`, the batch sizes (rows of x) to expect; by default anything from 1 to 2048.
       Each layout takes memory besides the layer itself: `cpu` two copies of the weights with one
       byte of index each, one of them padded, `cuda` two with two bytes, `xla`, `grouped` and
@@ -99,7 +99,7 @@ def prepare(
   if is_spaced and not auto.is_traced((condensed.indices, condensed.active)):
     found = subpixel.find(condensed, spacing, dilation)
     condensed = found.phases(condensed)
-  names, is_automatic = auto.names(condensed, backend, batch, gradients)
+  names, is_automatic = auto.names(condensed, backend, batch, gradients, feature_group_count)
   layouts = {
     name: pack(name, condensed, feature_group_count, gradients=gradients, exact=exact)
     for name in names
@@ -215,6 +215,8 @@ def choose_layouts(
   is_automatic = backend == "auto"
   if is_automatic:
     backend, _ = choose_backend(layer, auto.expected_batch(batch))
+    if not isinstance(layer, Prepared) and auto.is_depthwise(layer, feature_group_count):
+      backend = "dense"
   if isinstance(layer, Prepared):
     if backend in layer.layouts:
       is_free = is_automatic and layer.is_automatic

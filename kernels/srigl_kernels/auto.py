@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 
-from srigl_kernels import cost_model
+from srigl_kernels import cost_model, depthwise
 from srigl_kernels.backends.cpu import library
 from srigl_kernels.backends.cuda import library as cuda_library
 from srigl_kernels.backends.grouped import group_size
@@ -29,10 +29,13 @@ def names(
   backend: str | Sequence[str],
   batch: int | Sequence[int] | None,
   gradients: bool,
+  groups: int = 1,
 ) -> tuple[tuple[str, ...], bool]:
   """The backends to prepare for, and whether each call chooses the fastest of them."""
   if backend != "auto":
     return (backend,) if isinstance(backend, str) else tuple(backend), False
+  if is_depthwise(condensed, groups):
+    return ("dense",), True
   batches = _BATCHES if batch is None else check_batch(batch)
   among = candidates(condensed, gradients)
   is_laid_out_in_jit = is_traced((condensed.indices, condensed.active) if gradients else condensed)
@@ -45,6 +48,14 @@ def names(
   if "cpu" in among and cost_model.is_small(condensed.in_features, condensed.out_features):
     found["cpu"] = None  # for programs that are native otherwise: see `is_worth_staying_native`
   return tuple(found), True
+
+
+def is_depthwise(condensed: Condensed, groups: int) -> bool:
+  """Whether a layer in groups is a depthwise convolution that is best run densely: other backends
+  would put together a patch of all channels, for neurons that read one.
+  """
+  shape = condensed.kernel_shape
+  return groups > 1 and len(shape) > 2 and depthwise.is_depthwise(shape, groups)
 
 
 def check_batch(batch: int | Sequence[int]) -> tuple[int, ...]:

@@ -73,8 +73,9 @@ def is_max_pool(x: Any, params: dict[str, Any]) -> bool:
 def sum_pixels(x: Array) -> Array:
   """The sums of `x` `[B, *S, C]` over its pixels, `[B, C]`."""
   pixels = x.reshape(x.shape[0], -1, x.shape[-1])
-  ones = jnp.ones((1, pixels.shape[1]), x.dtype)
-  return jnp.einsum("op,bpc->boc", ones, pixels, precision="highest")[:, 0]
+  # Of each image its own, for otherwise XLA would turn all images around.
+  ones = jnp.ones((x.shape[0], 1, pixels.shape[1]), x.dtype)
+  return jnp.einsum("bop,bpc->boc", ones, pixels, precision="highest")[:, 0]
 
 
 def is_sum_of_pixels(x: Any, axes: Sequence[int]) -> bool:
