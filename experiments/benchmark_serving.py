@@ -24,7 +24,7 @@ from absl import flags
 
 from experiments.benchmarks.comparison import comparison_table, results
 from experiments.benchmarks.serving import report
-from experiments.benchmarks.serving.cases import ENGINES, NETWORKS, TWIN_SPARSITY, XLA_FLAGS
+from experiments.benchmarks.serving.cases import ENGINES, ENVIRONMENT, NETWORKS, TWIN_SPARSITY
 from experiments.benchmarks.serving.measurement import Measurement, as_json, from_json, measure
 from experiments.common import cli
 from experiments.common.environment import (
@@ -109,7 +109,7 @@ def _report(
 def _environment() -> dict[str, Any]:
   packages = dict.fromkeys(package for engine in ENGINES.values() for package in engine.needs)
   features = {"cpu_features": " ".join(cpu_features())}
-  return environment() | package_versions(packages) | features | {"XLA_FLAGS": XLA_FLAGS}
+  return environment() | package_versions(packages) | features | ENVIRONMENT
 
 
 def _earlier(path: Path) -> dict[str, Measurement]:

@@ -15,8 +15,15 @@ TWIN_SPARSITY = 0.9
 """Of the weights that the dense rivals have; their speed does not depend on it."""
 CALLERS = (1, 2, 8)
 
-# Dense convolutions of jax's CPU backend otherwise run on one thread in some shapes.
-XLA_FLAGS = "--xla_cpu_experimental_ynn_fusion_type="
+ENVIRONMENT = {
+  # Dense convolutions of jax's CPU backend otherwise run on one thread in some shapes.
+  "XLA_FLAGS": "--xla_cpu_experimental_ynn_fusion_type=",
+  # glibc keeps memory, which XLA asks for and gives back in every call; other runtimes keep it.
+  "MALLOC_ARENA_MAX": "1",
+  "MALLOC_MMAP_MAX_": "0",
+  "MALLOC_TRIM_THRESHOLD_": "17179869184",
+}
+"""Variables of the processes of all engines."""
 
 
 class Network(NamedTuple):

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from experiments.benchmarks.processes import Process, requests
-from experiments.benchmarks.serving.cases import ENGINES, NETWORKS, OURS, XLA_FLAGS
+from experiments.benchmarks.serving.cases import ENGINES, ENVIRONMENT, NETWORKS, OURS
 from experiments.benchmarks.serving.engine import Call, Engine, Task
 from experiments.benchmarks.serving.preparation import expected_path, for_rivals
 from experiments.benchmarks.timing import call_seconds, concurrent_calls, elapsed
@@ -25,8 +25,8 @@ class Server(Process):
   def __init__(self, task: Task, cores: list[int]):
     """Starts the process."""
     arguments = [task.network, task.engine, f"{task.sparsity:g}", str(task.folder)]
-    env = {"XLA_FLAGS": XLA_FLAGS}
-    super().__init__(task.engine, f"{_FOLDER}.worker", arguments, cores=cores, env=env)
+    module = f"{_FOLDER}.worker"
+    super().__init__(task.engine, module, arguments, cores=cores, env=ENVIRONMENT)
 
   def seconds(self, batch: int) -> float:
     """Seconds of a call."""
