@@ -35,7 +35,7 @@ def names(
   if backend != "auto":
     return (backend,) if isinstance(backend, str) else tuple(backend), False
   if is_depthwise(condensed, groups):
-    return ("dense",), True
+    return ("dense",), not gradients
   batches = _BATCHES if batch is None else check_batch(batch)
   among = candidates(condensed, gradients)
   is_laid_out_in_jit = is_traced((condensed.indices, condensed.active) if gradients else condensed)

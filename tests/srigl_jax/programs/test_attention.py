@@ -85,6 +85,21 @@ def test_attention_is_found_and_the_same(name):
   np.testing.assert_allclose(twice[1], way(*(x[1] for x in stacked)), rtol=1e-5, atol=1e-6)
 
 
+def test_vmap_makes_one_call_while_there_are_axes():
+  q, k, v = normal(2, 3, 5, 2, 4), normal(2, 6, 2, 4, seed=1), normal(3, 6, 2, 4, seed=2)
+  seen = jnp.asarray(np.random.default_rng(0).random((5, 6)) < 0.7).at[:, 0].set(True)
+  attend = lambda q, k, v: masked(seen)(q[None], k[None], v[None])[0]
+  over = lambda f: jax.vmap(jax.vmap(f, (0, None, 0)), (0, 0, None))
+  native = over(sx.fuse(attend))
+  np.testing.assert_allclose(jax.jit(native)(q, k, v), over(attend)(q, k, v), rtol=1e-5, atol=1e-6)
+  assert "scan" not in str(jax.make_jaxpr(native)(q, k, v))
+  more = lambda f: jax.vmap(jax.vmap(over(f), (0, None, None)), (None, 0, None))
+  args = jnp.stack([q, 2 * q]), jnp.stack([k, -k]), v
+  got, want = jax.jit(more(sx.fuse(attend)))(*args), more(attend)(*args)
+  np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6)
+  assert "scan" in str(jax.make_jaxpr(more(sx.fuse(attend)))(*args))
+
+
 @settings(deadline=None, max_examples=20)
 @given(
   st.tuples(*map(st.integers, (1, 1, 2, 1, 2), (3, 70, 70, 3, 40))),

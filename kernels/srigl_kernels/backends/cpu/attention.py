@@ -1,7 +1,8 @@
 """Attention by a native CPU kernel, which keeps the products of queries and keys in its caches."""
 
+import functools
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +10,7 @@ import numpy as np
 from jax import Array
 
 from srigl_kernels.backends.cpu import library
+from srigl_kernels.batching import map_calls
 
 MOST_BATCH_AXES, MOST_DEPTH = 4, 256
 """Of the batch, and numbers of a query or a value."""
@@ -58,20 +60,46 @@ def attention(
     fill: what takes the place of a product that is masked.
 
   Returns:
-    The result, float32. Has no derivative of its own; under `jax.vmap` it is a loop of calls.
+    The result, float32. Has no derivative of its own. Under `jax.vmap` it is one call, but a loop of
+    calls where the batch has too many axes.
 
   Raises:
     RuntimeError: if the library is not there, or, when it runs, the arrays do not fit.
   """
   library.require()
-  arrays = {"q": q, "k": k, "v": v, "mask": mask}
-  axes = {f"{name}_axes": _axes(getattr(layout, name), array) for name, array in arrays.items()}
-  axes["out_axes"] = np.array([*layout.out, len(shape) - 1], np.int64)
-  result = jax.ShapeDtypeStruct(tuple(shape), jnp.float32)
   mask = jnp.zeros(0, bool) if mask is None else mask
-  call = jax.ffi.ffi_call(library.ATTENTION, result, vmap_method="sequential")
-  return call(q, k, v, mask, scale=np.float32(scale), fill=np.float32(fill), **axes)
+  return _call(layout, tuple(shape), float(scale), float(fill))(q, k, v, mask)
 
 
-def _axes(axes: Sequence[int], array: Array | None) -> np.ndarray:
-  return np.array([] if array is None else [*axes, array.ndim - 1], np.int64)
+@functools.cache
+def _call(layout: Layout, shape: tuple[int, ...], scale: float, fill: float) -> Any:
+  """The call as a function of the arrays, of which `jax.vmap` makes one with a larger batch."""
+
+  @jax.custom_batching.custom_vmap
+  def call(q: Array, k: Array, v: Array, mask: Array) -> Array:
+    arrays = {"q": q, "k": k, "v": v, "mask": mask}
+    axes = {f"{name}_axes": _axes(getattr(layout, name), a.ndim) for name, a in arrays.items()}
+    axes["out_axes"] = _axes(layout.out, len(shape))
+    result = jax.ShapeDtypeStruct(shape, jnp.float32)
+    run = jax.ffi.ffi_call(library.ATTENTION, result)
+    return run(*arrays.values(), scale=np.float32(scale), fill=np.float32(fill), **axes)
+
+  @call.def_vmap
+  def rule(size: int, batched: Any, *arrays: Array) -> tuple[Array, bool]:
+    if len(layout.out) > MOST_BATCH_AXES:
+      return map_calls(call, batched, arrays), True
+    larger = Layout(*map(_with_axis, layout, [*batched, True]))
+    return _call(larger, (size, *shape), scale, fill)(*arrays), True
+
+  return call
+
+
+def _axes(axes: Sequence[int], rank: int) -> np.ndarray:
+  return np.array([*axes, rank - 1] if axes else [], np.int64)
+
+
+def _with_axis(axes: tuple[int, ...], is_batched: bool) -> tuple[int, ...]:
+  """The axes of an array that has one axis more, in front, or is the same along it."""
+  if not axes:
+    return axes
+  return (0, *(n + (n >= 0) for n in axes)) if is_batched else (-1, *axes)
