@@ -60,7 +60,7 @@ def attention(
     fill: what takes the place of a product that is masked.
 
   Returns:
-    The result, float32. Has no derivative of its own. Under `jax.vmap` it is one call, but a loop of
+    The result, float32. Has no derivative of its own. Under `jax.vmap` it is one call, or a loop of
     calls where the batch has too many axes.
 
   Raises:
