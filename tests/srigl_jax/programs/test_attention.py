@@ -202,8 +202,22 @@ def test_what_is_no_plain_attention_is_the_same_too(name):
   got, want = jax.jit(sx.fuse(OTHERS[name]))(q, k, v), OTHERS[name](q, k, v)
   for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
     np.testing.assert_allclose(a.astype(float), b.astype(float), rtol=2e-2, atol=2e-5)
-  native = {"other sums"}
-  assert is_native(OTHERS[name], q, k, v) is False or name in native
+  assert not is_native(OTHERS[name], q, k, v)
+
+
+@pytest.mark.parametrize("backend", ["cpu", "xla", "dense"])
+def test_models_of_other_backends_stay_portable(backend):
+  kernel = normal(8, 8)
+  layer = sx.prepare(sx.condense(kernel, np.ones((8, 8), bool)), backend=backend)
+
+  def network(x):
+    q = sx.condensed_matmul(x, layer).reshape(2, 5, 2, 4)
+    return jax.nn.dot_product_attention(q, q, q)
+
+  x = normal(2, 5, 8)
+  text = str(jax.make_jaxpr(sx.fuse(network))(x))
+  assert ("srigl_attention" in text) == (backend == "cpu")
+  np.testing.assert_allclose(jax.jit(sx.fuse(network))(x), network(x), rtol=1e-5, atol=1e-5)
 
 
 def test_arrays_that_do_not_fit_are_refused():

@@ -49,13 +49,16 @@ def attention(
 ) -> Array:
   """`softmax(scale * q k^T, or fill where the mask is False) v` over the keys.
 
+  Scaled dot-product attention (Vaswani et al., 2017, equation 1). More than 512 keys are taken in
+  chunks, by the running maximum and sum of Milakov and Gimelshein (2018).
+
   Args:
-    q: float32, as `layout` says.
-    k: likewise.
-    v: likewise.
-    mask: bool, or None.
+    q: `[..., D]` float32; axes before the last come as `layout` says, of all arrays.
+    k: `[..., D]` float32.
+    v: `[..., W]` float32; `D` and `W` are at most `MOST_DEPTH`.
+    mask: `[..., keys]` bool, or None.
     layout: of all arrays; the batch has at most `MOST_BATCH_AXES`.
-    shape: of the result.
+    shape: of the result, `[..., W]`.
     scale: of the products of queries and keys.
     fill: what takes the place of a product that is masked.
 
