@@ -12,8 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from srigl_jax.programs import axis_labels
 from srigl_jax.programs.attention_op import Found, attention_p
-from srigl_jax.programs.axis_labels import Labels, copied_labels, fits, is_one, view_labels
 from srigl_jax.programs.flat_jaxpr import FlatJaxpr, Op
 from srigl_kernels import deferred
 from srigl_kernels.backends.cpu import attention as native
@@ -33,7 +33,7 @@ class _State(NamedTuple):
   """
 
   kind: str
-  labels: Labels
+  labels: axis_labels.Labels
   source: int
 
 
@@ -104,7 +104,7 @@ class _Search:
       ops.append(op)
     return None if self.values is None else self._operation(ops)
 
-  def _first_labels(self) -> Labels | None:
+  def _first_labels(self) -> axis_labels.Labels | None:
     contracted, batch = self.first.params["dimension_numbers"]
     if any(a.dtype != jnp.float32 for a in (*self.first.in_avals, *self.first.out_avals)):
       return None
@@ -114,7 +114,7 @@ class _Search:
     ):
       return None
     self.sides = [
-      _side_labels(a, b, name)
+      axis_labels.side_labels(a, b, name)
       for a, b, name in zip(self.first.in_avals, batch, _SIDES, strict=True)
     ]
     if any(side.count(name) > 1 for side, name in zip(self.sides, _SIDES, strict=True)):
@@ -130,7 +130,7 @@ class _Search:
     x = op.inputs[0]
     is_result = isinstance(x, int) and x in self.states and self.states[x].kind == "result"
     alone = is_result and len(self.readers[x]) == 1
-    return alone and view_labels(op, self.states[x].labels) is not None
+    return alone and axis_labels.view_labels(op, self.states[x].labels) is not None
 
   def _next(self, op: Op, known: Sequence[_State | None]) -> _State | None:
     """What an operation gives of what is known; None if that is no part of an attention."""
@@ -139,14 +139,14 @@ class _Search:
       return None
     (place, state), name = given[0], op.primitive.name
     if len(given) == 1:
-      labels = view_labels(op, state.labels, copies=state.kind in ("largest", "sums"))
+      labels = axis_labels.view_labels(op, state.labels, copies=state.kind in ("largest", "sums"))
       if labels is not None:
         return state._replace(labels=labels)
       return self._of_one(op, name, place, state)
     if len(given) > 2:
       return None
     (_, a), (_, b) = given
-    if a.source != b.source or not fits(a.labels, b.labels):
+    if a.source != b.source or not axis_labels.fits(a.labels, b.labels):
       return None
     if name == "sub" and (a.kind, b.kind) == ("scores", "largest"):
       return a._replace(kind="shifted")
@@ -200,7 +200,7 @@ class _Search:
       labels[j] = mine[i]
     used = {*contracted[other], *batch[other]}
     free = [i for i in range(len(labels)) if i not in used]
-    if [i for i in free if not is_one(aval.shape[i])] != [len(labels) - 1]:
+    if [i for i in free if not axis_labels.is_one(aval.shape[i])] != [len(labels) - 1]:
       return None
     labels[-1] = "width"
     rows = [x for i, x in enumerate(mine) if i not in (*contracted[place], *batch[place])]
@@ -253,9 +253,7 @@ class _Search:
       mask, mask_axes = self._mask(self.mask, batch, queries)
       if mask is None:
         return None
-    axes = lambda labels, rows: tuple(
-      labels.index(x) if x in labels else -1 for x in (*batch, rows)
-    )
+    axes = lambda labels, rows: axis_labels.places(labels, (*batch, rows))
     layout = native.Layout(
       axes(self.sides[1 - k_side], queries),
       axes(self.sides[k_side], self.keys),
@@ -279,11 +277,11 @@ class _Search:
   ) -> tuple[int | None, tuple[int, ...]]:
     """The smallest array that the mask is a copy of, and its axes; its last is that of the keys."""
     x = choice.inputs[0]
-    labels: Labels | None = self.states[choice.outputs[0]].labels
+    labels: axis_labels.Labels | None = self.states[choice.outputs[0]].labels
     best: tuple[int | None, tuple[int, ...]] = (None, ())
     while isinstance(x, int) and labels is not None:
       if labels and labels[-1] == self.keys:
-        rows = tuple(labels.index(a) if a in labels else -1 for a in (*batch, queries))
+        rows = axis_labels.places(labels, (*batch, queries))
         best = (x, rows)
       op = self.makers.get(x)
       if op is None:
@@ -294,13 +292,6 @@ class _Search:
           break
         x = others[0]
       else:
-        labels = copied_labels(op, labels)
+        labels = axis_labels.copied_labels(op, labels)
         x = op.inputs[0] if op.inputs else None
     return best
-
-
-def _side_labels(aval: Any, batch: Sequence[int], name: str) -> Labels:
-  """Of a factor of the first product: of its batch, of its rows, and of what is summed over."""
-  place = {axis: i for i, axis in enumerate(batch)}
-  *sizes, _ = aval.shape
-  return (*(None if is_one(n) else place.get(i, name) for i, n in enumerate(sizes)), "depth")

@@ -74,3 +74,21 @@ def copied_labels(op: Op, labels: Labels) -> Labels | None:
   if name in _RESHAPES:
     return reshaped(op.out_avals[0].shape, before, labels)
   return None
+
+
+def side_labels(aval: Any, batch: Sequence[int], name: str) -> Labels:
+  """The labels of a factor of a product over last axes.
+
+  Args:
+    aval: of the factor.
+    batch: its axes that both factors have, which are numbered.
+    name: of its other axes but the last, which is "depth".
+  """
+  place = {axis: i for i, axis in enumerate(batch)}
+  *sizes, _ = aval.shape
+  return (*(None if is_one(n) else place.get(i, name) for i, n in enumerate(sizes)), "depth")
+
+
+def places(labels: Labels, wanted: Sequence[int | str]) -> tuple[int, ...]:
+  """The axes that have these labels; -1 for each that none has."""
+  return tuple(labels.index(x) if x in labels else -1 for x in wanted)
