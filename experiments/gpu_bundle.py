@@ -7,10 +7,10 @@
 The checkout is copied there together with `.gpu_bundle/`, and `--out` is copied back.
 
 `run` goes through its parts in order: every kernel's results against float64, then its times
-(`gpu_check`), then the sweeps of `offline_run.STAGES`. It writes what it has after each row and
-each run, ends by itself within `--seconds`, and ends early with all that it has when it gets
-SIGTERM. A part that fails costs the others nothing. Started again on the same machine, training
-resumes.
+(`gpu_check`), whole networks (`experiments.benchmark_gpu`), the sweeps of `offline_run.STAGES`. It
+writes what it has after each row and each run, ends by itself within `--seconds`, and ends early
+with all that it has when it gets SIGTERM. A part that fails costs the others nothing. Started again
+on the same machine, training resumes.
 """
 
 import argparse
@@ -63,18 +63,24 @@ def _fetch_wheels(site: Path) -> None:
 
 def publish(back: Path, results: Path) -> None:
   """Turns what came back into results files, and keeps what was compiled for the next run."""
+  from experiments.common.files import read_json, write_json
+
   BUNDLE.mkdir(exist_ok=True)
   for path in back.glob("compiled-*.tar.gz"):
     shutil.copyfile(path, BUNDLE / path.name)
   if (back / "gpu_kernels.json").exists():
     from experiments.benchmarks.kernels import gpu_report
-    from experiments.common.files import read_json, write_json
 
     found = read_json(back / "gpu_kernels.json")
     found["command"] = "python kernels/benchmark/gpu_check.py"
     found["table"] = f"```text\n{gpu_report.tables(found)}\n```"
     write_json(results / "gpu_kernels.json", found)
     print(f"wrote {results / 'gpu_kernels.json'}")
+  if (back / "gpu_networks.json").exists():
+    networks = read_json(back / "gpu_networks.json")
+    networks["command"] = "python -m experiments.benchmark_gpu --out=gpu_networks.json"
+    write_json(results / "gpu_networks.json", networks)
+    print(f"wrote {results / 'gpu_networks.json'}")
   if not (back / "training.tar.gz").exists():
     return
   with tarfile.open(back / "training.tar.gz") as archive:
@@ -93,7 +99,7 @@ def main(argv: Sequence[str] | None = None) -> int:
   there = commands.add_parser("run", help="check, time and train")
   there.add_argument("--out", type=Path, required=True, help="directory for what comes back")
   there.add_argument("--seconds", type=float, required=True, help="from now until it has ended")
-  there.add_argument("--parts", default="kernels,train", help="kernels, train or both")
+  there.add_argument("--parts", default=",".join(PARTS), help="some of these, with commas")
   there.add_argument("--tiny", action="store_true", help="small shapes and networks, on CPU")
   back = commands.add_parser("publish", help="write experiments/results/gpu_*.json")
   back.add_argument("directory", type=Path, help="what came back")
@@ -106,7 +112,7 @@ def main(argv: Sequence[str] | None = None) -> int:
   else:
     parts = options.parts.split(",")
     if set(parts) - set(PARTS):
-      parser.error(f"--parts is {options.parts!r}; it must be kernels, train or kernels,train")
+      parser.error(f"--parts is {options.parts!r}; it must be some of {','.join(PARTS)}")
     return run(options.out.resolve(), options.seconds, parts=parts, tiny=options.tiny)
   return 0
 

@@ -16,11 +16,12 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 BUNDLE = ROOT / ".gpu_bundle"
 WORK = ROOT / "runs" / "gpu_bundle"
-PARTS = ("kernels", "train")
+PARTS = ("kernels", "networks", "train")
 STAGES = ("wrn22-99", "wrn22-99-dense", "wrn22-95", "resnet18-99")
 """Arguments of configs/sweeps/gpu.py, in order; `-dense` goes on in the same directory."""
 
 _KERNEL_SECONDS = 230
+_NETWORK_SECONDS = 100
 _GRACE_SECONDS = 20  # from SIGTERM to SIGKILL
 _RESERVE_SECONDS = 15  # to write the archives
 _MAX_FILE = 15 * 2**20  # a little under what comes back in one file
@@ -103,8 +104,8 @@ def run(out: Path, seconds: float, *, parts: Sequence[str], tiny: bool) -> int:
   """Checks, times and trains; the exit code is 0 if every part that was begun went well.
 
   Args:
-    out: directory for what comes back: `gpu_kernels.json`, `training.tar.gz`, `compiled-*.tar.gz`
-      and `log.txt`.
+    out: directory for what comes back: `gpu_kernels.json`, `gpu_networks.json`, `training.tar.gz`,
+      `compiled-*.tar.gz` and `log.txt`.
     seconds: from now until it has ended.
     parts: of `PARTS`.
     tiny: small shapes and networks, on CPU.
@@ -124,6 +125,11 @@ def run(out: Path, seconds: float, *, parts: Sequence[str], tiny: bool) -> int:
     command = ["kernels/benchmark/gpu_check.py", f"--out={results}", f"--seconds={within:.0f}"]
     codes.append(timed.run("kernels", command + ["--tiny"] * tiny, within + 40, lambda: None))
     print(_table(results), flush=True)
+  if "networks" in parts:
+    within = min(_NETWORK_SECONDS, timed.left())
+    command = ["-m", "experiments.benchmark_gpu", f"--out={out / 'gpu_networks.json'}"]
+    command += [f"--seconds={within:.0f}"] + ["--tiny"] * tiny
+    codes.append(timed.run("networks", command, within + 60, lambda: None))
   if data:
     with contextlib.suppress(subprocess.TimeoutExpired):
       data.wait(timed.left())

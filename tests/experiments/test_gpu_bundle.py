@@ -82,7 +82,7 @@ def test_what_was_compiled_comes_back_in_few_files_and_is_taken_along(places, mo
 def test_parts_have_names(capsys):
   with pytest.raises(SystemExit):
     gpu_bundle.main(["run", "--out=x", "--seconds=9", "--parts=training"])
-  assert "kernels,train" in capsys.readouterr().err
+  assert "kernels,networks,train" in capsys.readouterr().err
 
 
 def checkout(folder, tmp_path):
@@ -123,6 +123,7 @@ def test_a_bundle_from_the_checkout_to_the_results_files(tmp_path):
   check_files(out)
   results = json.loads((out / "gpu_kernels.json").read_text())
   assert results["done"] and "right" in results["table"]
+  assert json.loads((out / "gpu_networks.json").read_text())["rows"]
   with tarfile.open(out / "training.tar.gz") as archive:
     names = archive.getnames()
   for stage in ("wrn22-99-tiny", "wrn22-95-tiny", "resnet18-99-tiny"):
@@ -142,6 +143,7 @@ def test_a_bundle_from_the_checkout_to_the_results_files(tmp_path):
   published = json.loads((tmp_path / "r" / "gpu_wrn22_99_tiny.json").read_text())
   assert set(published["variants"]) == {"rigl", "srigl_no_ablation", "srigl", "dense"}
   assert (tmp_path / "r" / "gpu_kernels.json").exists()
+  assert (tmp_path / "r" / "gpu_networks.json").exists()
 
 
 @pytest.mark.slow

@@ -47,10 +47,10 @@ def kernels(request, monkeypatch):
   """The backend can run: on the GPU, or emulated."""
   if jax.default_backend() != "gpu":
     monkeypatch.setenv(library.LIBRARY, str(request.getfixturevalue("emulated")))
-  library.why_not.cache_clear()
+  library._why_not.cache_clear()
   assert library.why_not() is None
   yield
-  library.why_not.cache_clear()
+  library._why_not.cache_clear()
 
 
 def error(actual, expected):
@@ -205,12 +205,12 @@ def test_without_a_gpu_it_says_what_is_missing(monkeypatch):
   if jax.default_backend() == "gpu":
     pytest.skip("there is a GPU")
   monkeypatch.delenv(library.LIBRARY, raising=False)
-  library.why_not.cache_clear()
+  library._why_not.cache_clear()
   x, condensed = make_problem(PROBLEMS["odd_sizes"])
   with pytest.raises(ValueError, match="cannot run here, on cpu: it needs an NVIDIA GPU"):
     condensed_matmul(x, condensed, backend="cuda")
   assert "not on an NVIDIA GPU" in library.why_not()
-  library.why_not.cache_clear()
+  library._why_not.cache_clear()
 
 
 def test_a_gpu_without_nvcc_falls_back_with_one_warning(monkeypatch):
@@ -218,21 +218,21 @@ def test_a_gpu_without_nvcc_falls_back_with_one_warning(monkeypatch):
   monkeypatch.setattr(library, "_architecture", lambda: 90)
   monkeypatch.setattr(shutil, "which", lambda *args, **kwargs: None)
   monkeypatch.delenv(library.LIBRARY, raising=False)
-  library.why_not.cache_clear()
+  library._why_not.cache_clear()
   auto._warn_of_no_cuda.cache_clear()
   _, condensed = make_problem(PROBLEMS["odd_sizes"])
   with pytest.warns(UserWarning, match="nvcc, the CUDA compiler, is neither on PATH") as caught:
     names = auto.candidates(condensed)
     auto.candidates(condensed)
   assert "pallas" in names and "cuda" not in names and len(caught) == 1
-  library.why_not.cache_clear()
+  library._why_not.cache_clear()
 
 
 def test_a_library_that_does_not_load_is_told(monkeypatch, tmp_path):
   monkeypatch.setenv(library.LIBRARY, str(tmp_path / "missing.so"))
-  library.why_not.cache_clear()
+  library._why_not.cache_clear()
   assert "missing.so" in library.why_not() and not library.is_available()
-  library.why_not.cache_clear()
+  library._why_not.cache_clear()
 
 
 def test_too_large_a_batch_is_refused():

@@ -15,6 +15,7 @@ import pathlib
 import shutil
 import subprocess
 import tempfile
+import threading
 from collections.abc import Sequence
 from importlib import metadata
 
@@ -34,9 +35,17 @@ _SOURCES = ("gather.cu", "tiles.cu", "grouped.cu", "products.cu", "ffi.cu")
 _OLDEST = 80  # architecture: bfloat16 and TF32 on tensor cores, asynchronous copies
 
 
-@functools.cache
+_LOADING = threading.Lock()
+
+
 def why_not() -> str | None:
   """Why the kernels cannot run here, or None: then they are loaded and registered."""
+  with _LOADING:  # threads that prepare layers side by side would all build, and register
+    return _why_not()
+
+
+@functools.cache
+def _why_not() -> str | None:
   override = os.environ.get(LIBRARY)
   if jax.default_backend() != "gpu" and not override:
     return f"jax runs on {jax.default_backend()}, not on an NVIDIA GPU"
