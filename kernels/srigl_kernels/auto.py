@@ -16,6 +16,7 @@ from srigl_kernels.backends.grouped import group_size
 from srigl_kernels.backends.registry import BACKENDS, is_traced
 from srigl_kernels.format import Condensed
 from srigl_kernels.layer_cache import is_concrete, remember
+from srigl_kernels.matmul_precision import current_precision
 
 ACCELERATORS = ("gpu", "tpu")
 _EXACT = ("highest", "float32")  # settings under which products of float32 are not rounded
@@ -171,7 +172,7 @@ def _key(name: str, condensed: Condensed) -> str:
     is_int8 = condensed.scales is not None and condensed.rounds_inputs
     return f"cpu {isa} int8" if more and is_int8 else f"cpu {isa}"
   dtype = condensed.values.dtype.name
-  is_exact = getattr(jax.config, "jax_default_matmul_precision", None) in _EXACT
+  is_exact = current_precision() in _EXACT
   exact = " highest" if dtype == "float32" and is_exact and name in _FOLLOWING_PRECISION else ""
   return f"{name} {device} {dtype}{exact}"
 

@@ -18,6 +18,8 @@ from jax import Array
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
+from srigl_kernels.matmul_precision import current_precision
+
 _is_recording = contextvars.ContextVar("srigl_kernels_is_recording", default=False)
 
 product_p = Primitive("srigl_product")
@@ -65,7 +67,7 @@ def call(
     return apply(x, condensed, layouts[backend], residual, activation, backend, *static)
   leaves, tree = jax.tree.flatten((x, condensed, layouts, residual))
   params = {"apply": apply, "tree": tree, "activation": activation, "backend": backend}
-  return product_p.bind(*leaves, **params, static=static)
+  return product_p.bind(*leaves, **params, static=static, precision=current_precision())
 
 
 class Product:
@@ -90,7 +92,8 @@ class Product:
     given = {"residual": self.residual, **self.params, **changes}
     layout = self.layouts[given["backend"]]
     how = given["activation"], given["backend"], *given["static"]
-    return given["apply"](self.x, self.condensed, layout, given["residual"], *how)
+    with jax.default_matmul_precision(given["precision"]):
+      return given["apply"](self.x, self.condensed, layout, given["residual"], *how)
 
 
 def _compute(*leaves: Any, **params: Any) -> Array:

@@ -20,6 +20,7 @@ from jax.interpreters import ad, batching, mlir
 from srigl_kernels.backends import xla
 from srigl_kernels.backends.registry import BACKENDS
 from srigl_kernels.format import Condensed
+from srigl_kernels.matmul_precision import current_precision
 from srigl_kernels.prepared import Layout
 
 _product = Primitive("condensed_product")
@@ -43,22 +44,45 @@ def tangent(
   """
   (x, values), (dx, dvalues) = primals, tangents
   rest, tree = jax.tree.flatten((condensed, layout))
-  parts = [] if dx is None else [_bind("y", backend, True, dx, values, rest, tree)]
-  parts += [] if dvalues is None else [_bind("y", backend, False, x, dvalues, rest, tree)]
+  how = rest, tree, current_precision()
+  parts = [] if dx is None else [_bind("y", backend, True, dx, values, *how)]
+  parts += [] if dvalues is None else [_bind("y", backend, False, x, dvalues, *how)]
   return sum(parts[1:], parts[0]) if parts else None
 
 
 def _bind(
-  kind: str, backend: str, known: bool, a: Array, b: Array, rest: list[Any], tree: Any
+  kind: str,
+  backend: str,
+  known: bool,
+  a: Array,
+  b: Array,
+  rest: list[Any],
+  tree: Any,
+  precision: str | None,
 ) -> Array:
   """One of the products; not `known`: of values that no layout was made of, such as tangents."""
-  return _product.bind(a, b, *rest, kind=kind, backend=backend, known=known, tree=tree)
+  return _product.bind(
+    a, b, *rest, kind=kind, backend=backend, known=known, tree=tree, precision=precision
+  )
 
 
 def _compute(
-  a: Array, b: Array, *rest: Any, kind: str, backend: str, known: bool, tree: Any
+  a: Array,
+  b: Array,
+  *rest: Any,
+  kind: str,
+  backend: str,
+  known: bool,
+  tree: Any,
+  precision: str | None,
 ) -> Array:
-  condensed, layout = jax.tree.unflatten(tree, rest)
+  with jax.default_matmul_precision(precision):
+    return _of_kind(kind, backend, known, a, b, *jax.tree.unflatten(tree, rest))
+
+
+def _of_kind(
+  kind: str, backend: str, known: bool, a: Array, b: Array, condensed: Condensed, layout: Layout
+) -> Array:
   if kind == "dv":
     return (BACKENDS[backend].values_gradient or xla.values_gradient)(a, b, condensed, layout)
   condensed = dataclasses.replace(condensed, values=b)
@@ -79,7 +103,15 @@ def _jvp(primals: Sequence[Any], tangents: Sequence[Any], **params: Any) -> tupl
 
 
 def _transpose(
-  ct: Any, a: Any, b: Any, *rest: Any, kind: str, backend: str, known: bool, tree: Any
+  ct: Any,
+  a: Any,
+  b: Any,
+  *rest: Any,
+  kind: str,
+  backend: str,
+  known: bool,
+  tree: Any,
+  precision: str | None,
 ) -> list[Any]:
   nothing: list[Any] = [None] * (2 + len(rest))
   if type(ct) is ad.Zero:
@@ -95,9 +127,8 @@ def _transpose(
     ("dv", False): ("dx", False, a, ct),
   }
   of, is_known, p, q = operands[kind, first]
-  nothing[0 if first else 1] = _bind(of, backend, is_known, p, q, list(rest), tree).astype(
-    like.dtype
-  )
+  ct = _bind(of, backend, is_known, p, q, list(rest), tree, precision)
+  nothing[0 if first else 1] = ct.astype(like.dtype)
   return nothing
 
 
@@ -122,7 +153,9 @@ def _shape_of(*args: Any, **params: Any) -> Any:
   return jax.make_jaxpr(functools.partial(_compute, **params))(*args).out_avals[0]
 
 
-_product.def_impl(jax.jit(_compute, static_argnames=("kind", "backend", "known", "tree")))
+_product.def_impl(
+  jax.jit(_compute, static_argnames=("kind", "backend", "known", "tree", "precision"))
+)
 _product.def_abstract_eval(_shape_of)
 ad.primitive_jvps[_product] = _jvp
 ad.primitive_transposes[_product] = _transpose

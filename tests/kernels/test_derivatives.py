@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import srigl_jax as sx
 from srigl_kernels import condensed_conv, condensed_matmul, prepare
 from srigl_kernels.backends.registry import BACKENDS
 from srigl_kernels.format import make_condensed
@@ -91,3 +92,18 @@ def test_convolution():
 
   x = jnp.asarray(RNG.normal(size=(1, 4, 4, 2)), jnp.float32)
   check_all_orders(got, want, (x, condensed.values, condensed.bias))
+
+
+@pytest.mark.parametrize("recorded", [False, True])
+def test_the_precision_asked_for_inside_a_program_is_that_of_all_its_products(recorded):
+  condensed = layer((9, 5), [0, 2, 3], 4)
+  prepared = prepare(condensed, backend="structured", gradients=True)
+
+  def run(x, weights):
+    with jax.default_matmul_precision("highest"):
+      loss = lambda *args: condensed_matmul(args[0], prepared.with_weights(args[1])).sum()
+      return jax.grad(sx.fuse(loss) if recorded else loss, (0, 1))(x, weights)
+
+  text = jax.jit(run).lower(jnp.ones((2, 9)), prepared.weights).as_text()
+  products = [line for line in text.splitlines() if "dot_general" in line]
+  assert products and all("precision = [HIGHEST, HIGHEST]" in line for line in products)

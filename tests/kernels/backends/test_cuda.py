@@ -170,6 +170,14 @@ def test_through_the_front_door(kernels):
     np.testing.assert_allclose(got[name], expected[name], rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_layer_without_groups_can_be_packed(dtype):
+  _, condensed = make_problem(PROBLEMS["none_active"])
+  steps = cuda_grouped.pack(condensed, 16)
+  held = cuda_grouped.fragments(jnp.zeros((0, 16, condensed.fan_in), dtype), steps)
+  assert held.shape == (0,) and cuda_grouped._as_float32(held, 0, 16).shape == (0,)
+
+
 def test_tiles_hold_every_weight_once():
   _, condensed = make_problem(MORE["dense_tiles"])
   fan_in = condensed.fan_in

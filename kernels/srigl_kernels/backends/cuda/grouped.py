@@ -89,18 +89,20 @@ def fragments(values: Array, steps: Steps) -> Array:
 
 def _arrange(rows: Array) -> Array:
   """`[G, S, steps * 16]` flat, in the order that the type asks for."""
-  num_groups, size, _ = rows.shape
+  num_groups, size, width = rows.shape
+  num_steps = width // _STEP  # and not -1, of which nothing is known where there are no groups
   if rows.dtype == jnp.bfloat16:  # G, S / 16, half of rows, row; step, half of inputs, quad, pair
-    axes = rows.reshape(num_groups, size // 16, 2, 8, -1, 2, 4, 2)
+    axes = rows.reshape(num_groups, size // 16, 2, 8, num_steps, 2, 4, 2)
     return axes.transpose(0, 4, 1, 3, 6, 5, 2, 7).reshape(-1)
-  axes = rows.reshape(num_groups, size // 16, 2, 8, -1, 2, 2, 4)  # step, part, half, quad
+  axes = rows.reshape(num_groups, size // 16, 2, 8, num_steps, 2, 2, 4)  # step, part, half, quad
   return axes.transpose(0, 4, 5, 1, 3, 7, 6, 2).reshape(-1)
 
 
 def _as_float32(held: Array, num_groups: int, size: int) -> Array:
   """Fragments of bfloat16 as those of float32."""
-  axes = held.reshape(num_groups, -1, size // 16, 8, 4, 2, 2, 2)
-  rows = axes.transpose(0, 2, 6, 3, 1, 5, 4, 7).reshape(num_groups, size, -1)
+  num_steps = held.size // max(1, num_groups * size * _STEP)
+  axes = held.reshape(num_groups, num_steps, size // 16, 8, 4, 2, 2, 2)
+  rows = axes.transpose(0, 2, 6, 3, 1, 5, 4, 7).reshape(num_groups, size, num_steps * _STEP)
   return _arrange(rows.astype(jnp.float32))
 
 

@@ -25,6 +25,7 @@ from srigl_kernels.backends.cuda.layout import TILE_COLUMNS, TILE_ROWS, Packed, 
 from srigl_kernels.batching import in_a_loop, over_rows
 from srigl_kernels.epilogue import apply_epilogue
 from srigl_kernels.format import Condensed
+from srigl_kernels.matmul_precision import current_precision
 
 GATHER_ROWS = 8
 """The largest batch that is gathered."""
@@ -108,8 +109,7 @@ def mode_of(dtype: Any) -> int:
   """What tensor cores multiply, as `Mode` in kernels.h."""
   if dtype == jnp.bfloat16:
     return _BFLOAT16
-  precision = getattr(jax.config, "jax_default_matmul_precision", None)
-  return _TF32 if precision in _ROUNDED else _THREE_TF32
+  return _TF32 if current_precision() in _ROUNDED else _THREE_TF32
 
 
 def _cast(layout: Packed, dtype: Any) -> Packed:
