@@ -34,6 +34,11 @@ __device__ inline void FromFloat(float value, BFloat16* out) {
   out->bits = __bfloat16_as_ushort(__float2bfloat16_rn(value));
 }
 
+// From the type of x to that of its copy in shared memory.
+__device__ inline void Convert(float value, float* out) { *out = value; }
+__device__ inline void Convert(BFloat16 value, float* out) { *out = ToFloat(value); }
+__device__ inline void Convert(BFloat16 value, BFloat16* out) { *out = value; }
+
 // Eight numbers that lie next to each other, aligned to 16 bytes; read in 16-byte loads.
 template <typename T>
 struct alignas(16) Vector8 {

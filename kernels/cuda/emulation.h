@@ -24,6 +24,7 @@
 
 #define __global__
 #define __device__
+#define __host__
 #define __launch_bounds__(...)
 
 using cudaStream_t = void*;
@@ -56,7 +57,8 @@ struct Copy {
 struct Fiber {
   ucontext_t start;
   jmp_buf at;
-  std::vector<Copy> copies;  // that it has started
+  std::vector<Copy> copies;    // that it has started
+  std::vector<size_t> groups;  // for each that is committed, where its copies end
   bool is_started;
 };
 
@@ -185,6 +187,8 @@ inline void __syncthreads() {
   srigl::emulation::Arrive(&block.arrived, &block.turn, static_cast<int>(block.size.x));
 }
 
+inline void __syncwarp() { srigl::emulation::WarpBarrier(); }
+
 template <typename T>
 T __ldg(const T* from) {
   return *from;
@@ -238,16 +242,23 @@ inline void CopyAsync16(void* to, const void* from, bool is_there) {
     memset(to, 0, 16);
   }
 }
-inline void CommitCopies() {}
+inline void CommitCopies() {
+  emulation::Fiber& fiber = emulation::Current()->fibers[emulation::Current()->current];
+  fiber.groups.push_back(fiber.copies.size());
+}
 template <int kPending>
 void WaitForCopies() {
-  static_assert(kPending == 0, "only waiting for all copies is emulated");
-  emulation::Block& block = *emulation::Current();
-  for (const emulation::Copy& copy : block.fibers[block.current].copies) {
+  emulation::Fiber& fiber = emulation::Current()->fibers[emulation::Current()->current];
+  if (fiber.groups.size() <= kPending) return;
+  const size_t done = fiber.groups[fiber.groups.size() - kPending - 1];
+  for (size_t i = 0; i < done; ++i) {
+    const emulation::Copy& copy = fiber.copies[i];
     if (copy.from) memcpy(copy.to, copy.from, 16);
     if (!copy.from) memset(copy.to, 0, 16);
   }
-  block.fibers[block.current].copies.clear();
+  fiber.copies.erase(fiber.copies.begin(), fiber.copies.begin() + done);
+  fiber.groups.erase(fiber.groups.begin(), fiber.groups.end() - kPending);
+  for (size_t& end : fiber.groups) end -= done;
 }
 
 namespace emulation {

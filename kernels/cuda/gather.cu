@@ -1,9 +1,14 @@
-// The condensed product by gathering, for small batches: bound by reading values and indices, which
-// are read once, in 16-byte loads, the next ones on their way while the last ones are used.
+// The condensed product by gathering. Values and indices are read once for up to 32 rows of x, in
+// copies to shared memory that each warp starts three stages ahead, as it is they that bound small
+// batches. Products are of float32, sums too.
 //
-// x lies in shared memory as [I][kBatch] float32, so that what one weight reads is contiguous. A
-// row of the pattern is summed by `row_lanes` lanes of a warp: groups of kLanes = kBatch / 4 lanes
-// take one weight each, four rows of x a lane. Blocks take rows in turns.
+// x lies in shared memory as [I][kBatch], so that what one weight reads is contiguous: 16 bytes of
+// it for each lane of a group of kLanes. A row of the pattern is summed by `row_lanes` lanes of a
+// warp, whose groups take one vector of eight weights each. Blocks take rows in turns.
+//
+// The inputs are stored in another order (Place), so that threads which each bring eight inputs of
+// eight rows write to different banks. `layout.py` orders the weights of a row so that groups which
+// read at once meet different banks as well.
 
 #include "kernels.h"
 
@@ -11,94 +16,186 @@ namespace srigl {
 namespace {
 
 constexpr int kMaxThreads = 512;
+constexpr int kStages = 4;  // of weights, one of them in use
+constexpr int64_t kMultiprocessorBytes = 228 * 1024, kReservedBytes = 1024;  // of shared memory
+constexpr int64_t kMultiprocessorThreads = 1024;  // that registers allow for
 
-template <typename Index, typename T>
-struct Weights {
-  Vector8<T> values;
-  Vector8<Index> indices;
+template <bool kCondition, typename A, typename B>
+struct Select {
+  using Type = A;
+};
+template <typename A, typename B>
+struct Select<false, A, B> {
+  using Type = B;
 };
 
-template <typename T, typename Index, int kBatch, bool kShared>
-__global__ void __launch_bounds__(kMaxThreads, 1) GatherKernel(GatherArgs<T> args) {
-  constexpr int kWidth = kBatch < 4 ? kBatch : 4;  // rows of x of a lane
-  constexpr int kLanes = kBatch / kWidth;
-  struct alignas(4 * kWidth) Inputs {
-    float at[kWidth];
+template <typename T, typename Index, int kBatch>
+struct Layout {
+  // What x is stored as: its own type where a lane's rows of it fill 16 bytes.
+  using Input = typename Select<sizeof(T) * kBatch >= 16, T, float>::Type;
+  static constexpr int kMost = 16 / static_cast<int>(sizeof(Input));
+  static constexpr int kWidth = kBatch < kMost ? kBatch : kMost;  // rows of x of a lane
+  static constexpr int kLanes = kBatch / kWidth;
+  static constexpr int kGroups = 32 / kLanes;  // of lanes in a warp
+  static constexpr int kInputs = 16 / static_cast<int>(sizeof(T));  // that a thread brings at once
+  struct alignas(static_cast<int>(sizeof(Input)) * kWidth) Chunk {
+    Input at[kWidth];
   };
+  // A stage holds a vector of weights for each lane.
+  static constexpr int kValueBytes = 32 * 8 * static_cast<int>(sizeof(T));
+  static constexpr int kIndexBytes = 32 * 8 * static_cast<int>(sizeof(Index));
+  static constexpr int kStageBytes = kValueBytes + kIndexBytes;
+
+  static __host__ __device__ int64_t InputBytes(int64_t num_inputs) {
+    return (num_inputs + 7) / 8 * 8 * kLanes * static_cast<int64_t>(sizeof(Chunk));
+  }
+
+  // Where an input's chunks begin, in chunks. As `layout.bank_of` has it.
+  static __device__ int Place(int input) {
+    constexpr int kShift = kInputs == 8 ? 3 : 2;
+    constexpr int kMask = kLanes < 8 ? 8 / kLanes - 1 : 0;
+    return (input ^ (input >> kShift & kMask)) * kLanes;
+  }
+};
+
+// Brings the block's rows of x to shared memory.
+template <typename T, typename Layout>
+__device__ void LoadInputs(const GatherArgs<T>& args, int64_t first_batch,
+                           typename Layout::Chunk* inputs) {
+  constexpr int kWidth = Layout::kWidth, kInputs = Layout::kInputs;
+  struct alignas(16) Word {
+    T at[kInputs];
+  };
+  const bool is_aligned = args.num_inputs % kInputs == 0;
+  const int count = static_cast<int>((args.num_inputs + kInputs - 1) / kInputs) * Layout::kLanes;
+  for (int i = threadIdx.x; i < count; i += blockDim.x) {
+    const int first = i / Layout::kLanes * kInputs, part = i % Layout::kLanes;
+    Word words[kWidth];
+#pragma unroll
+    for (int j = 0; j < kWidth; ++j) {
+      const int64_t batch = first_batch + part * kWidth + j;
+      const T* from = args.x + batch * args.num_inputs + first;
+      if (batch >= args.out.batch) {
+        memset(&words[j], 0, sizeof(Word));
+      } else if (is_aligned) {
+        const uint4 word = __ldg(reinterpret_cast<const uint4*>(from));
+        memcpy(&words[j], &word, sizeof(Word));
+      } else {
+#pragma unroll
+        for (int e = 0; e < kInputs; ++e) {
+          if (first + e < args.num_inputs) {
+            words[j].at[e] = from[e];
+          } else {
+            FromFloat(0.0f, &words[j].at[e]);
+          }
+        }
+      }
+    }
+#pragma unroll
+    for (int e = 0; e < kInputs; ++e) {
+      typename Layout::Chunk chunk;
+#pragma unroll
+      for (int j = 0; j < kWidth; ++j) Convert(words[j].at[e], &chunk.at[j]);
+      inputs[Layout::Place(first + e) + part] = chunk;
+    }
+  }
+}
+
+template <typename T, typename Index, int kBatch, bool kShared>
+__global__ void __launch_bounds__(kMaxThreads, kMultiprocessorThreads / kMaxThreads)
+    GatherKernel(GatherArgs<T> args) {
+  using Layout = Layout<T, Index, kBatch>;
+  constexpr int kWidth = Layout::kWidth, kLanes = Layout::kLanes, kGroups = Layout::kGroups;
   SRIGL_SHARED_MEMORY(shared);
-  Inputs* inputs = reinterpret_cast<Inputs*>(shared);  // [I][kLanes]
+  auto* inputs = reinterpret_cast<typename Layout::Chunk*>(shared);
 
   const Output& out = args.out;
-  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-  const int warps = blockDim.x / 32;
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, warps = blockDim.x / 32;
+  char* ring = shared + (kShared ? Layout::InputBytes(args.num_inputs) : 0) +
+               warp * kStages * Layout::kStageBytes;
+  const int slots = args.row_lanes / kLanes;  // vectors of a row that are taken at once
   const int rows_per_warp = 32 / args.row_lanes;
-  const int part = lane % kLanes;                      // which rows of x
-  const int slot = lane % args.row_lanes / kLanes;     // which weights
-  const int slots = args.row_lanes / kLanes;
   const int steps = (args.row_vectors + slots - 1) / slots;
-  const int64_t first_batch = static_cast<int64_t>(blockIdx.y) * kBatch + part * kWidth;
+  const int stages = (steps + kLanes - 1) / kLanes;  // of a row
+  const int part = lane % kLanes, group = lane / kLanes;
+  const int row_in_warp = group / slots, slot = group % slots;
+  const int64_t first_batch = static_cast<int64_t>(blockIdx.y) * kBatch;
   const int64_t stride = static_cast<int64_t>(gridDim.x) * warps * rows_per_warp;
   int64_t row = (static_cast<int64_t>(blockIdx.x) * warps + warp) * rows_per_warp;
   const int64_t end = out.num_rows;
-  const int row_in_warp = lane / args.row_lanes;
 
-  const auto is_there = [&](int64_t of_row, int step) {
-    return of_row + row_in_warp < end && step * slots + slot < args.row_vectors;
-  };
-  const auto load = [&](int64_t of_row, int step) {
-    Weights<Index, T> weights;
-    const int64_t vector = (of_row + row_in_warp) * args.row_vectors + step * slots + slot;
-    weights.values = LoadVector(args.values + 8 * vector);
-    weights.indices = LoadVector(static_cast<const Index*>(args.indices) + 8 * vector);
-    return weights;
-  };
-
-  // The first weights are on their way while x is brought in.
-  Weights<Index, T> next = {};
-  if (is_there(row, 0)) next = load(row, 0);
-  if (kShared) {
-    const int count = static_cast<int>(args.num_inputs) * kLanes;
-#pragma unroll 4
-    for (int i = threadIdx.x; i < count; i += blockDim.x) {
-      const int input = i / kLanes;
-      const int64_t batch = static_cast<int64_t>(blockIdx.y) * kBatch + i % kLanes * kWidth;
-      Inputs found;
+  // The next stage to be asked for. This lane copies one vector of it.
+  int64_t next_row = row;
+  int next_stage = 0, next_buffer = 0;
+  const int my_step = lane / kGroups, my_group = lane % kGroups;
+  const auto ask = [&] {
+    if (next_row < end) {
+      const int64_t of_row = next_row + my_group / slots;
+      const int vector = (next_stage * kLanes + my_step) * slots + my_group % slots;
+      const bool is_there = of_row < end && vector < args.row_vectors;
+      const int64_t from = is_there ? 8 * (of_row * args.row_vectors + vector) : 0;
+      char* to = ring + next_buffer * Layout::kStageBytes;
+      const T* values = args.values + from;
+      const Index* indices = static_cast<const Index*>(args.indices) + from;
 #pragma unroll
-      for (int j = 0; j < kWidth; ++j) {
-        found.at[j] = batch + j < out.batch
-                          ? ToFloat(args.x[(batch + j) * args.num_inputs + input])
-                          : 0.0f;
+      for (int i = 0; i < static_cast<int>(sizeof(T)) / 2; ++i) {
+        CopyAsync16(to + (lane * sizeof(T) / 2 + i) * 16, values + 16 / sizeof(T) * i, is_there);
       }
-      inputs[i] = found;
+#pragma unroll
+      for (int i = 0; i < static_cast<int>(sizeof(Index)) / 2; ++i) {
+        CopyAsync16(to + Layout::kValueBytes + (lane * sizeof(Index) / 2 + i) * 16,
+                    indices + 16 / sizeof(Index) * i, is_there);
+      }
+      next_buffer = (next_buffer + 1) % kStages;
+      if (++next_stage == stages) {
+        next_stage = 0;
+        next_row += stride;
+      }
     }
+    CommitCopies();
+  };
+
+#pragma unroll
+  for (int i = 0; i + 1 < kStages; ++i) ask();
+  if (kShared) {
+    LoadInputs<T, Layout>(args, first_batch, inputs);
     __syncthreads();
   }
 
+  int buffer = 0;
   for (; row < end; row += stride) {
     float sums[kWidth] = {};
-    for (int step = 0; step < steps; ++step) {
-      const Weights<Index, T> weights = next;
-      const bool is_last = step + 1 == steps;
-      const int64_t next_row = is_last ? row + stride : row;
-      const int next_step = is_last ? 0 : step + 1;
-      if (is_there(next_row, next_step)) next = load(next_row, next_step);
-      if (!is_there(row, step)) continue;
+    for (int stage = 0; stage < stages; ++stage) {
+      WaitForCopies<kStages - 2>();
+      __syncwarp();  // the copies of all lanes are there, and nobody reads the buffer before
+      ask();
+      const char* held = ring + buffer * Layout::kStageBytes;
+      buffer = (buffer + 1) % kStages;
 #pragma unroll
-      for (int e = 0; e < 8; ++e) {
-        const float value = ToFloat(weights.values.at[e]);
-        if (kShared) {
-          const Inputs picked = inputs[static_cast<int>(weights.indices.at[e]) * kLanes + part];
+      for (int j = 0; j < kLanes; ++j) {
+        if ((stage * kLanes + j) * slots + slot >= args.row_vectors) break;
+        const int which = j * kGroups + group;
+        const auto values = *reinterpret_cast<const Vector8<T>*>(held + which * sizeof(Vector8<T>));
+        const auto indices = *reinterpret_cast<const Vector8<Index>*>(
+            held + Layout::kValueBytes + which * sizeof(Vector8<Index>));
 #pragma unroll
-          for (int j = 0; j < kWidth; ++j) sums[j] = fmaf(value, picked.at[j], sums[j]);
-        } else {  // kBatch is 1
-          const T* x = args.x + first_batch * args.num_inputs;
-          sums[0] = fmaf(value, ToFloat(x[weights.indices.at[e]]), sums[0]);
+        for (int e = 0; e < 8; ++e) {
+          const float value = ToFloat(values.at[e]);
+          const int input = static_cast<int>(indices.at[e]);
+          if (kShared) {
+            const auto chunk = inputs[Layout::Place(input) + part];
+#pragma unroll
+            for (int b = 0; b < kWidth; ++b) sums[b] = fmaf(value, ToFloat(chunk.at[b]), sums[b]);
+          } else {  // kBatch is 1
+            const T* x = args.x + first_batch * args.num_inputs;
+            sums[0] = fmaf(value, ToFloat(x[input]), sums[0]);
+          }
         }
       }
     }
     for (int distance = kLanes; distance < args.row_lanes; distance *= 2) {
 #pragma unroll
-      for (int j = 0; j < kWidth; ++j) sums[j] += __shfl_xor_sync(kAllLanes, sums[j], distance);
+      for (int b = 0; b < kWidth; ++b) sums[b] += __shfl_xor_sync(kAllLanes, sums[b], distance);
     }
     const int64_t mine = row + row_in_warp;
     if (mine >= end) continue;
@@ -107,10 +204,11 @@ __global__ void __launch_bounds__(kMaxThreads, 1) GatherKernel(GatherArgs<T> arg
     for (int64_t c = out.FirstColumn(mine) + slot; c < last; c += slots) {
       const float bias = out.bias ? out.bias[c] : 0.0f;
 #pragma unroll
-      for (int j = 0; j < kWidth; ++j) {
-        if (first_batch + j >= out.batch) continue;
-        const float y = Epilogue(c == column ? sums[j] : 0.0f, bias, out.activation);
-        FromFloat(y, static_cast<T*>(out.y) + (first_batch + j) * out.num_outputs + c);
+      for (int b = 0; b < kWidth; ++b) {
+        const int64_t batch = first_batch + part * kWidth + b;
+        if (batch >= out.batch) continue;
+        const float y = Epilogue(c == column ? sums[b] : 0.0f, bias, out.activation);
+        FromFloat(y, static_cast<T*>(out.y) + batch * out.num_outputs + c);
       }
     }
   }
@@ -118,19 +216,37 @@ __global__ void __launch_bounds__(kMaxThreads, 1) GatherKernel(GatherArgs<T> arg
 
 template <typename T, typename Index, int kBatch, bool kShared>
 cudaError_t Start(GatherArgs<T> args, cudaStream_t stream) {
-  constexpr int kLanes = kBatch < 4 ? 1 : kBatch / 4;
+  using Layout = Layout<T, Index, kBatch>;
   int slots = 1;  // as many as there are vectors in a row, but within a warp
-  while (slots < args.row_vectors && 2 * slots * kLanes <= 32) slots *= 2;
-  args.row_lanes = slots * kLanes;
-  const size_t bytes = kShared ? static_cast<size_t>(args.num_inputs) * kBatch * sizeof(float) : 0;
-  const int threads = bytes > 64 * 1024 ? kMaxThreads : 256;
-  const int64_t rows_per_block = threads / args.row_lanes;
-  const int64_t blocks = (args.out.num_rows + rows_per_block - 1) / rows_per_block;
+  while (slots < args.row_vectors && 2 * slots * Layout::kLanes <= 32) slots *= 2;
+  args.row_lanes = slots * Layout::kLanes;
+  const Limits limits = DeviceLimits();
   const int64_t batches = (args.out.batch + kBatch - 1) / kBatch;
+  const int64_t rows_per_warp = 32 / args.row_lanes;
+  const auto bytes_of = [&](int threads) {
+    return (kShared ? Layout::InputBytes(args.num_inputs) : 0) +
+           threads / 32 * kStages * Layout::kStageBytes;
+  };
+  const auto blocks_of = [&](int threads) {
+    const int64_t rows_per_block = threads / 32 * rows_per_warp;
+    return (args.out.num_rows + rows_per_block - 1) / rows_per_block;
+  };
+  int threads = kMaxThreads;  // fewer where they do not fit, or multiprocessors would be idle
+  while (threads > 32 && (bytes_of(threads) > limits.shared_bytes ||
+                          (threads > 128 && blocks_of(threads) * batches < limits.multiprocessors))) {
+    threads /= 2;
+  }
+  const int64_t bytes = bytes_of(threads);
+  if (bytes > limits.shared_bytes) return cudaErrorInvalidConfiguration;
   // As many blocks as fit on the device at once, each with as many rounds as the others.
-  const int64_t per_multiprocessor = bytes > 100 * 1024 ? 1 : 1024 / threads;
-  int64_t at_once = DeviceLimits().multiprocessors * per_multiprocessor / batches;
+  int64_t per_multiprocessor = kMultiprocessorBytes / (bytes + kReservedBytes);
+  if (per_multiprocessor > kMultiprocessorThreads / threads) {
+    per_multiprocessor = kMultiprocessorThreads / threads;
+  }
+  if (per_multiprocessor < 1) per_multiprocessor = 1;
+  int64_t at_once = limits.multiprocessors * per_multiprocessor / batches;
   if (at_once < 1) at_once = 1;
+  const int64_t blocks = blocks_of(threads);
   const int64_t rounds = (blocks + at_once - 1) / at_once;
   const dim3 grid(static_cast<unsigned>((blocks + rounds - 1) / rounds),
                   static_cast<unsigned>(batches));
@@ -139,18 +255,23 @@ cudaError_t Start(GatherArgs<T> args, cudaStream_t stream) {
 
 template <typename T, typename Index>
 cudaError_t Choose(const GatherArgs<T>& args, cudaStream_t stream) {
-  // The most rows of x that fit, but not more than there are.
+  // The most rows of x that fit beside the weights of four warps, but not more than there are.
   const int64_t shared_bytes = DeviceLimits().shared_bytes;
-  const auto fits = [&](int64_t rows) {
-    return rows < 2 * args.out.batch &&
-           args.num_inputs * rows * static_cast<int64_t>(sizeof(float)) <= shared_bytes;
+  const int64_t weights = 4 * kStages * Layout<T, Index, 1>::kStageBytes;
+  const auto fits = [&](int64_t rows, int64_t bytes) {
+    return rows < 2 * args.out.batch && bytes + weights <= shared_bytes;
   };
-  if (fits(32)) return Start<T, Index, 32, true>(args, stream);
-  if (fits(16)) return Start<T, Index, 16, true>(args, stream);
-  if (fits(8)) return Start<T, Index, 8, true>(args, stream);
-  if (fits(4)) return Start<T, Index, 4, true>(args, stream);
-  if (fits(2)) return Start<T, Index, 2, true>(args, stream);
-  if (fits(1)) return Start<T, Index, 1, true>(args, stream);
+#define SRIGL_TRY(rows)                                                      \
+  if (fits(rows, Layout<T, Index, rows>::InputBytes(args.num_inputs))) {     \
+    return Start<T, Index, rows, true>(args, stream);                        \
+  }
+  SRIGL_TRY(32)
+  SRIGL_TRY(16)
+  SRIGL_TRY(8)
+  SRIGL_TRY(4)
+  SRIGL_TRY(2)
+  SRIGL_TRY(1)
+#undef SRIGL_TRY
   return Start<T, Index, 1, false>(args, stream);
 }
 

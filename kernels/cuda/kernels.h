@@ -48,7 +48,7 @@ template <typename T>
 struct GatherArgs {
   const T* x;           // [B, I]
   const T* values;      // [A, 8 V], rows filled up with zeros
-  const void* indices;  // [A, 8 V] uint16, or int32 if `wide`
+  const void* indices;  // [A, 8 V] uint16, or int32 if `wide`; in any order
   bool wide;
   int64_t num_inputs;   // I
   int row_vectors;      // V

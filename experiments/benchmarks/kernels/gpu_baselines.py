@@ -94,7 +94,7 @@ def _backend(name: str, *, precision: str | None = None, **fields: Any) -> Metho
 
 
 def _apply_gather(x: Array, layer: Any) -> Array:
-  """The gathering kernel of "cuda" at any batch size; its products are true float32."""
+  """The gathering kernel of "cuda" at any batch size; its products are of float32."""
   return cuda_matmul(x, layer.layouts["cuda"], layer.condensed.bias, kernel="gather")
 
 
@@ -176,6 +176,9 @@ METHODS: dict[str, Method] = {
   "grouped16": _backend("grouped", group=16, rate="tf32"),
   "grouped32": _backend("grouped", group=32, rate="tf32"),
   "cuda_gather": Method(functools.partial(prepare, backend="cuda"), _apply_gather),
+  "cuda_gather_bf16": Method(
+    functools.partial(prepare, backend="cuda"), _apply_gather, "bfloat16", rate="bfloat16"
+  ),
   "xla": _backend("xla"),
 }  # fmt: skip
 """By name, the most telling first."""

@@ -209,6 +209,22 @@ def test_lanes_that_write_at_once_meet_few_banks():
   assert np.mean(worst) < 2  # 3.5 for positions at random
 
 
+@pytest.mark.parametrize("itemsize", [2, 4])
+@pytest.mark.parametrize("fan_in", [410, 307, 64, 9, 0])
+def test_lanes_that_read_at_once_meet_few_banks(fan_in, itemsize):
+  rng = np.random.default_rng(0)
+  indices = np.sort(rng.random((20, 4096)).argsort(1)[:, :fan_in], 1)
+  order = np.asarray(layout.order_rows(jnp.asarray(indices, jnp.uint16), itemsize))
+  assert np.array_equal(np.sort(order, 1), np.broadcast_to(np.arange(fan_in), order.shape))
+  if fan_in < 100:
+    return
+  whole = fan_in // 64 * 64
+  rows = np.take_along_axis(indices, order, 1)[:, :whole].reshape(20, -1, 8, 8)  # lane, place
+  bank = np.asarray(layout.bank_of(rows, itemsize))
+  worst = [np.bincount(lanes).max() for lanes in bank.swapaxes(2, 3).reshape(-1, 8)]
+  assert np.mean(worst) < 1.3  # 2.6 as they come
+
+
 def test_without_a_gpu_it_says_what_is_missing(monkeypatch):
   if jax.default_backend() == "gpu":
     pytest.skip("there is a GPU")

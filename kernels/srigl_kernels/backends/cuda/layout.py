@@ -1,21 +1,25 @@
 """What the CUDA kernels read: the rows of a layer, and its weights in tiles.
 
-Rows are for small batches: `[A, K]` filled up to whole 16-byte loads. Tiles are for larger ones: a
-list of weights, with 16-bit positions, for each 64 rows by 128 inputs. Shapes follow from those of
-the layer, so that another pattern needs no compilation.
+Rows are what gathering reads: `[A, K]` filled up to whole 16-byte loads, for inference in an order
+that lets lanes which read at once meet different banks of shared memory. Tiles are what tensor
+cores are fed from: a list of weights, with 16-bit positions, for each 64 rows by 128 inputs. Shapes
+follow from those of the layer, so that another pattern needs no compilation.
 """
 
 import dataclasses
+import functools
 import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from srigl_kernels.format import Condensed
 
 TILE_ROWS, TILE_COLUMNS = 64, 128  # as in kernels.h
 _BANKS = 32
+_BANK_GROUPS = 8  # of 16 bytes
 _VECTOR = 8
 _MAX_WEIGHTS = 2**31 - 1
 
@@ -47,7 +51,8 @@ class Pattern:
   """The pattern of a layer.
 
   Attributes:
-    indices: `[A, K']` of the layer's type, rows filled up with zeros to a multiple of eight.
+    indices: `[A, K']` of the layer's type, rows filled up with zeros to a multiple of eight; those
+      of a layer for inference in the order that `order_rows` gives.
     tiles: of the matrix `[A, I]`.
     transposed: tiles of the matrix `[I, A]`, for the gradient in x; or None.
     active: `[A]` int32, the active neurons; `[0]` if all are.
@@ -88,9 +93,16 @@ class Packed:
 
 def pack(condensed: Condensed) -> Packed:
   """The layout of a layer for inference, also of traced arrays."""
-  packed = with_values(_pattern(condensed, with_transposed=False), condensed.values)
-  tiles = dataclasses.replace(packed.pattern.tiles, sources=None)
-  return dataclasses.replace(packed, pattern=dataclasses.replace(packed.pattern, tiles=tiles))
+  pattern = _pattern(condensed, with_transposed=False)
+  tile_values = pattern.tiles.pack(condensed.values)
+  order = order_rows(condensed.indices, condensed.values.dtype.itemsize)
+  in_order = lambda rows: _fill_rows(jnp.take_along_axis(rows, order, axis=1))
+  pattern = dataclasses.replace(
+    pattern,
+    indices=in_order(condensed.indices),
+    tiles=dataclasses.replace(pattern.tiles, sources=None),
+  )
+  return Packed(pattern, in_order(condensed.values), tile_values)
 
 
 def pack_pattern(condensed: Condensed) -> Pattern:
@@ -101,7 +113,7 @@ def pack_pattern(condensed: Condensed) -> Pattern:
 def with_values(layout: Pattern | Packed, values: Array) -> Packed:
   """What `matmul` reads: a pattern gets the values `[A, K]`; a packed layer keeps its own."""
   if isinstance(layout, Packed):
-    return layout
+    return layout  # whose rows are in an order of their own
   return Packed(layout, _fill_rows(values), layout.tiles.pack(values))
 
 
@@ -131,6 +143,44 @@ def neurons_of_rows(condensed: Condensed) -> tuple[Array, Array]:
 
 def _fill_rows(rows: Array) -> Array:
   return jnp.pad(rows, ((0, 0), (0, -rows.shape[1] % _VECTOR)))
+
+
+def bank_of(indices: Array, itemsize: int) -> Array:
+  """Which eighth of shared memory's banks an input lies in, as `Place` of gather.cu has it."""
+  return (indices ^ (indices >> (3 if itemsize == 2 else 2))) % _BANK_GROUPS
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def order_rows(indices: Array, itemsize: int) -> Array:
+  """An order of the weights of each row `[A, K]` in which neighbours meet different banks.
+
+  Lanes take vectors of eight weights, and what eight lanes next to each other read at once are the
+  weights of one place in their vectors. So weights are dealt out in rounds, one of each bank: in
+  blocks of eight vectors, to the first place of all of them, then to the second.
+
+  Args:
+    indices: `[A, K]` of the layer.
+    itemsize: bytes of a value.
+
+  Returns:
+    `[A, K]` int32, permutations of the places.
+  """
+  fan_in = indices.shape[1]
+  places = jnp.broadcast_to(jnp.arange(fan_in, dtype=jnp.int32), indices.shape)
+  bank = bank_of(indices.astype(jnp.int32), itemsize)
+  by_bank = jnp.argsort(bank, axis=1, stable=True).astype(jnp.int32)
+  bank = jnp.take_along_axis(bank, by_bank, axis=1)
+  is_first = jnp.concatenate([jnp.ones_like(bank[:, :1], bool), bank[:, 1:] != bank[:, :-1]], 1)
+  before = places - jax.lax.cummax(jnp.where(is_first[:, :fan_in], places, 0), axis=1)
+  dealt = jnp.argsort(before * _BANK_GROUPS + bank, axis=1)
+  # Where in the row the n-th that is dealt goes.
+  n = np.arange(fan_in)
+  block = n // (_VECTOR * _BANK_GROUPS)
+  vectors = np.minimum(-(-fan_in // _VECTOR) - block * _BANK_GROUPS, _BANK_GROUPS)
+  turn, lane = np.divmod(n % (_VECTOR * _BANK_GROUPS), np.maximum(vectors, 1))
+  target = (block * _BANK_GROUPS + lane) * _VECTOR + turn
+  # The last vector may be filled up: its missing places are closed.
+  return jnp.take_along_axis(by_bank, dealt, axis=1)[:, np.argsort(target)]
 
 
 @jax.jit(static_argnums=(2, 3))
