@@ -34,7 +34,7 @@ from experiments.common.files import write_json
 from experiments.common.markdown import markdown_table
 
 _BATCHES: dict[str, tuple[int, ...]] = {
-  "MLP 3 × 4096": (1, 16, 64, 256),
+  "MLP 3 × 4096": (1, 8, 16, 64),
   "ViT-B/16": (1, 16, 64),
   "feed-forward pair": (1, 16, 64, 512),
   "ResNet-50": (1, 16, 64),

@@ -72,8 +72,8 @@ def package_versions(names: Iterable[str]) -> dict[str, str]:
 
 
 def commit() -> str | None:
-  """The commit of this checkout, or what `SRIGL_COMMIT` says of a copy that git does not know."""
-  return git("rev-parse", "HEAD") or os.environ.get("SRIGL_COMMIT")
+  """What `SRIGL_COMMIT` says of a copy, whose git may be of another commit; else the checkout's."""
+  return os.environ.get("SRIGL_COMMIT") or git("rev-parse", "HEAD")
 
 
 def git(*arguments: str) -> str | None:

@@ -50,18 +50,54 @@ struct Layout {
     return (num_inputs + 7) / 8 * 8 * kLanes * static_cast<int64_t>(sizeof(Chunk));
   }
 
-  // Where an input's chunks begin, in chunks. As `layout.bank_of` has it.
-  static __device__ int Place(int input) {
+  // Where an input's chunks begin, in bytes. As `layout.bank_of` has it, for chunks of 16 bytes.
+  static __device__ uint32_t Place(uint32_t input) {
     constexpr int kShift = kInputs == 8 ? 3 : 2;
-    constexpr int kMask = kLanes < 8 ? 8 / kLanes - 1 : 0;
-    return (input ^ (input >> kShift & kMask)) * kLanes;
+    constexpr uint32_t kMask = sizeof(Chunk) == 16 && kLanes < 8 ? 8 / kLanes - 1 : 0;
+    if (kMask > 0) input ^= input >> kShift & kMask;
+    return input * static_cast<uint32_t>(kLanes * sizeof(Chunk));
   }
 };
+
+// Number e of some 16-byte words. By hand, as the compiler takes two instructions for one.
+__device__ inline uint32_t Word(const uint4* words, int i) {
+  const uint4& word = words[i / 4];
+  return i % 4 == 0 ? word.x : i % 4 == 1 ? word.y : i % 4 == 2 ? word.z : word.w;
+}
+__device__ inline float LowHalf(uint32_t word) { return __uint_as_float(word << 16); }
+__device__ inline float HighHalf(uint32_t word) { return __uint_as_float(word & 0xffff0000u); }
+template <typename T>
+__device__ inline float Part(const uint4* words, int e) {
+  if (sizeof(T) == 4) return __uint_as_float(Word(words, e));
+  return e % 2 ? HighHalf(Word(words, e / 2)) : LowHalf(Word(words, e / 2));
+}
+template <typename Index>
+__device__ inline uint32_t IndexPart(const uint4* words, int e) {
+  if (sizeof(Index) == 4) return Word(words, e);
+  return e % 2 ? Word(words, e / 2) >> 16 : Word(words, e / 2) & 0xffff;
+}
+
+template <int kWidth>
+__device__ inline void AddProducts(float value, const float (&x)[kWidth], float (&sums)[kWidth]) {
+#pragma unroll
+  for (int b = 0; b < kWidth; ++b) sums[b] = fmaf(value, x[b], sums[b]);
+}
+template <int kWidth>
+__device__ inline void AddProducts(float value, const BFloat16 (&x)[kWidth],
+                                   float (&sums)[kWidth]) {
+  uint32_t words[kWidth / 2];
+  memcpy(words, x, sizeof(words));
+#pragma unroll
+  for (int b = 0; b < kWidth / 2; ++b) {
+    sums[2 * b] = fmaf(value, LowHalf(words[b]), sums[2 * b]);
+    sums[2 * b + 1] = fmaf(value, HighHalf(words[b]), sums[2 * b + 1]);
+  }
+}
 
 // Brings the block's rows of x to shared memory.
 template <typename T, typename Layout>
 __device__ void LoadInputs(const GatherArgs<T>& args, int64_t first_batch,
-                           typename Layout::Chunk* inputs) {
+                           char* inputs) {
   constexpr int kWidth = Layout::kWidth, kInputs = Layout::kInputs;
   struct alignas(16) Word {
     T at[kInputs];
@@ -96,7 +132,7 @@ __device__ void LoadInputs(const GatherArgs<T>& args, int64_t first_batch,
       typename Layout::Chunk chunk;
 #pragma unroll
       for (int j = 0; j < kWidth; ++j) Convert(words[j].at[e], &chunk.at[j]);
-      inputs[Layout::Place(first + e) + part] = chunk;
+      memcpy(inputs + Layout::Place(first + e) + part * sizeof(chunk), &chunk, sizeof(chunk));
     }
   }
 }
@@ -106,8 +142,8 @@ __global__ void __launch_bounds__(kMaxThreads, kMultiprocessorThreads / kMaxThre
     GatherKernel(GatherArgs<T> args) {
   using Layout = Layout<T, Index, kBatch>;
   constexpr int kWidth = Layout::kWidth, kLanes = Layout::kLanes, kGroups = Layout::kGroups;
+  using Chunk = typename Layout::Chunk;
   SRIGL_SHARED_MEMORY(shared);
-  auto* inputs = reinterpret_cast<typename Layout::Chunk*>(shared);
 
   const Output& out = args.out;
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, warps = blockDim.x / 32;
@@ -124,16 +160,17 @@ __global__ void __launch_bounds__(kMaxThreads, kMultiprocessorThreads / kMaxThre
   int64_t row = (static_cast<int64_t>(blockIdx.x) * warps + warp) * rows_per_warp;
   const int64_t end = out.num_rows;
 
-  // The next stage to be asked for. This lane copies one vector of it.
+  // The next stage to be asked for. This lane copies one vector of each.
+  const int my_row = lane % kGroups / slots;
+  const int my_first = lane / kGroups * slots + lane % kGroups % slots;
   int64_t next_row = row;
-  int next_stage = 0, next_buffer = 0;
-  const int my_step = lane / kGroups, my_group = lane % kGroups;
+  int64_t next_from = 8 * ((row + my_row) * args.row_vectors + my_first);
+  const int64_t row_step = 8 * stride * args.row_vectors;
+  int next_stage = 0, next_vector = my_first, next_buffer = 0;
   const auto ask = [&] {
     if (next_row < end) {
-      const int64_t of_row = next_row + my_group / slots;
-      const int vector = (next_stage * kLanes + my_step) * slots + my_group % slots;
-      const bool is_there = of_row < end && vector < args.row_vectors;
-      const int64_t from = is_there ? 8 * (of_row * args.row_vectors + vector) : 0;
+      const bool is_there = next_row + my_row < end && next_vector < args.row_vectors;
+      const int64_t from = is_there ? next_from + 8 * (next_vector - my_first) : 0;
       char* to = ring + next_buffer * Layout::kStageBytes;
       const T* values = args.values + from;
       const Index* indices = static_cast<const Index*>(args.indices) + from;
@@ -146,10 +183,13 @@ __global__ void __launch_bounds__(kMaxThreads, kMultiprocessorThreads / kMaxThre
         CopyAsync16(to + Layout::kValueBytes + (lane * sizeof(Index) / 2 + i) * 16,
                     indices + 16 / sizeof(Index) * i, is_there);
       }
-      next_buffer = (next_buffer + 1) % kStages;
+      next_buffer = (next_buffer + 1) & (kStages - 1);
+      next_vector += kLanes * slots;
       if (++next_stage == stages) {
         next_stage = 0;
+        next_vector = my_first;
         next_row += stride;
+        next_from += row_step;
       }
     }
     CommitCopies();
@@ -158,36 +198,38 @@ __global__ void __launch_bounds__(kMaxThreads, kMultiprocessorThreads / kMaxThre
 #pragma unroll
   for (int i = 0; i + 1 < kStages; ++i) ask();
   if (kShared) {
-    LoadInputs<T, Layout>(args, first_batch, inputs);
+    LoadInputs<T, Layout>(args, first_batch, shared);
     __syncthreads();
   }
+  const char* inputs = shared + part * sizeof(Chunk);
+  const T* x = args.x + first_batch * args.num_inputs;  // where it is not shared
 
   int buffer = 0;
   for (; row < end; row += stride) {
     float sums[kWidth] = {};
+    int vector = slot;
     for (int stage = 0; stage < stages; ++stage) {
       WaitForCopies<kStages - 2>();
       __syncwarp();  // the copies of all lanes are there, and nobody reads the buffer before
       ask();
       const char* held = ring + buffer * Layout::kStageBytes;
-      buffer = (buffer + 1) % kStages;
+      buffer = (buffer + 1) & (kStages - 1);
 #pragma unroll
-      for (int j = 0; j < kLanes; ++j) {
-        if ((stage * kLanes + j) * slots + slot >= args.row_vectors) break;
+      for (int j = 0; j < kLanes; ++j, vector += slots) {
+        if (vector >= args.row_vectors) break;
         const int which = j * kGroups + group;
-        const auto values = *reinterpret_cast<const Vector8<T>*>(held + which * sizeof(Vector8<T>));
-        const auto indices = *reinterpret_cast<const Vector8<Index>*>(
-            held + Layout::kValueBytes + which * sizeof(Vector8<Index>));
+        uint4 values[sizeof(T) / 2], indices[sizeof(Index) / 2];
+        memcpy(values, held + which * sizeof(values), sizeof(values));
+        memcpy(indices, held + Layout::kValueBytes + which * sizeof(indices), sizeof(indices));
 #pragma unroll
         for (int e = 0; e < 8; ++e) {
-          const float value = ToFloat(values.at[e]);
-          const int input = static_cast<int>(indices.at[e]);
+          const float value = Part<T>(values, e);
+          const uint32_t input = IndexPart<Index>(indices, e);
           if (kShared) {
-            const auto chunk = inputs[Layout::Place(input) + part];
-#pragma unroll
-            for (int b = 0; b < kWidth; ++b) sums[b] = fmaf(value, ToFloat(chunk.at[b]), sums[b]);
+            Chunk chunk;
+            memcpy(&chunk, inputs + Layout::Place(input), sizeof(chunk));
+            AddProducts(value, chunk.at, sums);
           } else {  // kBatch is 1
-            const T* x = args.x + first_batch * args.num_inputs;
             sums[0] = fmaf(value, ToFloat(x[input]), sums[0]);
           }
         }
@@ -231,9 +273,13 @@ cudaError_t Start(GatherArgs<T> args, cudaStream_t stream) {
     const int64_t rows_per_block = threads / 32 * rows_per_warp;
     return (args.out.num_rows + rows_per_block - 1) / rows_per_block;
   };
-  int threads = kMaxThreads;  // fewer where they do not fit, or multiprocessors would be idle
+  // Fewer threads where they do not fit, or multiprocessors would be idle; but where x is large, it
+  // takes few threads longer to bring it than it takes others to do their rows.
+  const int64_t input_bytes = bytes_of(0);
+  const int least = input_bytes > 64 * 1024 ? kMaxThreads : input_bytes > 16 * 1024 ? 256 : 128;
+  int threads = kMaxThreads;
   while (threads > 32 && (bytes_of(threads) > limits.shared_bytes ||
-                          (threads > 128 && blocks_of(threads) * batches < limits.multiprocessors))) {
+                          (threads > least && blocks_of(threads) * batches < limits.multiprocessors))) {
     threads /= 2;
   }
   const int64_t bytes = bytes_of(threads);
@@ -255,9 +301,9 @@ cudaError_t Start(GatherArgs<T> args, cudaStream_t stream) {
 
 template <typename T, typename Index>
 cudaError_t Choose(const GatherArgs<T>& args, cudaStream_t stream) {
-  // The most rows of x that fit beside the weights of four warps, but not more than there are.
+  // The most rows of x that fit beside the weights of eight warps, but not more than there are.
   const int64_t shared_bytes = DeviceLimits().shared_bytes;
-  const int64_t weights = 4 * kStages * Layout<T, Index, 1>::kStageBytes;
+  const int64_t weights = 8 * kStages * Layout<T, Index, 1>::kStageBytes;
   const auto fits = [&](int64_t rows, int64_t bytes) {
     return rows < 2 * args.out.batch && bytes + weights <= shared_bytes;
   };

@@ -132,7 +132,7 @@ def rank(
     group: neurons of a group, for the grouped backend; found in the layer by default.
   """
   keys = {_key(name, condensed): name for name in names}
-  if not keys.keys() <= cost_model.SECONDS.keys():
+  if not all(map(cost_model.is_known, keys)):
     # Nothing is known of this device: gather where so few weights are left that it won on CPU, too.
     gather = 32 * condensed.fan_in <= condensed.in_features
     first = sorted(names, key=lambda name: (name == "xla") != gather)

@@ -113,21 +113,23 @@ more.
 # TPU v5e: 0.82 TB/s, 197 TFLOP/s in bfloat16, which is what products of float32 are rounded to,
 # but for "highest", six of them; vector operations as in `pallas.tpu`.
 SECONDS |= {
-  "dense gpu float32": Rates(3e-6, 1.5e-12, 6.7e-15, 1.5e-12),
-  "dense gpu float32 highest": Rates(3e-6, 1.5e-12, 5e-14, 1.5e-12),
-  "dense gpu bfloat16": Rates(3e-6, 7.5e-13, 3.4e-15, 7.5e-13),
-  "structured gpu float32": Rates(3e-6, 1.5e-12, 6.7e-15, 1.5e-12, 3e-12),
-  "structured gpu float32 highest": Rates(3e-6, 1.5e-12, 5e-14, 1.5e-12, 3e-12),
-  "structured gpu bfloat16": Rates(3e-6, 7.5e-13, 3.4e-15, 7.5e-13, 1.5e-12),
-  "cuda gpu float32": Rates(3e-6, 2e-12, 1.3e-14, 1.5e-12),
-  "cuda gpu float32 highest": Rates(3e-6, 2e-12, 3e-14, 1.5e-12),
-  "cuda gpu bfloat16": Rates(3e-6, 1.4e-12, 6.5e-15, 7.5e-13),
-  "pallas gpu float32": Rates(6e-6, 2.2e-12, 2.2e-13, 3e-12),
-  "pallas gpu bfloat16": Rates(6e-6, 1.5e-12, 1.1e-13, 1.5e-12),
-  "grouped gpu float32": Rates(6e-6, 1.5e-12, 7.6e-14, 3e-12),
-  "grouped gpu bfloat16": Rates(6e-6, 7.5e-13, 3.8e-14, 1.5e-12),
-  "xla gpu float32": Rates(1e-4, 3e-12, 2.5e-12, 1.5e-12, 3e-12),
-  "xla gpu bfloat16": Rates(1e-4, 2.2e-12, 2e-12, 7.5e-13, 1.5e-12),
+  "dense gpu float32": Rates(5.82e-06, 8.67e-13, 5.86e-15, 1.71e-12),
+  "dense gpu float32 highest": Rates(8.29e-06, 9.76e-13, 2.83e-14, 0, 0, 3.68e-08),
+  "dense gpu bfloat16": Rates(5.16e-06, 5.3e-13, 8.77e-16, 8.68e-13),
+  "structured gpu float32": Rates(7.17e-06, 0, 9.65e-14, 0),
+  "structured gpu float32 highest": Rates(7.09e-06, 0, 1.13e-13, 0),
+  "structured gpu bfloat16": Rates(6.53e-06, 0, 1.13e-13, 0),
+  "cuda_gather gpu float32": Rates(3.66e-06, 2.42e-12, 2.94e-13, 1.23e-11, 0, 1.29e-08),
+  "cuda_gather gpu bfloat16": Rates(3.32e-06, 1.77e-12, 2.52e-13, 0, 0, 5.84e-08),
+  "cuda_tiles gpu float32": Rates(6.62e-06, 4.83e-12, 2.21e-14, 0, 0, 9.71e-08),
+  "cuda_tiles gpu float32 highest": Rates(8.13e-06, 4.86e-12, 4.3e-14, 0, 0, 1.03e-07),
+  "cuda_tiles gpu bfloat16": Rates(6.67e-06, 3.62e-12, 9.97e-15, 0, 0, 8.76e-08),
+  "pallas gpu float32": Rates(3.47e-06, 3.77e-12, 3.72e-13, 0, 0, 1.6e-07),
+  "pallas gpu bfloat16": Rates(4.46e-06, 2.39e-12, 2.84e-13, 0, 0, 7.1e-08),
+  "grouped gpu float32": Rates(2.58e-05, 6.99e-12, 0, 2.03e-11),
+  "grouped gpu bfloat16": Rates(2.09e-05, 1.68e-12, 1.1e-14, 1.41e-11),
+  "xla gpu float32": Rates(4.67e-4, 3e-12, 2.5e-12, 1.5e-12, 3e-12),
+  "xla gpu bfloat16": Rates(4.67e-4, 2.2e-12, 2e-12, 7.5e-13, 1.5e-12),
   "dense tpu float32": Rates(2e-6, 6.1e-12, 1.7e-14, 6.1e-12),
   "dense tpu float32 highest": Rates(2e-6, 6.1e-12, 1e-13, 6.1e-12),
   "dense tpu bfloat16": Rates(2e-6, 3e-12, 1.7e-14, 3e-12),
@@ -149,6 +151,7 @@ DENSE_SHARE = 0.55
 """What a dense product of the cpu backend takes, over one that has the same number of weights."""
 _INT8_DENSE_SHARE = 0.3  # of 8 bits
 
+_KERNELS = {"cuda": ("cuda_gather", "cuda_tiles")}  # of a backend, the fastest of which is taken
 _SCATTERING = ("xla", "structured")
 _FUSED_ON_GPU = ("pallas", "grouped")
 _GROUP_SIZE = 16  # that the constants of the grouped backend are for
@@ -174,7 +177,7 @@ def terms(name: str, sizes: Sizes, batch: int) -> Rates:
   return Rates(
     call=1,
     weights=num_weights,
-    products=(num_active * num_inputs if backend == "cuda" else num_weights) * rows,
+    products=(num_active * num_inputs if backend == "cuda_tiles" else num_weights) * rows,
     features=batch * (num_inputs + num_neurons),
     scatter=batch * num_neurons if scatters and num_active < num_neurons else 0,
     rows=rows,
@@ -185,13 +188,41 @@ def estimate(name: str, sizes: Sizes, batch: int) -> float:
   """Seconds that a call is expected to take.
 
   Args:
-    name: a key of `SECONDS`.
+    name: a key of `SECONDS`, or that of a backend which has several kernels.
     sizes: of the layer.
     batch: rows of the input.
   """
+  backend, _, rest = name.partition(" ")
+  if backend in _KERNELS:
+    return fastest_kernel(backend, rest, sizes, batch)[1]
   small = name in SMALL and is_small(sizes.in_features, sizes.out_features, batch)
   rates = SMALL[name] if small else SECONDS[name]
   return sum(a * b for a, b in zip(rates, terms(name, sizes, batch), strict=True))
+
+
+def fastest_kernel(backend: str, how: str, sizes: Sizes, batch: int) -> tuple[str, float]:
+  """The kernel of a backend that has several, by what is before the device in `SECONDS`, and its
+  seconds.
+
+  Args:
+    backend: its name.
+    how: the device, the type, and `highest` where products are not rounded.
+    sizes: of the layer.
+    batch: rows of the input.
+  """
+  found = []
+  for kernel in _KERNELS[backend]:
+    key = f"{kernel} {how}"
+    known = key if key in SECONDS else key.removesuffix(" highest")  # it rounds nothing anyway
+    found.append((kernel, estimate(known, sizes, batch)))
+  return min(found, key=lambda pair: pair[1])
+
+
+def is_known(name: str) -> bool:
+  """Whether `estimate` takes a name."""
+  backend, _, rest = name.partition(" ")
+  names = [f"{kernel} {rest}".removesuffix(" highest") for kernel in _KERNELS.get(backend, ())]
+  return all(each in SECONDS for each in names or [name])
 
 
 def rank(sizes: Sizes, batch: int, names: Sequence[str]) -> list[tuple[str, float]]:

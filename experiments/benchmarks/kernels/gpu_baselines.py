@@ -93,9 +93,16 @@ def _backend(name: str, *, precision: str | None = None, **fields: Any) -> Metho
   )
 
 
-def _apply_gather(x: Array, layer: Any) -> Array:
-  """The gathering kernel of "cuda" at any batch size; its products are of float32."""
-  return cuda_matmul(x, layer.layouts["cuda"], layer.condensed.bias, kernel="gather")
+def _cuda_kernel(kernel: str, *, precision: str | None = None, **fields: Any) -> Method:
+  """One of the kernels of "cuda", at any batch size."""
+
+  def apply(x: Array, layer: Any) -> Array:
+    with jax.default_matmul_precision(precision):
+      return cuda_matmul(x, layer.layouts["cuda"], layer.condensed.bias, kernel=kernel)
+
+  exact = " highest" if precision else ""
+  key = f"cuda_{kernel} gpu {fields.get('dtype', 'float32')}{exact}"
+  return Method(functools.partial(prepare, backend="cuda"), apply, key=key, **fields)
 
 
 def _training(name: str, *, precision: str | None = None, **fields: Any) -> Method:
@@ -156,6 +163,11 @@ METHODS: dict[str, Method] = {
   "cuda": _backend("cuda", precision="highest"),
   "cuda_tf32": _backend("cuda", rate="tf32"),
   "cuda_bf16": _backend("cuda", dtype="bfloat16", rate="bfloat16"),
+  "cuda_gather": _cuda_kernel("gather"),
+  "cuda_gather_bf16": _cuda_kernel("gather", dtype="bfloat16", rate="bfloat16"),
+  "cuda_tiles": _cuda_kernel("tiles", precision="highest"),
+  "cuda_tiles_tf32": _cuda_kernel("tiles", rate="tf32"),
+  "cuda_tiles_bf16": _cuda_kernel("tiles", dtype="bfloat16", rate="bfloat16"),
   "pallas": _backend("pallas"),
   "pallas_bf16": _backend("pallas", dtype="bfloat16"),
   "dense_bf16": Method(
@@ -175,10 +187,6 @@ METHODS: dict[str, Method] = {
   ),
   "grouped16": _backend("grouped", group=16, rate="tf32"),
   "grouped32": _backend("grouped", group=32, rate="tf32"),
-  "cuda_gather": Method(functools.partial(prepare, backend="cuda"), _apply_gather),
-  "cuda_gather_bf16": Method(
-    functools.partial(prepare, backend="cuda"), _apply_gather, "bfloat16", rate="bfloat16"
-  ),
   "xla": _backend("xla"),
 }  # fmt: skip
 """By name, the most telling first."""

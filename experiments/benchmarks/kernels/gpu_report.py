@@ -122,7 +122,7 @@ def constants(results: dict[str, Any]) -> str:
 
   measured: fit_cost_model.Measured = {}
   for row in results["rows"].values():
-    if row.get("key") and "seconds" in row:
+    if row.get("key") in cost_model.SECONDS and "seconds" in row:
       measured.setdefault(row["key"], []).append((sizes(row), row["batch"], median(row)))
   return "\n".join(
     fit_cost_model.rates_row(key, fit_cost_model.fit(key, calls), calls)

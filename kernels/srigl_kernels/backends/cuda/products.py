@@ -1,10 +1,11 @@
 """The backend "cuda": CUDA C++ kernels for NVIDIA GPUs from sm_80 on, called through `jax.ffi`.
 
-Up to `GATHER_ROWS` rows of x the kernel gathers, with products in float32. For more it spreads
-weights out in tiles that tensor cores multiply, as a dense layer's: then products of float32 follow
-`jax_default_matmul_precision` as those do. By default they are of numbers rounded to TF32; with
-"high" or "highest" three TF32 products stand for one of float32, to about its own error. Where x or
-the values are bfloat16 and the other is not, both are float32.
+For few rows of x the kernel gathers, with products in float32. For many it spreads weights out in
+tiles that tensor cores multiply, as a dense layer's; `srigl_kernels.cost_model` says from where on.
+There products of float32 follow `jax_default_matmul_precision` as those of a dense layer do. By
+default they are of numbers rounded to TF32; with "high" or "highest" three TF32 products stand for
+one of float32, to about its own error. Where x or the values are bfloat16 and the other is not,
+both are float32.
 
 Sums are float32, in an order that depends on shapes only: no atomics, results do not vary from run
 to run. An input that is infinite or NaN may reach neurons that have no weight for it.
@@ -19,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from srigl_kernels import cost_model
 from srigl_kernels.backends import xla
 from srigl_kernels.backends.cuda import library
 from srigl_kernels.backends.cuda.layout import TILE_COLUMNS, TILE_ROWS, Packed, Pattern, Tiles
@@ -26,9 +28,6 @@ from srigl_kernels.batching import in_a_loop, over_rows
 from srigl_kernels.epilogue import apply_epilogue
 from srigl_kernels.format import Condensed
 from srigl_kernels.matmul_precision import current_precision
-
-GATHER_ROWS = 8
-"""The largest batch that is gathered."""
 
 ACTIVATION_NUMBERS = {None: 0, "relu": 1, "gelu": 2}
 """What kernels call the activations."""
@@ -68,11 +67,20 @@ def matmul(
   if 0 in x.shape or not layout.row_values.size:
     return apply_epilogue(jnp.zeros((x.shape[0], layout.out_features)), bias, activation, x.dtype)
   dtype = common_dtype(x, layout.row_values)
-  is_small = isinstance(x.shape[0], int) and x.shape[0] <= GATHER_ROWS
-  kernel = kernel or ("gather" if is_small else "tiles")
+  kernel = kernel or _fastest_kernel(x.shape, dtype, layout)
   call = _gather(activation) if kernel == "gather" else _tiles(activation, mode_of(dtype))
   bias = jnp.zeros(0) if bias is None else bias.astype(jnp.float32)
   return call(x.astype(dtype), _cast(layout, dtype), bias).astype(x.dtype)
+
+
+def _fastest_kernel(shape: tuple[Any, ...], dtype: Any, layout: Packed) -> str:
+  batch, num_inputs = shape
+  if not isinstance(batch, int):  # symbolic, of any size
+    return "tiles"
+  exact = " highest" if mode_of(dtype) == _THREE_TF32 else ""
+  sizes = cost_model.Sizes(num_inputs, layout.out_features, *layout.row_values.shape)
+  how = f"gpu {jnp.dtype(dtype).name}{exact}"
+  return cost_model.fastest_kernel("cuda", how, sizes, batch)[0].removeprefix("cuda_")
 
 
 def input_gradient(g: Array, condensed: Condensed, layout: Pattern | Packed) -> Array:
