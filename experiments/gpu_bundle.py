@@ -73,6 +73,7 @@ def publish(back: Path, results: Path) -> None:
 
     found = read_json(back / "gpu_kernels.json")
     found["command"] = "python kernels/benchmark/gpu_check.py"
+    found["ratios"] = gpu_report.ratios(found)
     found["table"] = f"```text\n{gpu_report.tables(found)}\n```"
     write_json(results / "gpu_kernels.json", found)
     print(f"wrote {results / 'gpu_kernels.json'}")

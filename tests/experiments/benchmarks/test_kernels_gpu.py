@@ -116,6 +116,19 @@ def test_tables_hold_rows_to_floors_and_targets():
   assert not gpu_report.is_right(found) and "checks: 1 of 2 right" in gpu_report.tables(found)
 
 
+def test_ratios_are_those_of_the_fastest():
+  found = results(
+    dense_bf16=("dense gpu bfloat16", 3e-5),
+    torch_bf16=(None, 2e-5),
+    cuda_bf16=("cuda gpu bfloat16", 9e-6),
+    cuda_gather_bf16=("cuda_gather gpu bfloat16", 8e-6),
+    dense_tf32=("dense gpu float32", 1e-5),
+    pallas=("pallas gpu float32", 2e-5),
+  )
+  text = gpu_report.ratios(found)
+  assert "2.50 (torch_bf16)" in text and "0.50 (pallas)" in text and "| float32" not in text
+
+
 def test_constants_are_fitted():
   auto = ("cuda gpu float32", 7e-6)  # the fastest of two kernels, each of which has constants
   found = results(pallas=("pallas gpu float32", 8e-6), csr=(None, 1e-4), cuda=auto)
