@@ -7,6 +7,7 @@ from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from experiments.benchmarks.quiet import QuietClock
 from experiments.benchmarks.serving.cases import (
   CALLERS,
   ENGINES,
@@ -30,6 +31,8 @@ class Measurement(NamedTuple):
     errors: by engine: of the outputs of one example, over the largest.
     callers: by engine, then by number of callers at once: `p50`, `p99`, `rate` of each round.
     skipped: by engine, why it was left out.
+    repeated: timings that were made again because the machine was disturbed, see `quiet`.
+    disturbed: timings that count although it was.
   """
 
   network: str
@@ -37,6 +40,8 @@ class Measurement(NamedTuple):
   errors: dict[str, float]
   callers: dict[str, dict[int, dict[str, list[float]]]]
   skipped: dict[str, str]
+  repeated: int = 0
+  disturbed: int = 0
 
   def median(self, batch: int, engine: str) -> float | None:
     """Median seconds of a call; None if it was not timed."""
@@ -109,15 +114,16 @@ def measure(
         except ChildProcessError as error:
           skipped[engine] = str(error)
           del servers[engine]
+    clock = QuietClock()
     for batch in batches:
       timers = {k: functools.partial(server.seconds, batch) for k, server in servers.items()}
       with progress(f"{name}, batch {batch}", step=0, total_steps=rounds) as show:
         show(0)
         for timer in timers.values():  # compiles, and warms up
           timer()
-        seconds[batch] = take_turns(timers, rounds=rounds, after_round=show)
-    callers = _measure_callers(name, servers, caller_rounds, spend)
-  return Measurement(name, seconds, errors, callers, skipped)
+        seconds[batch] = take_turns(clock.timers(timers), rounds=rounds, after_round=show)
+    callers = _measure_callers(name, servers, caller_rounds, spend, clock)
+  return Measurement(name, seconds, errors, callers, skipped, clock.repeated, clock.disturbed)
 
 
 def _tasks(
@@ -130,7 +136,7 @@ def _tasks(
 
 
 def _measure_callers(
-  name: str, servers: dict[str, Server], rounds: int, spend: float
+  name: str, servers: dict[str, Server], rounds: int, spend: float, clock: QuietClock
 ) -> dict[str, dict[int, dict[str, list[float]]]]:
   found: dict[str, dict[int, dict[str, list[float]]]] = {}
   counts = [n for n in CALLERS if rounds]
@@ -140,7 +146,7 @@ def _measure_callers(
       for engine, server in chosen.items():
         for count in counts:  # in a row, as they are compared with each other
           asked = {"batch": 1, "callers": count, "spend": spend}
-          answer = server.ask(asked)
+          answer = clock.time(functools.partial(server.ask, asked))
           row = found.setdefault(engine, {}).setdefault(count, {k: [] for k in answer})
           for what, value in answer.items():
             row[what].append(value)
