@@ -56,7 +56,7 @@ class PoolExecutor : public Executor {
       for (int64_t i = 0; i < num_tasks; ++i) task(context, i);
       return;
     }
-    const auto work = std::make_shared<ParallelTask>(num_tasks, task, context);
+    const auto work = std::make_shared<ParallelTask>(num_tasks, helpers + 1, task, context);
     for (int64_t i = HelperPool::Get().Call(work, helpers); i < helpers; ++i) {
       pool_.Schedule([work] { HelperPool::Get().RunHelper(work); });
     }

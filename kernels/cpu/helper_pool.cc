@@ -1,5 +1,6 @@
 #include "helper_pool.h"
 
+#include <algorithm>
 #include <chrono>
 #include <thread>
 #include <utility>
@@ -26,12 +27,39 @@ void Pause(int spins) {
 
 }  // namespace
 
+ParallelTask::ParallelTask(int64_t num_tasks, int64_t threads,
+                           void (*task)(const void*, int64_t), const void* context)
+    : num_tasks_(num_tasks),
+      num_shares_(std::max<int64_t>(std::min(threads, kMostShares), 1)),
+      task_(task),
+      context_(context) {
+  for (int64_t share = 0; share < num_shares_; ++share) {
+    claimed_[share].store(false, std::memory_order_relaxed);
+    next_[share].store(BeginOf(share), std::memory_order_relaxed);
+  }
+}
+
+// The calling thread's own share, or the first after it that nobody has begun with.
+int64_t ParallelTask::ClaimShare() {
+  static std::atomic<int64_t> num_threads{0};
+  thread_local const int64_t number = num_threads.fetch_add(1, std::memory_order_relaxed);
+  for (int64_t i = 0; i < num_shares_; ++i) {
+    const int64_t share = (number + i) % num_shares_;
+    if (!claimed_[share].exchange(true, std::memory_order_relaxed)) return share;
+  }
+  return number % num_shares_;
+}
+
 void ParallelTask::Work() {
-  for (;;) {
-    const int64_t i = next_.fetch_add(1, std::memory_order_relaxed);
-    if (i >= num_tasks_) return;
-    task_(context_, i);
-    done_.fetch_add(1, std::memory_order_release);
+  int64_t share = ClaimShare();
+  for (int64_t i = 0; i < num_shares_; ++i, share = (share + 1) % num_shares_) {
+    const int64_t end = BeginOf(share + 1);
+    for (;;) {
+      const int64_t task = next_[share].fetch_add(1, std::memory_order_relaxed);
+      if (task >= end) break;
+      task_(context_, task);
+      done_.fetch_add(1, std::memory_order_release);
+    }
   }
 }
 

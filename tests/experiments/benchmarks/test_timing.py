@@ -2,7 +2,7 @@
 
 import pytest
 
-from experiments.benchmarks import timing
+from experiments.benchmarks import quiet, timing
 from experiments.benchmarks.comparison import (
   Comparison,
   compare,
@@ -62,3 +62,34 @@ def test_ratios_pair_rounds():
 )
 def test_durations(seconds, text):
   assert duration(seconds) == text
+
+
+def quiet_clock(monkeypatch, slowness):
+  """A clock to which the machine is as slow as told, before and after each timing."""
+  monkeypatch.setattr(quiet, "_WARM_UP_SECONDS", 0.0)
+  clock = quiet.QuietClock()
+  told = iter(slowness)
+  monkeypatch.setattr(clock, "_slowness", lambda: next(told))
+  return clock
+
+
+def test_what_a_disturbed_machine_timed_is_timed_again(monkeypatch):
+  clock = quiet_clock(monkeypatch, [1.0, 1.5, 1.3, 1.0, 1.0, 1.05])
+  times = iter([0.5, 0.4, 0.3])
+  assert clock.timers({"a": lambda: next(times)})["a"]() == 0.3
+  assert (clock.repeated, clock.disturbed) == (2, 0)
+
+
+def test_a_machine_that_stays_disturbed_gives_the_least_disturbed_time(monkeypatch):
+  attempts = quiet._ATTEMPTS
+  slowness = [1.5, 1.5] * (attempts - 2) + [1.2, 1.3] + [1.5, 1.5]
+  clock = quiet_clock(monkeypatch, slowness)
+  times = iter(range(attempts))
+  assert clock.time(lambda: next(times)) == attempts - 2
+  assert (clock.repeated, clock.disturbed) == (attempts - 1, 1)
+
+
+def test_slowness_is_that_of_a_product_of_matrices(monkeypatch):
+  monkeypatch.setattr(quiet, "_WARM_UP_SECONDS", 0.05)
+  clock = quiet.QuietClock()
+  assert 1.0 <= clock._slowness() < 1000.0
