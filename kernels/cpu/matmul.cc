@@ -128,6 +128,7 @@ struct DotPlan {
   MatMul call;
   DotFunction dots;
   DotView view;
+  int64_t pattern_bytes;
   int64_t rows_per_task, groups_per_task, group_ranges;
 };
 
@@ -141,7 +142,10 @@ void RunDotTask(const void* context, int64_t task) {
 }
 
 // Each task converts the inputs of its rows: with many rows they are shared out, with few the groups.
+// Rows are then shared out from eight for each thread on if all threads find the pattern in their
+// second-level caches: so each reads the rows that it wrote.
 constexpr int64_t kDotRowsPerTask = 32;
+constexpr int64_t kSharedPatternBytes = 1 << 20;
 
 // Output lines of a convolution that a task of dots takes, at most those that its scratch memory has
 // room for, or 0: enough for taps that overlap to share what is converted, few enough for some tasks.
@@ -173,7 +177,8 @@ void RunDots(int64_t threads, int64_t lines, Executor* executor, DotPlan* plan) 
     plan->rows_per_task = lines * plan->call.patches->x.out;
     const int64_t tasks = CeilDiv(batch, plan->rows_per_task);
     if (tasks < 2 * threads) ranges = CeilDiv(2 * threads, tasks);
-  } else if (batch >= 16 * threads) {
+  } else if (batch >= 16 * threads ||
+             (batch >= 8 * threads && plan->pattern_bytes <= kSharedPatternBytes)) {
     plan->rows_per_task = std::min(kDotRowsPerTask, CeilDiv(CeilDiv(batch, 4 * threads), 8) * 8);
   } else if (threads > 1) {
     // Each range converts its rows anew, which with several takes as long as some of the groups.
@@ -471,6 +476,7 @@ const char* CondensedMatMul(const PackedLayer& layer, const MatMul& call, Execut
     plan.call.scales = nullptr;  // the pattern has them
     if (const char* error = ParseDots(layer.dot_pattern, &plan.view)) return error;
     const DotView& view = plan.view;
+    plan.pattern_bytes = static_cast<int64_t>(layer.dot_pattern.size);
     if (view.in_features != call.in_features || view.out_features != call.out_features) {
       return "x, y and the dot pattern differ in their features";
     }
