@@ -68,6 +68,8 @@ class Row(NamedTuple):
 def main() -> int:
   """The command."""
   options = flags.FLAGS
+  if jax.default_backend() == "cpu" and not options.tiny:
+    raise ValueError("jax finds no GPU here: --tiny tries the program without one.")
   deadline = time.monotonic() + options.seconds
   rows: list[Row] = []
   for row in _rows(_TINY if options.tiny else _BATCHES, deadline):

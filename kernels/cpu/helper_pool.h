@@ -23,8 +23,8 @@ namespace srigl {
 //
 // Each thread begins with a share, the same in every call as far as others have not begun with it, and
 // helps with the others' when that is done. Tasks are rows first, so that a thread finds in its caches
-// the rows that it wrote in the layer before: on cores that share no cache ViT-B/16 took half as long
-// again where threads took the next task, whichever it was.
+// the rows that it wrote in the layer before: where what one core wrote costs the other much, ViT-B/16
+// took half as long again when threads took the next task, whichever it was.
 class ParallelTask {
  public:
   // `threads` may work on it, the calling one included.

@@ -105,8 +105,8 @@ more.
 
 # One NVIDIA H200, device time within a program: fitted to experiments/results/gpu_kernels*.json, of
 # float32 gathering to the faster of two versions of the kernel. `grouped`, `structured` and `xla`
-# were measured in few cases. A gathered weight takes more where its row of x is short, which the
-# model does not know, so that it may err by a third.
+# were measured in few cases. What blocks of threads take to bring x to shared memory, most where
+# there are many inputs and few neurons, is not in the model: it may err by a third there.
 #
 # No TPU was at hand: estimates from published figures; to be replaced by what
 # `python -m kernels.benchmark --fit` prints.
