@@ -46,11 +46,33 @@ namespace srigl {
 namespace avx512 {
 namespace {
 
+// Groups [group_begin, group_end) for batch row `row`, row `local` of `inputs`. The outputs of some
+// groups are written after their sums: activations of several overlap, one waits for its own steps.
+inline void RunRow(const DotKernel& kernel, const DotView& view, const MatMul& call,
+                   const DotInputs& inputs, float scale, int64_t row, int64_t local,
+                   int64_t group_begin, int64_t group_end) {
+  constexpr int64_t kAtOnce = 4;
+  const DotSum sum = kernel.sums[inputs.num_pieces > 0][0];
+  for (int64_t g = group_begin; g < group_end; g += kAtOnce) {
+    const int64_t end = std::min(g + kAtOnce, group_end);
+    float sums[kAtOnce * kGroupRows];
+    for (int64_t i = g; i < end; ++i) sum(view, inputs, local, &i, sums + (i - g) * kGroupRows);
+    for (int64_t i = g; i < end; ++i) {
+      WriteGroupRows(view, call, i, row, 1, sums + (i - g) * kGroupRows,
+                     view.scales + i * kGroupRows, &scale);
+    }
+  }
+}
+
 // Groups [group_begin, group_end) for rows [first, last) of `inputs`, whose row 0 is batch row
 // `begin`.
 inline void RunGroups(const DotKernel& kernel, const DotView& view, const MatMul& call,
                       const DotInputs& inputs, const float* scales, int64_t begin, int64_t first,
                       int64_t last, int64_t group_begin, int64_t group_end) {
+  if (last - first == 1 && view.dense == nullptr) {
+    return RunRow(kernel, view, call, inputs, scales[first], begin + first, first, group_begin,
+                  group_end);
+  }
   const int at_once = view.dense == nullptr ? 1 : kDenseGroups;
   for (int64_t g = group_begin; g < group_end; g += at_once) {
     const int64_t groups[kDenseGroups] = {g, std::min(g + 1, group_end - 1)};
@@ -78,9 +100,15 @@ inline void RunGroups(const DotKernel& kernel, const DotView& view, const MatMul
   }
 }
 
+// Scales of converted rows, and the integers that stand for 0 in them.
+struct DotScales {
+  float scales[kDotTaskRows];
+  int32_t zeros[kDotTaskRows];
+};
+
 inline void RunDots(const DotKernel& kernel, const DotView& view, const MatMul& call,
                     int64_t row_begin, int64_t row_end, int64_t group_begin, int64_t group_end,
-                    float* scratch) {
+                    float* scratch, bool has_rows) {
   const int64_t element = DotElementBytes(view.type), size = view.in_features;
   DotInputs inputs = {};
   inputs.stride = DotRowBytes(view.type, size);
@@ -91,8 +119,13 @@ inline void RunDots(const DotKernel& kernel, const DotView& view, const MatMul& 
   const bool in_place = call.x8.integers != nullptr && call.patches == nullptr &&
                         (view.dense == nullptr ? size >= kDotBytes : size % 4 == 0);
   if (in_place) inputs.stride = size;
-  float scales[kDotTaskRows];
-  int32_t zeros[kDotTaskRows];
+  DotScales own;
+  // Of whole rows they stay in the scratch memory, beside what the rows became.
+  DotScales& steps_of = call.patches != nullptr
+                            ? own
+                            : *reinterpret_cast<DotScales*>(scratch + kScratchFloats);
+  float* const scales = steps_of.scales;
+  int32_t* const zeros = steps_of.zeros;
   inputs.zeros = zeros;
   const Steps whole =
       call.range == nullptr ? Steps{} : kernel.scale_of(nullptr, 0, call.range);
@@ -117,7 +150,8 @@ inline void RunDots(const DotKernel& kernel, const DotView& view, const MatMul& 
   for (int64_t begin = row_begin; begin < row_end; begin += most) {
     const int64_t count = std::min(row_end - begin, most);
     if (in_place) inputs.rows = call.x8.integers + begin * size;
-    for (int64_t i = 0; i < count; ++i) {
+    const bool is_there = has_rows && call.patches == nullptr && row_end - row_begin <= most;
+    for (int64_t i = is_there ? count : 0; i < count; ++i) {
       uint8_t* to = rows + i * inputs.stride;
       Steps steps = whole;
       if (call.x8.integers != nullptr && call.patches == nullptr) {
@@ -166,7 +200,7 @@ inline void RunDots(const DotKernel& kernel, const DotView& view, const MatMul& 
 
 #define SRIGL_DOTS(Name, scale_of)                                                                \
   void Dots##Name(const DotView& view, const MatMul& call, int64_t row_begin, int64_t row_end,    \
-                  int64_t group_begin, int64_t group_end, float* scratch) {                       \
+                  int64_t group_begin, int64_t group_end, float* scratch, bool has_rows) {        \
     constexpr DotKernel kKernel = {                                                               \
         scale_of,                                                                                 \
         Convert##Name,                                                                            \
@@ -176,7 +210,7 @@ inline void RunDots(const DotKernel& kernel, const DotView& view, const MatMul& 
           DenseSums##Name<8, false>},                                                             \
          {DenseSums##Name<1, true>, DenseSums##Name<2, true>, DenseSums##Name<4, true>,           \
           DenseSums##Name<8, true>}}};                                                            \
-    RunDots(kKernel, view, call, row_begin, row_end, group_begin, group_end, scratch);            \
+    RunDots(kKernel, view, call, row_begin, row_end, group_begin, group_end, scratch, has_rows);  \
   }
 
 SRIGL_DOTS(Int8, ScaleOfInt8)

@@ -263,10 +263,12 @@ inline constexpr int64_t kAttentionRows = 256, kAttentionKeys = 512, kAttentionF
 static_assert(2 * kAttentionFloats + 8 * kAttentionKeys + kAttentionRows * kAttentionDepth <=
               kScratchFloats + kStageFloats);
 
-// As `Kernels::window`, by dots. `scratch`: kScratchFloats, 64-aligned, in which a batch row must fit.
+// As `Kernels::window`, by dots. `scratch`: kScratchFloats, in which a batch row must fit, and
+// kStageFloats more, 64-aligned. `has_rows`: whether it is as a call for the same rows left it, whatever
+// that one's groups were.
 using DotFunction = void (*)(const DotView& view, const MatMul& call, int64_t row_begin,
                              int64_t row_end, int64_t group_begin, int64_t group_end,
-                             float* scratch);
+                             float* scratch, bool has_rows);
 
 struct Kernels {
   const char* name;

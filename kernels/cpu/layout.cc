@@ -64,22 +64,29 @@ const char* ReadHeader(Bytes pattern, Bytes values, ValueType type, uint32_t mag
 // Whether groups cover packets (or steps), masks and outputs, in order.
 bool GroupsFit(const PatternHeader& header, const WindowGroup* groups, int64_t num_groups,
                int64_t num_packets) {
-  // Every difference is taken between numbers already known to lie in [0, 2^62).
+  // All are looked at, and none is left early: small layers would take longer for that than for this.
+  // Differences are of unsigned numbers, which may wrap around; what they tell counts only where every
+  // number lies within its bounds.
+  const auto beyond = [](int64_t number, int64_t most) {
+    return static_cast<uint64_t>(number) > static_cast<uint64_t>(most);
+  };
+  bool wrong = false;
   for (int64_t g = 0; g <= num_groups; ++g) {
-    const WindowGroup& group = groups[g];
-    if (group.packet_begin < 0 || group.packet_begin > num_packets || group.mask_begin < 0 ||
-        group.mask_begin > header.num_masks || group.output_begin < 0 ||
-        group.output_begin > header.out_features) {
-      return false;
-    }
-    if (g == 0) continue;
-    const WindowGroup& last = groups[g - 1];
-    if (group.packet_begin < last.packet_begin || group.output_begin < last.output_begin ||
-        group.mask_begin - last.mask_begin !=
-            CeilDiv(group.output_begin - last.output_begin, kGroupRows)) {
-      return false;
-    }
+    wrong |= beyond(groups[g].packet_begin, num_packets);
+    wrong |= beyond(groups[g].mask_begin, header.num_masks);
+    wrong |= beyond(groups[g].output_begin, header.out_features);
   }
+  for (int64_t g = 0; g < num_groups; ++g) {
+    const WindowGroup &group = groups[g], &next = groups[g + 1];
+    const uint64_t outputs =
+        static_cast<uint64_t>(next.output_begin) - static_cast<uint64_t>(group.output_begin);
+    const uint64_t masks =
+        static_cast<uint64_t>(next.mask_begin) - static_cast<uint64_t>(group.mask_begin);
+    wrong |= next.packet_begin < group.packet_begin;
+    wrong |= next.output_begin < group.output_begin;
+    wrong |= masks != (outputs + kGroupRows - 1) / kGroupRows;
+  }
+  if (wrong) return false;
   const WindowGroup &first = groups[0], &end = groups[num_groups];
   return first.packet_begin == 0 && first.mask_begin == 0 && first.output_begin == 0 &&
          end.packet_begin == num_packets && end.mask_begin == header.num_masks &&

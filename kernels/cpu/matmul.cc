@@ -7,6 +7,7 @@
 #endif
 
 #include <algorithm>
+#include <atomic>
 #include <memory>
 #include <new>
 
@@ -130,18 +131,27 @@ struct DotPlan {
   DotView view;
   int64_t pattern_bytes;
   int64_t rows_per_task, groups_per_task, group_ranges;
+  uint64_t number;  // among all plans
 };
 
 void RunDotTask(const void* context, int64_t task) {
   const DotPlan& plan = *static_cast<const DotPlan*>(context);
+  // Which rows are in this thread's scratch memory. Nothing else uses it until the thread has done
+  // its tasks of the plan.
+  thread_local struct {
+    uint64_t plan;
+    int64_t row;
+  } converted = {0, 0};
   const int64_t row = task / plan.group_ranges * plan.rows_per_task;
   const int64_t group = task % plan.group_ranges * plan.groups_per_task;
   plan.dots(plan.view, plan.call, row, std::min(row + plan.rows_per_task, plan.call.batch), group,
-            std::min(group + plan.groups_per_task, plan.view.num_groups), Scratch());
+            std::min(group + plan.groups_per_task, plan.view.num_groups), Scratch(),
+            converted.plan == plan.number && converted.row == row);
+  converted = {plan.number, row};
   FenceStreamed(plan.call);
 }
 
-// Each task converts the inputs of its rows: with many rows they are shared out, with few the groups.
+// A thread converts the inputs of its rows: with many rows they are shared out, with few the groups.
 // Rows are then shared out from eight for each thread on if all threads find the pattern in their
 // second-level caches: so each reads the rows that it wrote.
 constexpr int64_t kDotRowsPerTask = 32;
@@ -181,11 +191,12 @@ void RunDots(int64_t threads, int64_t lines, Executor* executor, DotPlan* plan) 
              (batch >= 8 * threads && plan->pattern_bytes <= kSharedPatternBytes)) {
     plan->rows_per_task = std::min(kDotRowsPerTask, CeilDiv(CeilDiv(batch, 4 * threads), 8) * 8);
   } else if (threads > 1) {
-    // Each range converts its rows anew, which with several takes as long as some of the groups.
-    ranges = batch < 8 ? 2 * threads : threads;
+    ranges = 2 * threads;
   }
   plan->groups_per_task = CeilDiv(groups, ranges);
   plan->group_ranges = CeilDiv(groups, plan->groups_per_task);
+  static std::atomic<uint64_t> plans{0};
+  plan->number = plans.fetch_add(1, std::memory_order_relaxed) + 1;
   executor->Run(CeilDiv(batch, plan->rows_per_task) * plan->group_ranges, threads, RunDotTask,
                 plan);
 }
@@ -500,9 +511,9 @@ const char* CondensedMatMul(const PackedLayer& layer, const MatMul& call, Execut
     const bool fits = lines > 0 && DotRowBytes(view.type, view.in_features) <=
                                        static_cast<int64_t>(kScratchFloats * sizeof(float));
     if (plan.dots != nullptr && fits && view.num_groups > 0 && !by_windows) {
-      // A step of 16-bit numbers does as much as two of windows, one of bytes as much as four.
+      // A step reads twice as many bytes as one of windows, which has a weight for each lane.
       const double work = static_cast<double>(view.num_steps) * static_cast<double>(call.batch);
-      RunDots(ThreadsFor(work * kGroupRows, *executor), lines, executor, &plan);
+      RunDots(ThreadsFor(work * 2 * kGroupRows, *executor), lines, executor, &plan);
       return nullptr;
     }
   }

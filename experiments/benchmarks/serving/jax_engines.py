@@ -62,6 +62,8 @@ def dense(model: nnx.Module) -> Engine:
 def _engine(apply: Any) -> Engine:
   def prepare(inputs: Arrays) -> Call:
     on_device = [jnp.asarray(x) for x in inputs]
+    if isinstance(jax.eval_shape(apply, *on_device), jax.ShapeDtypeStruct):  # one array
+      return lambda: apply(*on_device).block_until_ready()
     return lambda: jax.block_until_ready(apply(*on_device))
 
   return Engine(prepare)
