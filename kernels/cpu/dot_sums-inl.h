@@ -28,7 +28,7 @@ constexpr int64_t kDotChunkSteps = 1 << 12;  // 512 KB of weights and their plac
 struct DotInputs {
   const uint8_t* rows;
   int64_t stride;
-  const int32_t* zeros;  // by row, the integer that stands for 0
+  const int32_t* signs;  // by row: -1 where 128 stands for 0, 0 where 0 does
   int64_t last_start;    // first byte of the last window
   const uint8_t* pieces[kDotTaskRows];  // the first of each row
   int64_t num_pieces, piece_bytes, piece_stride;
@@ -80,8 +80,8 @@ inline __m512i LoadBroken(const uint8_t* window, uint32_t bytes, int64_t gap) {
 
 // ---- arithmetic: a sum of products in each lane ----
 //
-// `Carry` comes after every `kSteps` steps. `Finish` gives the sums as float32, of weights that add
-// up to `weights` and inputs in which `zero`, 0 or 128, stands for 0.
+// `Carry` comes after every `kSteps` steps. `Finish` gives the sums as float32, of inputs with a sign of
+// `DotInputs`; `Excess` is what signed inputs add to the sums of a group's weights, `weights`.
 
 struct Int8 {
   __m512i sum;
@@ -95,10 +95,12 @@ struct Int8 {
     asm("" : "+v"(sum));  // else GCC moves it to and fro
   }
   void Carry() {}
-  __m512 Finish(const int32_t* weights, int32_t zero) const {
-    const __mmask16 is_signed = zero == 0 ? 0 : 0xffff;
-    const __m512i zeros = _mm512_maskz_slli_epi32(is_signed, _mm512_loadu_si512(weights), 7);
-    return _mm512_cvtepi32_ps(_mm512_sub_epi32(sum, zeros));
+  static __m512i Excess(const int32_t* weights) {
+    return _mm512_slli_epi32(_mm512_loadu_si512(weights), 7);
+  }
+  __m512 Finish(__m512i excess, int32_t sign) const {
+    const __m512i signed_excess = _mm512_and_si512(excess, _mm512_set1_epi32(sign));
+    return _mm512_cvtepi32_ps(_mm512_sub_epi32(sum, signed_excess));
   }
 };
 
@@ -114,7 +116,8 @@ struct BFloat16 {
     asm("" : "+v"(sum));
   }
   void Carry() {}
-  __m512 Finish(const int32_t*, int32_t) const { return sum; }
+  static __m512i Excess(const int32_t*) { return _mm512_setzero_si512(); }
+  __m512 Finish(__m512i, int32_t) const { return sum; }
 };
 
 struct Float32 {
@@ -129,7 +132,8 @@ struct Float32 {
     asm("" : "+v"(sum));
   }
   void Carry() {}
-  __m512 Finish(const int32_t*, int32_t) const { return sum; }
+  static __m512i Excess(const int32_t*) { return _mm512_setzero_si512(); }
+  __m512 Finish(__m512i, int32_t) const { return sum; }
 };
 
 #ifdef SRIGL_HAS_FP16
@@ -156,7 +160,8 @@ struct Float16 {
     sum = _mm512_add_ps(sum, _mm512_cvtxph_ps((__m256h)_mm512_cvtepi32_epi16(pairs)));
     halves = _mm512_setzero_ph();
   }
-  __m512 Finish(const int32_t*, int32_t) const { return sum; }
+  static __m512i Excess(const int32_t*) { return _mm512_setzero_si512(); }
+  __m512 Finish(__m512i, int32_t) const { return sum; }
 };
 #endif
 
@@ -206,9 +211,10 @@ struct Float16 {
       }                                                                                           \
       _Pragma("GCC unroll 8") for (int r = 0; r < kRows; ++r) sums[r].Carry();                    \
     }                                                                                             \
+    const int32_t* const signs = inputs.signs + local;                                            \
+    const __m512i excess = Name::Excess(view.sums + g * kGroupRows);                              \
     _Pragma("GCC unroll 8") for (int r = 0; r < kRows; ++r) {                                     \
-      _mm512_storeu_ps(out + r * kGroupRows,                                                      \
-                       sums[r].Finish(view.sums + g * kGroupRows, inputs.zeros[local + r]));      \
+      _mm512_storeu_ps(out + r * kGroupRows, sums[r].Finish(excess, signs[r]));                   \
     }                                                                                             \
   }                                                                                               \
   template <int kRows, bool kPieces>                                                              \
@@ -253,11 +259,12 @@ struct Float16 {
         pieces[r] += inputs.piece_stride;                                                         \
       }                                                                                           \
     }                                                                                             \
-    _Pragma("GCC unroll 8") for (int r = 0; r < kRows; ++r) {                                     \
-      for (int i = 0; i < kDenseGroups; ++i) {                                                    \
+    const int32_t* const signs = inputs.signs + local;                                            \
+    for (int i = 0; i < kDenseGroups; ++i) {                                                      \
+      const __m512i excess = Name::Excess(view.sums + groups[i] * kGroupRows);                    \
+      _Pragma("GCC unroll 8") for (int r = 0; r < kRows; ++r) {                                   \
         _mm512_storeu_ps(out + (i * kRows + r) * kGroupRows,                                      \
-                         sums[i][r].Finish(view.sums + groups[i] * kGroupRows,                    \
-                                           inputs.zeros[local + r]));                             \
+                         sums[i][r].Finish(excess, signs[r]));                                    \
       }                                                                                           \
     }                                                                                             \
   }

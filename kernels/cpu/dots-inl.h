@@ -100,10 +100,10 @@ inline void RunGroups(const DotKernel& kernel, const DotView& view, const MatMul
   }
 }
 
-// Scales of converted rows, and the integers that stand for 0 in them.
+// Scales of converted rows, and their signs: see `DotInputs`.
 struct DotScales {
   float scales[kDotTaskRows];
-  int32_t zeros[kDotTaskRows];
+  int32_t signs[kDotTaskRows];
 };
 
 inline void RunDots(const DotKernel& kernel, const DotView& view, const MatMul& call,
@@ -125,8 +125,8 @@ inline void RunDots(const DotKernel& kernel, const DotView& view, const MatMul& 
                             ? own
                             : *reinterpret_cast<DotScales*>(scratch + kScratchFloats);
   float* const scales = steps_of.scales;
-  int32_t* const zeros = steps_of.zeros;
-  inputs.zeros = zeros;
+  int32_t* const signs = steps_of.signs;
+  inputs.signs = signs;
   const Steps whole =
       call.range == nullptr ? Steps{} : kernel.scale_of(nullptr, 0, call.range);
   const bool in_pieces = call.patches != nullptr && ReadsPieces(view, *call.patches, element);
@@ -176,7 +176,7 @@ inline void RunDots(const DotKernel& kernel, const DotView& view, const MatMul& 
       // Beyond a row that is narrower than a window, weights of 0 meet finite numbers.
       if (!in_place && !in_pieces) _mm512_storeu_si512(to + size * element, _mm512_setzero_si512());
       scales[i] = steps.scale;
-      zeros[i] = ZeroOf(steps);
+      signs[i] = ZeroOf(steps) == 0 ? 0 : -1;
     }
     // Where all rows stay in the first-level cache, each group is read once for all of them; else
     // as many groups as stay in the second-level cache are read for each eight rows.

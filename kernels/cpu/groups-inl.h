@@ -75,44 +75,60 @@ template <Rows kResidual, Rows kOutput>
 inline void WriteWholeGroup(const MatMul& call, int64_t output, int64_t row, int64_t count,
                             const float* sums, __m512 scales, const float* row_scales,
                             __m512 bias) {
-  const Steps& steps = call.y8.steps;
+  // In registers: the compiler has to expect that a byte written is a part of `call`.
+  const Steps steps = call.y8.steps;
   const bool is_relu = call.activation == Activation::kRelu;
   const bool streamed = call.streamed && output % kGroupRows == 0;
   const __m512 inverse = _mm512_set1_ps(steps.inverse), most = _mm512_set1_ps(steps.high);
   const __m512 least = _mm512_set1_ps(is_relu ? 0 : steps.low);
   const __m512i zero = _mm512_set1_epi32(ZeroOf(steps));
   const __m512i residual_zero = _mm512_set1_epi32(call.residual8.zero);
-  for (int64_t r = 0; r < count; ++r) {
-    const int64_t at = (row + r) * call.out_features + output;
+  const int64_t stride = call.out_features, first = row * stride + output;
+  const float* const residual = call.residual + (kResidual == Rows::kFloats ? first : 0);
+  const bool has_bytes = kResidual == Rows::kBytes, writes_bytes = kOutput == Rows::kBytes;
+  const uint8_t* const residual8 = call.residual8.integers + (has_bytes ? first : 0);
+  const float* const residual_scales = call.residual8.scales + (has_bytes ? row : 0);
+  float* const y = call.y + (writes_bytes ? 0 : first);
+  uint8_t* const y8 = call.y8.integers + (writes_bytes ? first : 0);
+  const auto output_of = [&](int64_t r) {
     const __m512 scale = _mm512_mul_ps(scales, _mm512_set1_ps(row_scales[r]));
     __m512 out = _mm512_mul_ps(_mm512_loadu_ps(sums + r * kGroupRows), scale);
     asm("" : "+v"(out));  // rounded, as by WriteGroup
     out = _mm512_add_ps(out, bias);
     if constexpr (kResidual == Rows::kFloats) {
-      out = _mm512_add_ps(out, _mm512_loadu_ps(call.residual + at));
+      out = _mm512_add_ps(out, _mm512_loadu_ps(residual + r * stride));
     } else if constexpr (kResidual == Rows::kBytes) {
       const __m128i bytes =
-          _mm_loadu_si128(reinterpret_cast<const __m128i*>(call.residual8.integers + at));
+          _mm_loadu_si128(reinterpret_cast<const __m128i*>(residual8 + r * stride));
       const __m512i integers = _mm512_sub_epi32(_mm512_cvtepu8_epi32(bytes), residual_zero);
-      __m512 residual = _mm512_mul_ps(_mm512_cvtepi32_ps(integers),
-                                      _mm512_set1_ps(call.residual8.scales[row + r]));
-      asm("" : "+v"(residual));
-      out = _mm512_add_ps(out, residual);
+      __m512 added =
+          _mm512_mul_ps(_mm512_cvtepi32_ps(integers), _mm512_set1_ps(residual_scales[r]));
+      asm("" : "+v"(added));
+      out = _mm512_add_ps(out, added);
     }
+    return out;
+  };
+  __mmask16 nan = 0;
+  for (int64_t r = 0; r < count; ++r) {
+    __m512 out = output_of(r);
     if constexpr (kOutput == Rows::kFloats) {
       if (is_relu) out = Activate(out, Activation::kRelu);
       if (streamed) {
-        Stream(call.y + at, out);
+        Stream(y + r * stride, out);
       } else {
-        Store(call.y + at, out);
+        Store(y + r * stride, out);
       }
     } else {
-      if (_mm512_cmp_ps_mask(out, out, _CMP_UNORD_Q) != 0) MarkNaN(call.y8, row + r);
+      nan = _kor_mask16(nan, _mm512_cmp_ps_mask(out, out, _CMP_UNORD_Q));
       const __m512 v = _mm512_min_ps(_mm512_max_ps(_mm512_mul_ps(out, inverse), least), most);
       const __m512i integers = _mm512_add_epi32(_mm512_cvtps_epi32(v), zero);
-      _mm_storeu_si128(reinterpret_cast<__m128i*>(call.y8.integers + at),
+      _mm_storeu_si128(reinterpret_cast<__m128i*>(y8 + r * stride),
                        _mm512_cvtepi32_epi8(integers));
     }
+  }
+  for (int64_t r = 0; nan != 0 && r < count; ++r) {
+    const __m512 out = output_of(r);
+    if (_mm512_cmp_ps_mask(out, out, _CMP_UNORD_Q) != 0) MarkNaN(call.y8, row + r);
   }
 }
 
