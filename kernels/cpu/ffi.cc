@@ -196,7 +196,7 @@ SRIGL_EXPORT void* srigl_pack_dots(const void* values, const int32_t* indices,
     auto result = std::make_unique<srigl::PackResult>();
     result->patterns[0].bytes =
         PackDots(layer, static_cast<srigl::DotType>(dot_type), scales,
-                 srigl::WindowAlignment());
+                 srigl::WindowAlignment(), srigl::DenseStepCost());
     return result.release();
   } catch (const std::exception& e) {
     srigl::Report(e.what(), message, message_size);

@@ -44,6 +44,9 @@ bool HasSlowBFloat16();
 // From which density on a dense product in float32 is faster than one with places, on AVX-512.
 double DenseShare();
 
+// What a dense step of a dot pattern takes, in steps with places.
+double DenseStepCost();
+
 }  // namespace srigl
 
 #endif  // SRIGL_KERNELS_CPU_ISA_H_

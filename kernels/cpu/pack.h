@@ -55,9 +55,9 @@ Pattern PackWindows(const Condensed& layer, bool embed);
 
 // The dot pattern, values and all: of `type`, whose raw numbers stand where `layer.values` points,
 // with a scale for each active neuron. Windows begin at multiples of `alignment` bytes, a power of two
-// up to 32: see WindowAlignment.
+// up to 32: see WindowAlignment. It is dense where that takes less, see DenseStepCost.
 std::vector<uint8_t> PackDots(const Condensed& layer, DotType type, const float* scales,
-                              int64_t alignment);
+                              int64_t alignment, double dense_step_cost);
 
 // Rows of any length.
 Pattern PackTiles(const SparseRows& layer, bool half = false);

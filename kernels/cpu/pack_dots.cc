@@ -65,10 +65,6 @@ class DotPacker {
   const int64_t unit_;  // windows begin at multiples of so many inputs
 };
 
-// What a dense step takes, in steps with places: of bytes, on one core of an Intel Xeon, 0.15 ns and
-// 0.43 ns for each batch row, in layers of ResNet-50.
-constexpr double kDenseStepCost = 0.4;
-
 // The steps of a dense pattern.
 std::vector<uint8_t> DenseValues(const Condensed& layer, DotType type) {
   const int64_t steps = DenseSteps(type, layer.in_features), size = DotElementBytes(type);
@@ -88,7 +84,7 @@ std::vector<uint8_t> DenseValues(const Condensed& layer, DotType type) {
 }  // namespace
 
 std::vector<uint8_t> PackDots(const Condensed& layer, DotType type, const float* scales,
-                              int64_t alignment) {
+                              int64_t alignment, double dense_step_cost) {
   const int64_t num_groups = CeilDiv(layer.num_active, kGroupRows);
   const int64_t dense_steps = DenseSteps(type, layer.in_features);
   std::vector<WindowGroup> groups(num_groups + 1);
@@ -105,7 +101,7 @@ std::vector<uint8_t> PackDots(const Condensed& layer, DotType type, const float*
   }
   const bool dense = type == DotType::kFloat32 ||
                      static_cast<double>(steps.size()) >
-                         kDenseStepCost * static_cast<double>(num_groups * dense_steps);
+                         dense_step_cost * static_cast<double>(num_groups * dense_steps);
   for (int64_t g = 0; dense && g <= num_groups; ++g) groups[g].packet_begin = g * dense_steps;
   for (int64_t row = 0; row < layer.num_active; ++row) {
     row_scales[row] = scales[row];

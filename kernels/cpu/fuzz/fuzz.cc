@@ -72,7 +72,7 @@ void FuzzDots(const Case& c, Random* random, const Exact<float>& x, int64_t* ref
     const std::vector<uint8_t> tile_values = GatherValues(numbers, tiles);
     const std::vector<uint8_t> dots =
         PackDots(numbers, static_cast<DotType>(type), scales.data(),
-                 Uniform(random, 0, 1) == 0 ? 1 : 32);
+                 Uniform(random, 0, 1) == 0 ? 1 : 32, Uniform(random, 0, 1) == 0 ? 0.4 : 0.7);
     for (int isa = 0; isa < kNumIsas; ++isa) {
       if (!SetIsa(static_cast<Isa>(isa))) continue;
       for (int i = 0; i < 4; ++i) {

@@ -108,7 +108,8 @@ bool FuzzConvDots(const Case& c, const Conv& conv, size_t out_size, Random* rand
     const Pattern tiles = PackTiles(layer);
     const std::vector<uint8_t> tile_values = GatherValues(layer, tiles);
     const std::vector<uint8_t> dots = PackDots(layer, static_cast<DotType>(type), ones.data(),
-                                               Uniform(random, 0, 1) == 0 ? 1 : 32);
+                                               Uniform(random, 0, 1) == 0 ? 1 : 32,
+                                               Uniform(random, 0, 1) == 0 ? 0.4 : 0.7);
     for (int isa = 0; isa < kNumIsas; ++isa) {
       if (!SetIsa(static_cast<Isa>(isa))) continue;
       for (int i = 0; i < 5; ++i) {
