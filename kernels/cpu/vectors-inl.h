@@ -133,13 +133,36 @@ inline Vec Activate(Vec v, Activation activation) {
 #endif
 
 #if SRIGL_WIDTH == 16
-inline Vec InterleaveLow(Vec a, Vec b) {
-  return SRIGL_SHUFFLE(a, b, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+// Transposes sixteen registers in place: rows of four numbers within each quarter of a register, then
+// the quarters. Perfect shuffles of whole registers, as below, take half as long again.
+inline void Transpose(Vec* rows) {
+  __m512 four[16];  // [i + k], quarter q: column 4q + k of rows i..i + 3
+#pragma GCC unroll 4
+  for (int i = 0; i < 16; i += 4) {
+    const __m512d low = _mm512_castps_pd(_mm512_unpacklo_ps(rows[i], rows[i + 1]));
+    const __m512d high = _mm512_castps_pd(_mm512_unpackhi_ps(rows[i], rows[i + 1]));
+    const __m512d next_low = _mm512_castps_pd(_mm512_unpacklo_ps(rows[i + 2], rows[i + 3]));
+    const __m512d next_high = _mm512_castps_pd(_mm512_unpackhi_ps(rows[i + 2], rows[i + 3]));
+    four[i] = _mm512_castpd_ps(_mm512_unpacklo_pd(low, next_low));
+    four[i + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(low, next_low));
+    four[i + 2] = _mm512_castpd_ps(_mm512_unpacklo_pd(high, next_high));
+    four[i + 3] = _mm512_castpd_ps(_mm512_unpackhi_pd(high, next_high));
+  }
+  constexpr int kEven = 0x88, kOdd = 0xdd;  // quarters of two registers
+#pragma GCC unroll 4
+  for (int k = 0; k < 4; ++k) {
+    const __m512 even = _mm512_shuffle_f32x4(four[k], four[4 + k], kEven);
+    const __m512 odd = _mm512_shuffle_f32x4(four[k], four[4 + k], kOdd);
+    const __m512 next_even = _mm512_shuffle_f32x4(four[8 + k], four[12 + k], kEven);
+    const __m512 next_odd = _mm512_shuffle_f32x4(four[8 + k], four[12 + k], kOdd);
+    rows[k] = _mm512_shuffle_f32x4(even, next_even, kEven);
+    rows[4 + k] = _mm512_shuffle_f32x4(odd, next_odd, kEven);
+    rows[8 + k] = _mm512_shuffle_f32x4(even, next_even, kOdd);
+    rows[12 + k] = _mm512_shuffle_f32x4(odd, next_odd, kOdd);
+  }
 }
-inline Vec InterleaveHigh(Vec a, Vec b) {
-  return SRIGL_SHUFFLE(a, b, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
-}
-#elif SRIGL_WIDTH == 8
+#else
+#if SRIGL_WIDTH == 8
 inline Vec InterleaveLow(Vec a, Vec b) {
   return SRIGL_SHUFFLE(a, b, 0, 8, 1, 9, 2, 10, 3, 11);
 }
@@ -165,6 +188,7 @@ inline void Transpose(Vec* rows) {
     for (int i = 0; i < kWidth; ++i) rows[i] = mixed[i];
   }
 }
+#endif
 
 }  // namespace
 }  // namespace SRIGL_TARGET
