@@ -34,75 +34,100 @@ inline void Finish(Vec sums, const MatMul& call, int64_t row, int64_t output, in
   memcpy(y, buffer, count * sizeof(float));
 }
 
-// As `Finish` for a register of outputs of neighbouring batch rows, of a linear or a relu layer without
-// scales: what there is to do is decided once, and is the same bit for bit.
+// Writes registers of outputs of neighbouring batch rows: `Whole` kWidth of them, of as many rows.
+struct AnyRows {
+  const MatMul& call;
+
+  void Some(const Vec* sums, int64_t row, int64_t num_rows, int64_t output, int64_t count) const {
+    for (int64_t i = 0; i < num_rows; ++i) Finish(sums[i], call, row + i, output, count);
+  }
+  void Whole(const Vec* sums, int64_t row, int64_t output) const {
+    Some(sums, row, kWidth, output, kWidth);
+  }
+};
+
+// The same of a linear or a relu layer without scales: what there is to do is decided once, and is the
+// same bit for bit.
 template <bool kResidual, bool kStreamed>
-inline void FinishRows(const Vec* sums, const MatMul& call, int64_t row, int64_t num_rows,
-                       int64_t output) {
-  const Vec bias = call.bias == nullptr ? Vec{} : Load(call.bias + output);
-  const Vec least = Vec{} + (call.activation == Activation::kRelu ? 0.0f : -__builtin_inff());
-  const int64_t at = row * call.out_features + output;
+struct PlainRows {
+  const MatMul& call;
+
+  void Some(const Vec* sums, int64_t row, int64_t num_rows, int64_t output, int64_t count) const {
+    AnyRows{call}.Some(sums, row, num_rows, output, count);
+  }
+  void Whole(const Vec* sums, int64_t row, int64_t output) const {
+    const int64_t stride = call.out_features, at = row * stride + output;
+    const float* const residual = call.residual + (kResidual ? at : 0);
+    float* const y = call.y + at;
+    const Vec bias = call.bias == nullptr ? Vec{} - 0.0f : Load(call.bias + output);  // -0 stays
+    const Vec least = Vec{} + (call.activation == Activation::kRelu ? 0.0f : -__builtin_inff());
 #pragma GCC unroll 16
-  for (int i = 0; i < kWidth; ++i) {
-    if (i >= num_rows) return;
-    Vec out = sums[i];
-    if (call.bias != nullptr) out += bias;  // -0 stays
-    if constexpr (kResidual) out += Load(call.residual + at + i * call.out_features);
-    out = out < least ? least : out;
-    float* y = call.y + at + i * call.out_features;
-    kStreamed ? Stream(y, out) : Store(y, out);
+    for (int i = 0; i < kWidth; ++i) {
+      Vec out = sums[i] + bias;
+      if constexpr (kResidual) out += Load(residual + i * stride);
+      out = out < least ? least : out;
+      kStreamed ? Stream(y + i * stride, out) : Store(y + i * stride, out);
+    }
+  }
+};
+
+// Turns the sums [lane] of outputs, each where its `source` is, around and has them written. All of
+// them are for sixteen lanes, say, before the next ones: what is written lies together.
+template <typename Write>
+inline void TurnOutputs(const float* const* source, int64_t output_begin, int64_t output_end,
+                        int64_t row_begin, int64_t num_rows, const Write& write) {
+  for (int64_t lane = 0; lane < num_rows; lane += kWidth) {
+    const int64_t rows_left = Min(num_rows - lane, kWidth);
+    int64_t count;
+    for (int64_t o = output_begin; o < output_end; o += count) {
+      count = Min(kWidth - o % kWidth, output_end - o);  // the next chunks are aligned as y is
+      const float* const* const from = source + (o - output_begin);
+      if (count == kWidth && rows_left == kWidth) {
+        Vec rows[kWidth];
+#pragma GCC unroll 16
+        for (int i = 0; i < kWidth; ++i) rows[i] = Load(from[i] + lane);
+        Transpose(rows);
+        write.Whole(rows, row_begin + lane, o);
+        continue;
+      }
+      Vec rows[kWidth] = {};
+      for (int i = 0; i < count; ++i) rows[i] = Load(from[i] + lane);
+      Transpose(rows);
+      write.Some(rows, row_begin + lane, rows_left, o, count);
+    }
   }
 }
 
-// What there is of it for a call, or nullptr.
-using FinishRowsOf = void (*)(const Vec*, const MatMul&, int64_t, int64_t, int64_t);
-inline FinishRowsOf FindFinishRows(const MatMul& call) {
-  if (call.scales != nullptr || call.row_scales != nullptr || call.y8.integers != nullptr ||
-      call.residual8.integers != nullptr ||
-      (call.activation != Activation::kNone && call.activation != Activation::kRelu)) {
-    return nullptr;
-  }
-  if (call.residual != nullptr) {
-    return call.streamed ? FinishRows<true, true> : FinishRows<true, false>;
-  }
-  return call.streamed ? FinishRows<false, true> : FinishRows<false, false>;
-}
-
-// Turns sums [row, lane] around and writes outputs [output_begin, output_end). The outputs of a
-// layer may be many: then its lanes are done together, as looking up their rows takes time. Those
-// of a convolution are few, and are written as they lie in memory, a register's lanes at a time.
+// Turns sums [row, lane] around and writes outputs [output_begin, output_end).
 template <int kVecs>
 void WriteOutputs(const TileView& view, const MatMul& call, int64_t row_begin, int64_t num_rows,
                   int64_t first_row, int64_t last_row, int64_t output_begin, int64_t output_end,
                   const float* sums, const float* zeros) {
-  constexpr int kLanes = kVecs * kWidth;
-  const int64_t step = call.patches == nullptr ? kLanes : kWidth;
-  const FinishRowsOf finish_rows = FindFinishRows(call);
-  for (int64_t lane_begin = 0; lane_begin < num_rows; lane_begin += step) {
-    const int64_t lane_end = Min(lane_begin + step, num_rows);
-    int64_t count;
-    for (int64_t o = output_begin; o < output_end; o += count) {
-      count = kWidth - o % kWidth;  // the next chunks are aligned as the outputs are
-      if (count > output_end - o) count = output_end - o;
-      const float* source[kWidth];
-      for (int i = 0; i < kWidth; ++i) {
-        const int64_t row = i < count ? view.output_rows[o + i] : -1;
-        source[i] =
-            row >= first_row && row < last_row ? sums + (row - first_row) * kLanes : zeros;
-      }
-      for (int64_t lane = lane_begin; lane < lane_end; lane += kWidth) {
-        Vec rows[kWidth];
-#pragma GCC unroll 16
-        for (int i = 0; i < kWidth; ++i) rows[i] = Load(source[i] + lane);
-        Transpose(rows);
-        const int64_t rows_left = Min(num_rows - lane, kWidth);
-        if (finish_rows != nullptr && count == kWidth) {
-          finish_rows(rows, call, row_begin + lane, rows_left, o);
-          continue;
-        }
-        for (int i = 0; i < rows_left; ++i) Finish(rows[i], call, row_begin + lane + i, o, count);
-      }
+  constexpr int64_t kLanes = kVecs * kWidth, kMost = 256;
+  const bool is_plain =
+      call.scales == nullptr && call.row_scales == nullptr && call.y8.integers == nullptr &&
+      call.residual8.integers == nullptr &&
+      (call.activation == Activation::kNone || call.activation == Activation::kRelu);
+  const bool has_residual = call.residual != nullptr;
+  for (int64_t begin = output_begin; begin < output_end;) {
+    const int64_t end = Min(begin - begin % kMost + kMost, output_end);
+    const float* source[kMost];
+    for (int64_t o = begin; o < end; ++o) {
+      const int64_t row = view.output_rows[o];
+      source[o - begin] =
+          row >= first_row && row < last_row ? sums + (row - first_row) * kLanes : zeros;
     }
+    const auto turn = [&](const auto& write) {
+      TurnOutputs(source, begin, end, row_begin, num_rows, write);
+    };
+    if (!is_plain) {
+      turn(AnyRows{call});
+    } else if (call.streamed) {
+      has_residual ? turn(PlainRows<true, true>{call}) : turn(PlainRows<false, true>{call});
+    } else {
+      has_residual ? turn(PlainRows<true, false>{call}) : turn(PlainRows<false, false>{call});
+    }
+    begin = end;
   }
 }
 
