@@ -11,6 +11,8 @@
 
 namespace srigl {
 
+struct Conv;
+
 // Numbered as Python's `backends.cpu.matmul.ACTIVATIONS`. kGelu is its tanh form.
 enum class Activation : int32_t {
   kNone = 0,
@@ -361,6 +363,11 @@ struct Kernels {
   // kScratchFloats and kStageFloats more, 64-aligned.
   void (*attention)(const Attention& call, int64_t part, int64_t begin, int64_t end,
                     float* scratch);
+
+  // Lines [line_begin, line_end) of the outputs of all images, for channels [channel_begin,
+  // channel_end): sixteen of them at least, or all there are; see depthwise.h.
+  void (*depthwise)(const Conv& conv, const float* kernel, int64_t line_begin, int64_t line_end,
+                    int64_t channel_begin, int64_t channel_end);
 };
 
 // Of processors with AVX-512, and what later ones add to it.

@@ -5,6 +5,7 @@
 #include "training_by_inputs-inl.h"
 #include "topology-inl.h"
 #include "attention-inl.h"
+#include "depthwise-inl.h"
 
 namespace srigl {
 
@@ -26,6 +27,7 @@ const Kernels kAvx2Kernels = {"avx2",
                               8,
                               avx2::Quantize,
                               avx2::RangeOf,
-                              avx2::AttendTo};
+                              avx2::AttendTo,
+                              avx2::DepthwiseLines};
 
 }  // namespace srigl

@@ -9,6 +9,7 @@
 #include "training_by_inputs-inl.h"
 #include "topology-inl.h"
 #include "attention-inl.h"
+#include "depthwise-inl.h"
 
 #include "groups-inl.h"
 
@@ -153,6 +154,7 @@ const Kernels kAvx512Kernels = {"avx512",
                                 16,
                                 avx512::Quantize,
                                 avx512::RangeOf,
-                                avx512::AttendTo};
+                                avx512::AttendTo,
+                                avx512::DepthwiseLines};
 
 }  // namespace srigl

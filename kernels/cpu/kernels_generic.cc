@@ -5,6 +5,7 @@
 #include "training_by_inputs-inl.h"
 #include "topology-inl.h"
 #include "attention-inl.h"
+#include "depthwise-inl.h"
 
 namespace srigl {
 
@@ -26,6 +27,7 @@ const Kernels kGenericKernels = {"generic",
                                  4,
                                  generic::Quantize,
                                  generic::RangeOf,
-                                 generic::AttendTo};
+                                 generic::AttendTo,
+                                 generic::DepthwiseLines};
 
 }  // namespace srigl

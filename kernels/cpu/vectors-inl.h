@@ -91,7 +91,7 @@ inline Vec Exp(Vec x) {
   return p * reinterpret_cast<Vec>(bits);
 }
 
-inline Vec Activate(Vec v, Activation activation) {
+inline __attribute__((always_inline)) Vec Activate(Vec v, Activation activation) {
   if (activation == Activation::kRelu) return v < 0.0f ? Vec{} : v;
   if (activation == Activation::kGelu) {
     // 0.5 v (1 + tanh(u)) = v / (1 + exp(-2u)), u = sqrt(2 / pi) (v + 0.044715 v^3)

@@ -1,4 +1,4 @@
-"""Depthwise convolutions on a CPU, as sums of shifted images.
+"""Depthwise convolutions on a CPU as sums of shifted images, where they are not native.
 
 XLA's CPU backend computes a convolution in groups one output after the other. A sum over the places
 of the kernel it makes one loop that runs along the channels: the MobileNet-V3 of

@@ -15,9 +15,7 @@ import numpy as np
 from srigl_jax.programs import axis_labels
 from srigl_jax.programs.attention_op import Found, attention_p
 from srigl_jax.programs.flat_jaxpr import FlatJaxpr, Op
-from srigl_kernels import deferred
 from srigl_kernels.backends.cpu import attention as native
-from srigl_kernels.backends.cpu import library
 
 _COPIES = "broadcast_in_dim", "transpose", "reshape", "convert_element_type"  # of a scalar
 _SIDES = "left", "right"  # factors of the first product
@@ -43,11 +41,8 @@ def rewrite(jaxpr: FlatJaxpr) -> FlatJaxpr:
   What it replaces stays in the program, and nothing reads it.
 
   Args:
-    jaxpr: the program. Nothing is found on other devices than CPUs, nor where products are by
-      other backends than the native one.
+    jaxpr: the program.
   """
-  if jax.default_backend() != "cpu" or not library.is_available() or _is_portable(jaxpr):
-    return jaxpr
   makers = {x: op for op in jaxpr.ops for x in op.outputs}
   readers: dict[int, list[Op | None]] = {}
   for op in (*jaxpr.ops, None):
@@ -64,13 +59,6 @@ def rewrite(jaxpr: FlatJaxpr) -> FlatJaxpr:
     return jaxpr
   ops = [replaced.get(op.outputs[0], op) if len(op.outputs) == 1 else op for op in jaxpr.ops]
   return jaxpr._replace(ops=tuple(ops))
-
-
-def _is_portable(jaxpr: FlatJaxpr) -> bool:
-  """Whether products are prepared for other backends alone, which need no native library."""
-  products = [op for op in jaxpr.ops if op.primitive is deferred.product_p]
-  layouts = [deferred.Product(op.in_avals, op.params).layouts for op in products]
-  return bool(layouts) and not any("cpu" in layout for layout in layouts)
 
 
 class _Search:

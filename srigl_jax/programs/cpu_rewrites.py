@@ -17,8 +17,8 @@ from srigl_kernels import depthwise, pooling
 def find(op: Op) -> Callable[..., Array] | None:
   """A function of an operation's inputs that computes it faster, or None.
 
-  Attention, depthwise convolutions, max-poolings and sums over pixels have one, where jax runs on a
-  CPU.
+  Attention, depthwise convolutions that are not native, max-poolings and sums over pixels have one,
+  where jax runs on a CPU.
   """
   find = _FINDERS.get(op.primitive)
   return None if find is None else find(op)

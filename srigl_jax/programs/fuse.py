@@ -9,11 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend import core as jex
 
-from srigl_jax.programs import attention, cpu_rewrites, eight_bits
+from srigl_jax.programs import attention, cpu_rewrites, depthwise, eight_bits
 from srigl_jax.programs.eight_bits import find_ranges, with_derivative_of
 from srigl_jax.programs.elementwise import GRID, Curve, curve_of, number_of, same_values
 from srigl_jax.programs.flat_jaxpr import JIT, FlatJaxpr, Op, bodies, evaluate, inline
-from srigl_jax.programs.steps import Step, backend_of, is_native
+from srigl_jax.programs.steps import Step, backend_of, is_native, may_be_native
 from srigl_kernels import deferred
 from srigl_kernels.backends.registry import is_traced
 from srigl_kernels.epilogue import ACTIVATIONS
@@ -46,8 +46,9 @@ def fuse(function: Callable[..., Any]) -> Callable[..., Any]:
   round them as these would have done. What is a residual, too, is added in 8 bits then. The
   derivative is that of products which pass on float32.
 
-  Depthwise convolutions, max-poolings and sums over pixels, which XLA computes slowly on a CPU,
-  become other operations of XLA there.
+  Max-poolings and sums over pixels, which XLA computes slowly on a CPU, become other operations of
+  XLA there, and depthwise convolutions native ones with the bias and the activation behind them, or
+  other operations of XLA where nothing else is native.
 
   `condense_model`, `condense_linen` and `merge_condensed` do this to the calls of the models that
   they return. For others, for another method than the call, or for a function around several
@@ -93,7 +94,9 @@ def evaluate_fused(closed: Any, inputs: Sequence[Any]) -> list[Any]:
     closed: a closed jaxpr.
     inputs: its arguments.
   """
-  jaxpr = attention.rewrite(inline(closed, JIT))
+  jaxpr = inline(closed, JIT)
+  if may_be_native(jaxpr):
+    jaxpr = depthwise.rewrite(attention.rewrite(jaxpr))
   steps = _steps(jaxpr)
   known = {**jaxpr.consts, **dict(zip(jaxpr.inputs, inputs, strict=True))}
   ranges = find_ranges(steps, jaxpr.outputs, known)

@@ -4,9 +4,12 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from srigl_jax.programs.flat_jaxpr import Op
+import jax
+
+from srigl_jax.programs.flat_jaxpr import FlatJaxpr, Op
 from srigl_kernels import deferred
 from srigl_kernels.auto import fastest, is_worth_staying_native
+from srigl_kernels.backends.cpu import library
 
 _VIEWS = {"reshape", "squeeze", "expand_dims", "copy", "copy_p", "stop_gradient"}
 
@@ -40,6 +43,17 @@ class Step(NamedTuple):
   def avals(self) -> deferred.Product:
     """A product with the types of its arrays."""
     return deferred.Product(self.op.in_avals, self.op.params)
+
+
+def may_be_native(jaxpr: FlatJaxpr) -> bool:
+  """Whether operations other than products may become native: on a CPU, where the library is, and
+  unless products are prepared for other backends alone, which need no library.
+  """
+  if jax.default_backend() != "cpu" or not library.is_available():
+    return False
+  products = [op for op in jaxpr.ops if op.primitive is deferred.product_p]
+  layouts = [deferred.Product(op.in_avals, op.params).layouts for op in products]
+  return not layouts or any("cpu" in layout for layout in layouts)
 
 
 def backend_of(op: Op) -> str:

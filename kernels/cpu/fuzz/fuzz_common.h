@@ -163,6 +163,26 @@ struct Case {
   }
 };
 
+struct Window {  // one axis, and the padding behind it
+  Axis axis;
+  int64_t padding_after;
+};
+
+inline Window RandomAxis(Random* random) {
+  Window window = {};
+  Axis& axis = window.axis;
+  axis.size = Uniform(random, 0, 9) == 0 ? Uniform(random, 0, 70) : Uniform(random, 0, 20);
+  axis.kernel = Uniform(random, 0, 2) == 0 ? Uniform(random, 1, 6) : Uniform(random, 1, 3);
+  axis.stride = Uniform(random, 0, 2) == 0 ? Uniform(random, 1, 5) : 1;
+  axis.dilation = Uniform(random, 0, 3) == 0 ? Uniform(random, 1, 4) : 1;
+  axis.padding = Uniform(random, -2, 5);
+  window.padding_after = Uniform(random, -2, 5);
+  const int64_t padded = axis.size + axis.padding + window.padding_after;
+  const int64_t reach = (axis.kernel - 1) * axis.dilation + 1;
+  axis.out = padded < reach ? 0 : (padded - reach) / axis.stride + 1;
+  return window;
+}
+
 inline double Activated(double v, Activation activation) {
   if (activation == Activation::kRelu) return v > 0 ? v : 0;
   if (activation == Activation::kGelu) {
@@ -282,6 +302,7 @@ void Disturb(Random* random, Conv* conv);
 bool RunConvCase(uint64_t seed, int64_t* refused, int64_t* accepted);
 bool RunTopologyCase(uint64_t seed, int64_t* refused, int64_t* accepted);
 bool RunAttentionCase(uint64_t seed);
+bool RunDepthwiseCase(uint64_t seed, int64_t* refused, int64_t* accepted);
 
 }  // namespace srigl
 

@@ -6,26 +6,6 @@
 namespace srigl {
 namespace {
 
-struct Window {  // one axis, and the padding behind it
-  Axis axis;
-  int64_t padding_after;
-};
-
-Window RandomAxis(Random* random) {
-  Window window = {};
-  Axis& axis = window.axis;
-  axis.size = Uniform(random, 0, 9) == 0 ? Uniform(random, 0, 70) : Uniform(random, 0, 20);
-  axis.kernel = Uniform(random, 0, 2) == 0 ? Uniform(random, 1, 6) : Uniform(random, 1, 3);
-  axis.stride = Uniform(random, 0, 2) == 0 ? Uniform(random, 1, 5) : 1;
-  axis.dilation = Uniform(random, 0, 3) == 0 ? Uniform(random, 1, 4) : 1;
-  axis.padding = Uniform(random, -2, 5);
-  window.padding_after = Uniform(random, -2, 5);
-  const int64_t padded = axis.size + axis.padding + window.padding_after;
-  const int64_t reach = (axis.kernel - 1) * axis.dilation + 1;
-  axis.out = padded < reach ? 0 : (padded - reach) / axis.stride + 1;
-  return window;
-}
-
 // The largest error over what the rounding of so many products allows.
 double ConvError(const Case& c, const Conv& conv) {
   const Patches& p = conv.patches;

@@ -35,12 +35,14 @@ CONV_INPUT_GRADIENT = "srigl_sparse_conv_input_gradient"
 CONV_VALUES_GRADIENT = "srigl_sparse_conv_values_gradient"
 UPDATE_TOPOLOGY = "srigl_update_topology"
 ATTENTION = "srigl_attention"
+DEPTHWISE_CONV = "srigl_depthwise_conv"
 _HANDLERS = (
   *(MATMUL, CONV, INPUT_GRADIENT, VALUES_GRADIENT, PACK_VALUES),
   *(TRAINING_FORWARD, TRAINING_INPUT_GRADIENT, TRAINING_VALUES_GRADIENT),
   *(CONV_FORWARD, CONV_INPUT_GRADIENT, CONV_VALUES_GRADIENT),
   UPDATE_TOPOLOGY,
   ATTENTION,
+  DEPTHWISE_CONV,
 )
 
 _POINTER, _INT32, _INT64 = ctypes.c_void_p, ctypes.c_int32, ctypes.c_int64
