@@ -17,8 +17,20 @@ struct RowState {
 
 inline int64_t RoundUp(int64_t n, int64_t step) { return (n + step - 1) / step * step; }
 
-// to[d, j] = from[j, d], for `padded` keys; those beyond `count` are 0.
-inline void PackKeys(const float* from, int64_t stride, int64_t count, int64_t padded,
+// Where keys lie, or values: the first `count` of them, and the others.
+struct KeyRows {
+  const float* first;
+  int64_t stride, count;
+  const float* tail;
+  int64_t tail_stride;
+
+  const float* At(int64_t j) const {
+    return j < count ? first + j * stride : tail + (j - count) * tail_stride;
+  }
+};
+
+// to[d, j] = from[begin + j, d], for `padded` keys; those beyond `count` are 0.
+inline void PackKeys(const KeyRows& from, int64_t begin, int64_t count, int64_t padded,
                      int64_t depth, float* to) {
   for (int64_t j = 0; j < padded; j += kWidth) {
     for (int64_t d = 0; d < depth; d += kWidth) {
@@ -26,7 +38,7 @@ inline void PackKeys(const float* from, int64_t stride, int64_t count, int64_t p
       Vec rows[kWidth];
 #pragma GCC unroll 16
       for (int i = 0; i < kWidth; ++i) {
-        rows[i] = j + i < count ? LoadSome(from + (j + i) * stride + d, left) : Vec{};
+        rows[i] = j + i < count ? LoadSome(from.At(begin + j + i) + d, left) : Vec{};
       }
       Transpose(rows);
 #pragma GCC unroll 16
@@ -37,13 +49,14 @@ inline void PackKeys(const float* from, int64_t stride, int64_t count, int64_t p
   }
 }
 
-// to[j, d] = from[j, d]; columns beyond `width` are 0.
-inline void PackValueRows(const float* from, int64_t stride, int64_t count, int64_t width,
+// to[j, d] = from[begin + j, d]; columns beyond `width` are 0.
+inline void PackValueRows(const KeyRows& from, int64_t begin, int64_t count, int64_t width,
                           int64_t padded, float* to) {
   for (int64_t j = 0; j < count; ++j, to += padded) {
+    const float* const row = from.At(begin + j);
     for (int64_t d = 0; d < padded; d += kWidth) {
       const int64_t left = width - d;
-      Store(to + d, left > 0 ? LoadSome(from + j * stride + d, left) : Vec{});
+      Store(to + d, left > 0 ? LoadSome(row + d, left) : Vec{});
     }
   }
 }
@@ -173,8 +186,14 @@ void SomeQueries(const Attention& call, const float* q, const uint8_t* mask, con
 // Queries [begin, end), at most kAttentionRows, of one part of the batch.
 void AttendTo(const Attention& call, int64_t part, int64_t begin, int64_t end, float* scratch) {
   const float* q = call.q + OffsetOf(call, call.q_strides, part);
-  const float* k = call.k + OffsetOf(call, call.k_strides, part);
-  const float* v = call.v + OffsetOf(call, call.v_strides, part);
+  const auto rows_of = [&](const float* first, const AttentionStrides& strides, const float* tail,
+                           const AttentionStrides& tail_strides) {
+    const float* rest = call.tail == 0 ? nullptr : tail + OffsetOf(call, tail_strides, part);
+    return KeyRows{first + OffsetOf(call, strides, part), strides.row, call.keys - call.tail, rest,
+                   tail_strides.row};
+  };
+  const KeyRows k = rows_of(call.k, call.k_strides, call.k_tail, call.k_tail_strides);
+  const KeyRows v = rows_of(call.v, call.v_strides, call.v_tail, call.v_tail_strides);
   const uint8_t* mask =
       call.mask == nullptr ? nullptr : call.mask + OffsetOf(call, call.mask_strides, part);
   float* out = call.out + OffsetOf(call, call.out_strides, part);
@@ -189,9 +208,8 @@ void AttendTo(const Attention& call, int64_t part, int64_t begin, int64_t end, f
   for (int64_t i = 0; i < end - begin; ++i) states[i] = {-__builtin_inff(), 0.0f, 0.0f};
   for (int64_t key = 0; key < call.keys; key += chunk) {
     const int64_t count = Min(chunk, call.keys - key), padded = RoundUp(count, kPair);
-    PackKeys(k + key * call.k_strides.row, call.k_strides.row, count, padded, call.depth, keys);
-    PackValueRows(v + key * call.v_strides.row, call.v_strides.row, count, call.width, wide,
-                  values);
+    PackKeys(k, key, count, padded, call.depth, keys);
+    PackValueRows(v, key, count, call.width, wide, values);
     for (int64_t i = begin; i < end;) {
       const int64_t left = end - i;
       const int rows = left >= kQueries ? kQueries : left >= 4 ? 4 : left >= 2 ? 2 : 1;

@@ -28,6 +28,7 @@ const char* RunAttention(const Attention& call, Executor* executor) {
     return "queries and values must have 1 to 256 numbers";
   }
   if (call.queries < 0 || call.keys < 1) return "there must be keys";
+  if (call.tail < 0 || call.tail > call.keys) return "there are fewer keys than its last ones";
   int64_t parts = 1;
   for (const int64_t size : call.batch) {
     if (size < 0 || __builtin_mul_overflow(parts, size, &parts)) return "a size is out of range";

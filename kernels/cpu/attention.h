@@ -20,12 +20,15 @@ struct AttentionStrides {
 
 struct Attention {
   const float *q, *k, *v;
+  const float *k_tail = nullptr, *v_tail = nullptr;  // of the last `tail` keys, if there are some
   const uint8_t* mask;  // by query and key, 0 where `fill` takes a product's place; or nullptr
   float* out;
   int64_t batch[kAttentionAxes];  // sizes
   int64_t queries, keys;
+  int64_t tail = 0;        // keys that k and v do not have
   int64_t depth, width;  // of a query and a key, and of a value
   AttentionStrides q_strides, k_strides, v_strides, mask_strides, out_strides;
+  AttentionStrides k_tail_strides = {}, v_tail_strides = {};
   float scale, fill;
 };
 

@@ -38,12 +38,28 @@ bool ReadAxes(ffi::Span<const int64_t> dims, Numbers axes, size_t batch, int64_t
   return true;
 }
 
+// Whether what lies from an offset on, along the axes that ReadAxes found, lies within the array.
+bool LiesWithin(ffi::Span<const int64_t> dims, Numbers axes, int64_t offset) {
+  int64_t size = 1, last = 0;
+  for (size_t i = dims.size(); i-- > 0;) {
+    if (dims[i] == 0) return offset == 0;
+    if (std::find(axes.begin(), axes.end(), static_cast<int64_t>(i)) != axes.end()) {
+      last += (dims[i] - 1) * size;
+    }
+    size *= dims[i];
+  }
+  return offset >= 0 && offset < size - last;
+}
+
 // q: [.., depth], k: [.., depth], v and out: [.., width] float32, mask: [.., keys] bool, or [0] for none.
-// Of each array, `axes` are those of the batch, then of its rows (queries or keys), then its last.
+// Of each array, `axes` are those of the batch, then of its rows (queries or keys), then its last. k and
+// v begin at the offsets; the rows of their tails follow, [0] for none.
 ffi::Error AttentionHandler(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> q, ffi::Buffer<ffi::F32> k,
                             ffi::Buffer<ffi::F32> v, ffi::Buffer<ffi::PRED> mask,
+                            ffi::Buffer<ffi::F32> k_tail, ffi::Buffer<ffi::F32> v_tail,
                             ffi::ResultBuffer<ffi::F32> out, Numbers q_axes, Numbers k_axes,
-                            Numbers v_axes, Numbers mask_axes, Numbers out_axes, float scale,
+                            Numbers v_axes, Numbers mask_axes, Numbers k_tail_axes,
+                            Numbers v_tail_axes, Numbers out_axes, Numbers offsets, float scale,
                             float fill) {
   const size_t batch = out_axes.size() - 2;
   if (out_axes.size() < 2 || batch > kAttentionAxes || out->dimensions().size() > 62) {
@@ -66,6 +82,19 @@ ffi::Error AttentionHandler(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> q, ffi::
   fits = fits && ReadAxes(v.dimensions(), v_axes, batch, sizes, &call.v_strides, false);
   // What lacks the axis of its rows has one of them.
   fits = fits && (q_axes[batch] >= 0 || call.queries == 1) && k_axes[batch] >= 0 && v_axes[batch] >= 0;
+  fits = fits && offsets.size() == 2 && LiesWithin(k.dimensions(), k_axes, offsets[0]) &&
+         LiesWithin(v.dimensions(), v_axes, offsets[1]);
+  if (fits && k_tail_axes.size() > 0) {
+    sizes[batch] = -1;
+    sizes[batch + 1] = call.depth;
+    fits = ReadAxes(k_tail.dimensions(), k_tail_axes, batch, sizes, &call.k_tail_strides, false);
+    call.tail = sizes[batch];
+    sizes[batch + 1] = call.width;
+    fits = fits &&
+           ReadAxes(v_tail.dimensions(), v_tail_axes, batch, sizes, &call.v_tail_strides, false) &&
+           k_tail_axes[batch] >= 0 && v_tail_axes[batch] >= 0;
+    call.keys += call.tail;
+  }
   if (mask.element_count() > 0) {
     sizes[batch] = call.queries;
     sizes[batch + 1] = call.keys;
@@ -76,8 +105,10 @@ ffi::Error AttentionHandler(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> q, ffi::
   std::fill_n(call.batch, kAttentionAxes, 1);
   std::copy_n(sizes, batch, call.batch);
   call.q = q.typed_data();
-  call.k = k.typed_data();
-  call.v = v.typed_data();
+  call.k = k.typed_data() + offsets[0];
+  call.v = v.typed_data() + offsets[1];
+  call.k_tail = k_tail.typed_data();
+  call.v_tail = v_tail.typed_data();
   call.out = out->typed_data();
   call.scale = scale;
   call.fill = fill;
@@ -101,11 +132,16 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(srigl_attention, srigl::AttentionHandler,
                                   .Arg<xla::ffi::Buffer<xla::ffi::F32>>()   // k
                                   .Arg<xla::ffi::Buffer<xla::ffi::F32>>()   // v
                                   .Arg<xla::ffi::Buffer<xla::ffi::PRED>>()  // mask
+                                  .Arg<xla::ffi::Buffer<xla::ffi::F32>>()   // k tail
+                                  .Arg<xla::ffi::Buffer<xla::ffi::F32>>()   // v tail
                                   .Ret<xla::ffi::Buffer<xla::ffi::F32>>()   // out
                                   .Attr<srigl::Numbers>("q_axes")
                                   .Attr<srigl::Numbers>("k_axes")
                                   .Attr<srigl::Numbers>("v_axes")
                                   .Attr<srigl::Numbers>("mask_axes")
+                                  .Attr<srigl::Numbers>("k_tail_axes")
+                                  .Attr<srigl::Numbers>("v_tail_axes")
                                   .Attr<srigl::Numbers>("out_axes")
+                                  .Attr<srigl::Numbers>("offsets")
                                   .Attr<float>("scale")
                                   .Attr<float>("fill"));

@@ -5,6 +5,7 @@ the keys is multiplied by values. Axes may come in any order; each is followed b
 first product on: the axes of the batch by number, those of the two factors as "left" and "right".
 """
 
+import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -13,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from srigl_jax.programs import axis_labels
+from srigl_jax.programs.attention_cache import Parts, parts_of
 from srigl_jax.programs.attention_op import Found, attention_p
 from srigl_jax.programs.flat_jaxpr import FlatJaxpr, Op
 from srigl_kernels.backends.cpu import attention as native
@@ -232,6 +234,12 @@ class _Search:
       return None
     if len(batch) > native.MOST_BATCH_AXES or 0 in keys:
       return None
+    find = functools.partial(parts_of, rows=self.keys, makers=self.makers, readers=self.readers)
+    of_k, of_v = find(k, self.sides[k_side]), find(v, self.value_labels)
+    if (of_k.tail is None) != (of_v.tail is None):
+      of_k, of_v = Parts(k, self.sides[k_side]), Parts(v, self.value_labels)
+    ops = [*of_k.ops, *of_v.ops, *ops]
+    inside |= {x for op in (*of_k.ops, *of_v.ops) for x in op.outputs}
     externals = tuple(
       dict.fromkeys(x for op in ops for x in op.inputs if isinstance(x, int) and x not in inside)
     )
@@ -244,14 +252,18 @@ class _Search:
     axes = lambda labels, rows: axis_labels.places(labels, (*batch, rows))
     layout = native.Layout(
       axes(self.sides[1 - k_side], queries),
-      axes(self.sides[k_side], self.keys),
-      axes(self.value_labels, self.keys),
+      axes(of_k.labels, self.keys),
+      axes(of_v.labels, self.keys),
       mask_axes,
       axes(self.states[output].labels, queries),
+      () if of_k.tail is None else axes(self.sides[k_side], self.keys),
+      () if of_v.tail is None else axes(self.value_labels, self.keys),
+      (of_k.offset, of_v.offset),
     )
     how = {"layout": layout, "shape": ops[-1].out_avals[0].shape, "scale": self.scale}
     how["fill"] = self.fill
-    roles = externals.index(q), externals.index(k), externals.index(v)
+    arrays = (q, of_k.head, of_v.head, of_k.tail, of_v.tail)
+    roles = tuple(externals.index(x) for x in arrays if x is not None)
     found = Found(tuple(ops), externals, roles, how, output)
     inputs = externals if mask is None else (*externals, mask)
     avals: dict[Any, Any] = {}

@@ -17,14 +17,15 @@ class Found(NamedTuple):
   Attributes:
     ops: those that it replaces, in order.
     externals: the tensors that these read.
-    roles: numbers among them of queries, keys and values, and the one behind them of a mask.
+    roles: numbers among them of queries, keys and values, and of keys and values that follow these,
+      if there are some; a mask is behind them all.
     how: the keyword arguments of the native function.
     output: the tensor that is the result.
   """
 
   ops: tuple[Op, ...]
   externals: tuple[int, ...]
-  roles: tuple[int, int, int]
+  roles: tuple[int, ...]
   how: dict[str, Any]
   output: int
 
@@ -41,8 +42,8 @@ def function_of(op: Op) -> tuple[Any, Any]:
     return env[found.output]
 
   def fast(*values):
-    q, k, v = (values[i] for i in found.roles)
+    q, k, v, *tail = (values[i] for i in found.roles)
     mask = values[-1] if found.how["layout"].mask else None
-    return native.attention(q, k, v, mask, **found.how)
+    return native.attention(q, k, v, mask, tuple(tail) or None, **found.how)
 
   return exact, fast

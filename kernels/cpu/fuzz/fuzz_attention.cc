@@ -47,6 +47,15 @@ Exact<float> Normal(Random* random, int64_t size) {
   return numbers;
 }
 
+// A key, or a value.
+const float* Row(const float* first, const AttentionStrides& strides, const float* tail,
+                 const AttentionStrides& tail_strides, const Attention& call,
+                 const int64_t* place, int64_t j) {
+  const int64_t count = call.keys - call.tail;
+  return j < count ? first + OffsetIn(strides, place, j)
+                   : tail + OffsetIn(tail_strides, place, j - count);
+}
+
 // The largest error of any output.
 double Worst(const Attention& call) {
   double worst = 0;
@@ -64,7 +73,8 @@ double Worst(const Attention& call) {
       for (int64_t j = 0; j < call.keys; ++j) {
         for (int64_t d = 0; d < call.depth; ++d) {
           powers[j] += double{call.q[OffsetIn(call.q_strides, place, i) + d]} *
-                       call.k[OffsetIn(call.k_strides, place, j) + d];
+                       Row(call.k, call.k_strides, call.k_tail, call.k_tail_strides, call, place,
+                           j)[d];
         }
         powers[j] *= call.scale;
         if (call.mask != nullptr && !call.mask[OffsetIn(call.mask_strides, place, i) + j]) {
@@ -76,7 +86,8 @@ double Worst(const Attention& call) {
         powers[j] = exp(powers[j] - most);
         total += powers[j];
         for (int64_t d = 0; d < call.width; ++d) {
-          sums[d] += powers[j] * call.v[OffsetIn(call.v_strides, place, j) + d];
+          sums[d] += powers[j] * Row(call.v, call.v_strides, call.v_tail, call.v_tail_strides,
+                                     call, place, j)[d];
         }
       }
       for (int64_t d = 0; d < call.width; ++d) {
@@ -107,18 +118,27 @@ bool RunAttentionCase(uint64_t seed) {
   call.fill = Uniform(random, 0, 1) == 0 ? -1e30f : -3.0f;
   const Exact<float> q =
       Normal(random, Lay(random, call.batch, call.queries, call.depth, false, &call.q_strides));
-  const Exact<float> k =
-      Normal(random, Lay(random, call.batch, call.keys, call.depth, false, &call.k_strides));
-  const Exact<float> v =
-      Normal(random, Lay(random, call.batch, call.keys, call.width, false, &call.v_strides));
+  // The last keys may lie elsewhere.
+  if (Uniform(random, 0, 1) == 0) call.tail = Uniform(random, 0, call.keys);
+  const int64_t first = call.keys - call.tail;
+  const Exact<float> k_first = Normal(
+      random, Lay(random, call.batch, first, call.depth, false, &call.k_strides));
+  const Exact<float> v_first = Normal(
+      random, Lay(random, call.batch, first, call.width, false, &call.v_strides));
+  const Exact<float> k_tail = Normal(
+      random, Lay(random, call.batch, call.tail, call.depth, false, &call.k_tail_strides));
+  const Exact<float> v_tail = Normal(
+      random, Lay(random, call.batch, call.tail, call.width, false, &call.v_tail_strides));
   const Exact<uint8_t> mask(
       Lay(random, call.batch, call.queries, call.keys, true, &call.mask_strides));
   for (size_t i = 0; i < mask.size(); ++i) mask.data()[i] = Uniform(random, 0, 3) > 0;
   const Exact<float> out(
       Lay(random, call.batch, call.queries, call.width, false, &call.out_strides));
   call.q = q.data();
-  call.k = k.data();
-  call.v = v.data();
+  call.k = k_first.data();
+  call.v = v_first.data();
+  call.k_tail = k_tail.data();
+  call.v_tail = v_tail.data();
   call.mask = Uniform(random, 0, 1) == 0 ? mask.data() : nullptr;
   call.out = out.data();
   SplitExecutor executor(Uniform(random, 1, 8));

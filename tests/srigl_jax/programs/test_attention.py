@@ -238,3 +238,75 @@ def test_arrays_that_do_not_fit_are_refused():
   for layout in wrong:
     with pytest.raises(Exception, match="do not fit each other"):
       attention(x, x, x, None, layout=layout, shape=x.shape)
+
+
+def with_cache(q, cache_k, cache_v, k, v, layer, mask=None):
+  """Attention to a layer's part of a cache `[layers, B, T, H, D]` and to what is new."""
+  k, v = (
+    jnp.concatenate([cache if layer is None else cache[layer], new], 1)
+    for cache, new in ((cache_k, k), (cache_v, v))
+  )
+  return jax.nn.dot_product_attention(q, k, v, mask=mask)
+
+
+@pytest.mark.parametrize("layer", [0, 2, -1, None])
+@pytest.mark.parametrize(("past", "new"), [(7, 1), (40, 5), (1, 17)])
+@pytest.mark.parametrize("is_masked", [False, True])
+def test_a_cache_and_what_is_new_are_not_put_together(layer, past, new, is_masked):
+  head = (3,) if layer is not None else ()
+  caches = [normal(*head, 2, past, 4, 8, seed=seed) for seed in (1, 2)]
+  q, k, v = (normal(2, new, 4, 8, seed=seed) for seed in (3, 4, 5))
+  mask = jnp.tri(new, past + new, past, dtype=bool)[None, None] if is_masked else None
+  function = lambda *arrays: with_cache(*arrays, layer, mask)
+  arrays = (q, *caches, k, v)
+  text = str(jax.make_jaxpr(sx.fuse(function))(*arrays))
+  assert "srigl_attention" in text
+  assert not any(f" {name}[" in text for name in ("concatenate", "slice", "squeeze"))
+  keys, values = (
+    np.concatenate([c if layer is None else c[layer], x], 1)
+    for c, x in zip(caches, (k, v), strict=True)
+  )
+  fused = jax.jit(sx.fuse(function))
+  want = definition(q, keys, values, mask)
+  np.testing.assert_allclose(fused(*arrays), want, rtol=1e-5, atol=1e-5)
+  loss = lambda f: lambda *arrays: (f(*arrays) ** 2).sum()
+  places = tuple(range(len(arrays)))
+  for got, exact in zip(
+    jax.grad(loss(fused), places)(*arrays), jax.grad(loss(function), places)(*arrays), strict=True
+  ):
+    np.testing.assert_allclose(got, exact, rtol=1e-4, atol=1e-5)
+  mapped = jax.jit(jax.vmap(fused, in_axes=(0, None, None, None, None)))
+  several = jnp.stack([q, -q])
+  np.testing.assert_allclose(mapped(several, *arrays[1:])[0], want, rtol=1e-5, atol=1e-5)
+
+
+def test_keys_that_are_read_elsewhere_are_put_together():
+  caches = [normal(3, 2, 7, 4, 8, seed=seed) for seed in (1, 2)]
+  q, k, v = (normal(2, 1, 4, 8, seed=seed) for seed in (3, 4, 5))
+
+  def function(q, cache_k, cache_v, k, v):
+    keys = jnp.concatenate([cache_k[1], k], 1)
+    values = jnp.concatenate([cache_v[1], v], 1)
+    return jax.nn.dot_product_attention(q, keys, values), keys
+
+  for got, want in zip(
+    jax.jit(sx.fuse(function))(q, *caches, k, v), function(q, *caches, k, v), strict=True
+  ):
+    np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)
+
+
+def test_other_concatenations_stay():
+  q, k, v = (normal(2, 3, 4, 8, seed=seed) for seed in (3, 4, 5))
+
+  def along(axis, count):
+    def function(q, k, v):
+      parts = [jnp.concatenate([x] * count, axis) for x in (k, v)]
+      queries = jnp.concatenate([q] * count, axis) if axis != 1 else q
+      return jax.nn.dot_product_attention(queries, *parts)
+
+    return function
+
+  for axis, count in ((0, 2), (2, 2), (1, 3)):
+    function = along(axis, count)
+    got = jax.jit(sx.fuse(function))(q, k, v)
+    np.testing.assert_allclose(got, function(q, k, v), rtol=1e-5, atol=1e-5)

@@ -16,6 +16,9 @@ MOST_BATCH_AXES, MOST_DEPTH = 4, 256
 """Of the batch, and numbers of a query or a value."""
 
 
+_ARRAYS = "q", "k", "v", "mask", "out"
+
+
 class Layout(NamedTuple):
   """Where arrays have their axes: those of the batch, the rows, and the last of all, which follows.
 
@@ -27,6 +30,10 @@ class Layout(NamedTuple):
     v: of the values `[..., W]`; its rows are keys.
     mask: of the mask `[..., keys]`, its rows are queries; empty for none.
     out: of the result `[..., W]`; its rows are queries.
+    k_tail: of more keys, which follow those of `k`; empty for none.
+    v_tail: of their values; likewise.
+    offsets: of the first numbers of `k` and `v`, which may have more axes than are named: of these
+      one place is read.
   """
 
   q: tuple[int, ...]
@@ -34,6 +41,9 @@ class Layout(NamedTuple):
   v: tuple[int, ...]
   mask: tuple[int, ...]
   out: tuple[int, ...]
+  k_tail: tuple[int, ...] = ()
+  v_tail: tuple[int, ...] = ()
+  offsets: tuple[int, int] = (0, 0)
 
 
 def attention(
@@ -41,6 +51,7 @@ def attention(
   k: Array,
   v: Array,
   mask: Array | None,
+  tail: tuple[Array, Array] | None = None,
   *,
   layout: Layout,
   shape: Sequence[int],
@@ -57,6 +68,8 @@ def attention(
     k: `[..., D]` float32.
     v: `[..., W]` float32; `D` and `W` are at most `MOST_DEPTH`.
     mask: `[..., keys]` bool, or None.
+    tail: keys `[..., D]` and values `[..., W]` float32 that follow those of `k` and `v`, as what is
+      new follows a cache; or None.
     layout: of all arrays; the batch has at most `MOST_BATCH_AXES`.
     shape: of the result, `[..., W]`.
     scale: of the products of queries and keys.
@@ -71,7 +84,8 @@ def attention(
   """
   library.require()
   mask = jnp.zeros(0, bool) if mask is None else mask
-  return _call(layout, tuple(shape), float(scale), float(fill))(q, k, v, mask)
+  tail = (jnp.zeros(0), jnp.zeros(0)) if tail is None else tail
+  return _call(layout, tuple(shape), float(scale), float(fill))(q, k, v, mask, *tail)
 
 
 @functools.cache
@@ -79,19 +93,24 @@ def _call(layout: Layout, shape: tuple[int, ...], scale: float, fill: float) -> 
   """The call as a function of the arrays, of which `jax.vmap` makes one with a larger batch."""
 
   @jax.custom_batching.custom_vmap
-  def call(q: Array, k: Array, v: Array, mask: Array) -> Array:
-    arrays = {"q": q, "k": k, "v": v, "mask": mask}
+  def call(q: Array, k: Array, v: Array, mask: Array, k_tail: Array, v_tail: Array) -> Array:
+    arrays = {"q": q, "k": k, "v": v, "mask": mask, "k_tail": k_tail, "v_tail": v_tail}
     axes = {f"{name}_axes": _axes(getattr(layout, name), a.ndim) for name, a in arrays.items()}
     axes["out_axes"] = _axes(layout.out, len(shape))
+    axes["offsets"] = np.array(layout.offsets, np.int64)
     result = jax.ShapeDtypeStruct(shape, jnp.float32)
     run = jax.ffi.ffi_call(library.ATTENTION, result)
     return run(*arrays.values(), scale=np.float32(scale), fill=np.float32(fill), **axes)
 
   @call.def_vmap
   def rule(size: int, batched: Any, *arrays: Array) -> tuple[Array, bool]:
-    if len(layout.out) > MOST_BATCH_AXES:
+    if len(layout.out) > MOST_BATCH_AXES or layout.k_tail:
       return map_calls(call, batched, arrays), True
-    larger = Layout(*map(_with_axis, layout, [*batched, True]))
+    moved: dict[str, Any] = {
+      name: _with_axis(getattr(layout, name), is_batched)
+      for name, is_batched in zip(_ARRAYS, [*batched[:4], True], strict=True)
+    }
+    larger = layout._replace(**moved)
     return _call(larger, (size, *shape), scale, fill)(*arrays), True
 
   return call

@@ -19,7 +19,7 @@ import jax
 import numpy as np
 
 _FILE = "libsrigl_cpu.so"
-_INTERFACE = 5  # of `srigl_interface`
+_INTERFACE = 6  # of `srigl_interface`
 
 # Handlers of the library.
 MATMUL = "srigl_condensed_matmul"
