@@ -23,16 +23,26 @@ struct KeyRows {
   int64_t stride, count;
   const float* tail;
   int64_t tail_stride;
+  bool is_far;  // whether to fetch rows ahead: few queries spend most of their time reading keys
 
   const float* At(int64_t j) const {
     return j < count ? first + j * stride : tail + (j - count) * tail_stride;
   }
 };
 
+// Has the numbers of rows [begin, end) fetched: those of one head lie in pieces, between the others'.
+inline void FetchRows(const KeyRows& from, int64_t begin, int64_t end, int64_t size) {
+  constexpr int64_t kLine = 64 / sizeof(float);
+  for (int64_t j = begin; from.is_far && j < end; ++j) {
+    for (int64_t d = 0; d < size; d += kLine) __builtin_prefetch(from.At(j) + d);
+  }
+}
+
 // to[d, j] = from[begin + j, d], for `padded` keys; those beyond `count` are 0.
 inline void PackKeys(const KeyRows& from, int64_t begin, int64_t count, int64_t padded,
                      int64_t depth, float* to) {
   for (int64_t j = 0; j < padded; j += kWidth) {
+    FetchRows(from, begin + j + kWidth, begin + Min(j + 2 * kWidth, count), depth);
     for (int64_t d = 0; d < depth; d += kWidth) {
       const int64_t left = depth - d;
       Vec rows[kWidth];
@@ -53,6 +63,8 @@ inline void PackKeys(const KeyRows& from, int64_t begin, int64_t count, int64_t 
 inline void PackValueRows(const KeyRows& from, int64_t begin, int64_t count, int64_t width,
                           int64_t padded, float* to) {
   for (int64_t j = 0; j < count; ++j, to += padded) {
+    constexpr int64_t kAhead = 8;
+    FetchRows(from, begin + j + kAhead, begin + Min(j + kAhead + 1, count), width);
     const float* const row = from.At(begin + j);
     for (int64_t d = 0; d < padded; d += kWidth) {
       const int64_t left = width - d;
@@ -190,7 +202,7 @@ void AttendTo(const Attention& call, int64_t part, int64_t begin, int64_t end, f
                            const AttentionStrides& tail_strides) {
     const float* rest = call.tail == 0 ? nullptr : tail + OffsetOf(call, tail_strides, part);
     return KeyRows{first + OffsetOf(call, strides, part), strides.row, call.keys - call.tail, rest,
-                   tail_strides.row};
+                   tail_strides.row, call.queries < kQueries};
   };
   const KeyRows k = rows_of(call.k, call.k_strides, call.k_tail, call.k_tail_strides);
   const KeyRows v = rows_of(call.v, call.v_strides, call.v_tail, call.v_tail_strides);
