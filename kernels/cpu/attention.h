@@ -25,7 +25,7 @@ struct Attention {
   float* out;
   int64_t batch[kAttentionAxes];  // sizes
   int64_t queries, keys;
-  int64_t tail = 0;        // keys that k and v do not have
+  int64_t tail = 0;      // keys that k and v do not have
   int64_t depth, width;  // of a query and a key, and of a value
   AttentionStrides q_strides, k_strides, v_strides, mask_strides, out_strides;
   AttentionStrides k_tail_strides = {}, v_tail_strides = {};

@@ -295,6 +295,17 @@ def test_keys_that_are_read_elsewhere_are_put_together():
     np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)
 
 
+def test_keys_and_values_may_be_parted_differently():
+  q, *parts = (normal(2, n, 4, 8, seed=n) for n in (3, 7, 1, 2, 6))
+
+  def function(q, k, new_k, v, new_v):
+    keys, values = jnp.concatenate([k, new_k], 1), jnp.concatenate([v, new_v], 1)
+    return jax.nn.dot_product_attention(q, keys, values)
+
+  got = jax.jit(sx.fuse(function))(q, *parts)
+  np.testing.assert_allclose(got, function(q, *parts), rtol=1e-5, atol=1e-5)
+
+
 def test_other_concatenations_stay():
   q, k, v = (normal(2, 3, 4, 8, seed=seed) for seed in (3, 4, 5))
 

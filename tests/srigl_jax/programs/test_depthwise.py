@@ -120,3 +120,6 @@ def test_masked_layers_are_native_unless_all_are_prepared_for_others(dtype):
   within = {None: 1e-4, "bfloat16": 2e-2, "int8": 5e-2}[dtype]
   want, got = jax.jit(plain)(x), jax.jit(condensed)(x)
   assert np.abs(want - got).max() < within * np.abs(want).max()
+  loss = lambda model: lambda x: (model(x) ** 2).sum()
+  want, got = (jax.grad(loss(m))(x) for m in (plain, condensed))
+  assert np.abs(want - got).max() < within * np.abs(want).max()
