@@ -3,13 +3,10 @@
 #include <algorithm>
 #include <string>
 
-#include "conv.h"
-#include "ffi_common.h"
+#include "ffi_conv_common.h"
 
 namespace srigl {
 namespace {
-
-using Numbers = ffi::Span<const int64_t>;
 
 // x: [..., height, width, channels]; bias, scales: [out], or [0] for none; range: [2], or [0] for that
 // of each image; y and residual: [..., height, width, out], or [0] for none.
@@ -27,33 +24,10 @@ ffi::Error CondensedConvHandler(ffi::ThreadPool pool, ffi::AnyBuffer x,
                                 int64_t activation, bool quantized,
                                 Numbers kernel, Numbers strides, Numbers dilation,
                                 Numbers padding) {
-  const auto x_dims = x.dimensions();
-  const auto y_dims = y->dimensions();
-  const size_t leading = x_dims.size() - 3;
-  if (x_dims.size() < 3 || y_dims.size() != x_dims.size() ||
-      !std::equal(x_dims.begin(), x_dims.begin() + leading, y_dims.begin())) {
-    return ffi::Error::InvalidArgument("x and y must have the same leading dimensions.");
-  }
-  if (kernel.size() != 2 || strides.size() != 2 || dilation.size() != 2 || padding.size() != 4) {
-    return ffi::Error::InvalidArgument("The convolution must have two dimensions.");
-  }
-  if (activation < 0 || activation > static_cast<int64_t>(Activation::kLast)) {
-    return ffi::Error::InvalidArgument("Unknown activation.");
-  }
   Conv conv = {};
-  conv.images = 1;
-  for (size_t i = 0; i < leading; ++i) conv.images *= x_dims[i];
-  conv.patches.y = {x_dims[leading], y_dims[leading], kernel[0], strides[0], dilation[0],
-                    padding[0]};
-  conv.patches.x = {x_dims[leading + 1], y_dims[leading + 1], kernel[1], strides[1], dilation[1],
-                    padding[2]};
-  conv.padding_after[0] = padding[1];
-  conv.padding_after[1] = padding[3];
-  conv.patches.channels = x_dims[leading + 2];
-  conv.out_features = y_dims[leading + 2];
-  const int64_t bias_size = static_cast<int64_t>(bias.element_count());
-  if (bias_size != 0 && bias_size != conv.out_features) {
-    return ffi::Error::InvalidArgument("The bias must have one number per output, or none.");
+  if (const char* error = ReadConv(x.dimensions(), y->dimensions(), kernel, strides, dilation,
+                                   padding, bias, activation, &conv)) {
+    return ffi::Error::InvalidArgument(error);
   }
   const int64_t num_scales = static_cast<int64_t>(scales.element_count());
   if (num_scales != 0 && num_scales != conv.out_features) {
@@ -74,8 +48,6 @@ ffi::Error CondensedConvHandler(ffi::ThreadPool pool, ffi::AnyBuffer x,
     return ffi::Error::InvalidArgument(
         "x and y must be float32, or uint8 with a range, and a scale for each row.");
   }
-  conv.bias = bias_size == 0 ? nullptr : bias.typed_data();
-  conv.activation = static_cast<Activation>(activation);
 
   PackedLayer layer = {AsBytes(tile_pattern), AsBytes(tile_values), {}, {}, ValueType::kFloat32,
                        AsBytes(dot_pattern)};

@@ -4,12 +4,10 @@
 #include <string>
 
 #include "depthwise.h"
-#include "ffi_common.h"
+#include "ffi_conv_common.h"
 
 namespace srigl {
 namespace {
-
-using Numbers = ffi::Span<const int64_t>;
 
 // x: [..., height, width, channels]; kernel: [y, x, 1, channels]; bias: [channels], or [0] for none; y
 // and residual: [..., height, width, channels], or [0] for none. Of the attributes, strides and dilation
@@ -19,32 +17,18 @@ ffi::Error DepthwiseConvHandler(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x,
                                 ffi::Buffer<ffi::F32> residual, ffi::ResultBuffer<ffi::F32> y,
                                 int64_t activation, Numbers strides, Numbers dilation,
                                 Numbers padding) {
-  const auto x_dims = x.dimensions(), y_dims = y->dimensions(), taps = kernel.dimensions();
-  const size_t leading = x_dims.size() - 3;
-  if (x_dims.size() < 3 || y_dims.size() != x_dims.size() ||
-      !std::equal(x_dims.begin(), x_dims.begin() + leading, y_dims.begin())) {
-    return ffi::Error::InvalidArgument("x and y must have the same leading dimensions.");
+  const auto y_dims = y->dimensions(), taps = kernel.dimensions();
+  if (taps.size() != 4 || taps[2] != 1) {
+    return ffi::Error::InvalidArgument("The kernel must have one input for each output.");
   }
-  if (taps.size() != 4 || taps[2] != 1 || taps[3] != x_dims[leading + 2] || strides.size() != 2 ||
-      dilation.size() != 2 || padding.size() != 4) {
-    return ffi::Error::InvalidArgument("The convolution must be depthwise, of two dimensions.");
-  }
-  if (activation < 0 || activation > static_cast<int64_t>(Activation::kLast)) {
-    return ffi::Error::InvalidArgument("Unknown activation.");
-  }
+  const int64_t size[2] = {taps[0], taps[1]};
   Conv conv = {};
-  conv.images = 1;
-  for (size_t i = 0; i < leading; ++i) conv.images *= x_dims[i];
-  conv.patches.y = {x_dims[leading], y_dims[leading], taps[0], strides[0], dilation[0], padding[0]};
-  conv.patches.x = {x_dims[leading + 1], y_dims[leading + 1], taps[1], strides[1], dilation[1],
-                    padding[2]};
-  conv.padding_after[0] = padding[1];
-  conv.padding_after[1] = padding[3];
-  conv.patches.channels = x_dims[leading + 2];
-  conv.out_features = y_dims[leading + 2];
-  const int64_t bias_size = static_cast<int64_t>(bias.element_count());
-  if (bias_size != 0 && bias_size != conv.out_features) {
-    return ffi::Error::InvalidArgument("The bias must have one number per output, or none.");
+  if (const char* error = ReadConv(x.dimensions(), y_dims, Numbers(size, 2), strides, dilation,
+                                   padding, bias, activation, &conv)) {
+    return ffi::Error::InvalidArgument(error);
+  }
+  if (taps[3] != conv.patches.channels) {
+    return ffi::Error::InvalidArgument("The kernel must have an output for each channel.");
   }
   const auto residual_dims = residual.dimensions();
   const bool has_residual = residual_dims.size() != 1 || residual_dims[0] != 0;
@@ -53,10 +37,8 @@ ffi::Error DepthwiseConvHandler(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x,
     return ffi::Error::InvalidArgument("The residual must have the shape of y, or be none.");
   }
   conv.x = x.typed_data();
-  conv.bias = bias_size == 0 ? nullptr : bias.typed_data();
   conv.residual = has_residual ? residual.typed_data() : nullptr;
   conv.out = y->typed_data();
-  conv.activation = static_cast<Activation>(activation);
   AdviseHugePages(*y);
   PoolExecutor executor(pool);
   if (const char* error = DepthwiseConv(conv, kernel.typed_data(), &executor)) {

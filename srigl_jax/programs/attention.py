@@ -236,7 +236,7 @@ class _Search:
       return None
     find = functools.partial(parts_of, rows=self.keys, makers=self.makers, readers=self.readers)
     of_k, of_v = find(k, self.sides[k_side]), find(v, self.value_labels)
-    if of_k.count != of_v.count:  # each key needs its value in the same part
+    if of_k.head_rows != of_v.head_rows:  # each key needs its value in the same part
       of_k, of_v = Parts(k, self.sides[k_side]), Parts(v, self.value_labels)
     ops = [*of_k.ops, *of_v.ops, *ops]
     inside |= {x for op in (*of_k.ops, *of_v.ops) for x in op.outputs}

@@ -17,7 +17,7 @@ class Parts(NamedTuple):
     offset: of the first number in it.
     tail: the tensor that has the other rows, None if there are none; its axes are those of the
       tensor that was put together.
-    count: rows of the head, if there is a tail.
+    head_rows: of the head, if there is a tail; else 0.
     ops: that need not be computed then, in order.
   """
 
@@ -25,7 +25,7 @@ class Parts(NamedTuple):
   labels: Labels
   offset: int = 0
   tail: int | None = None
-  count: int = 0
+  head_rows: int = 0
   ops: tuple[Op, ...] = ()
 
 
@@ -57,8 +57,8 @@ def parts_of(
   sizes = [n for aval in op.in_avals for n in aval.shape]
   if not isinstance(head, int) or not isinstance(tail, int) or not _are_known(sizes):
     return whole
-  count = op.in_avals[0].shape[op.params["dimension"]]
-  found = Parts(head, labels, 0, tail, count, (op,))
+  rows_before = op.in_avals[0].shape[op.params["dimension"]]
+  found = Parts(head, labels, 0, tail, rows_before, (op,))
   view, chosen = makers.get(head), None
   if view is not None and view.primitive.name in ("squeeze", "reshape"):
     chosen = makers.get(view.inputs[0]) if isinstance(view.inputs[0], int) else None
@@ -71,7 +71,7 @@ def parts_of(
     return found
   (source,), (axis, start) = chosen.inputs, _chosen(chosen)
   offset = start * math.prod(chosen.in_avals[0].shape[axis + 1 :])
-  return Parts(source, base, offset, tail, count, (chosen, view, op))
+  return Parts(source, base, offset, tail, rows_before, (chosen, view, op))
 
 
 def _are_known(sizes: Sequence[Any]) -> bool:

@@ -13,10 +13,9 @@ from hypothesis import strategies as st
 
 from srigl_kernels import BACKENDS, condensed_conv, condensed_matmul, make_condensed, prepare
 from srigl_kernels.backends import xla
-from srigl_kernels.backends.cpu import library
 from tests.kernels import reference
-from tests.kernels.backends.test_cpu import targets
 from tests.kernels.conv_reference import Conv
+from tests.kernels.cpu_targets import targets
 
 
 class Problem(NamedTuple):
@@ -113,14 +112,6 @@ def backend(request):
   if not BACKENDS[request.param].is_available():
     pytest.skip(f"backend {request.param} cannot run here")
   return request.param
-
-
-@pytest.fixture(params=targets())
-def isa(request):
-  before = library.isa()
-  library.set_isa(request.param)
-  yield request.param
-  library.set_isa(before)
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ import pytest
 from srigl_kernels.backends.cpu import library
 from srigl_kernels.backends.cpu import matmul as products
 from srigl_kernels.problems import LAYERS
+from tests.kernels.cpu_targets import targets
 
 pytestmark = pytest.mark.skipif(
   not library.is_available(), reason="the native library is not built"
@@ -37,29 +38,6 @@ SHAPES = (
   (40, 50, 0, 0),  # all neurons ablated
   (40, 50, 1, 7),
 )
-
-
-def targets():
-  """CPU targets that this machine supports: the general ones, and the most special."""
-  if not library.is_available():
-    return []
-  before, names = library.isa(), []
-  for name in ("generic", "avx2", "avx512", "avx512_vnni", "avx512_bf16", "avx512_fp16"):
-    try:
-      library.set_isa(name)
-    except ValueError:
-      continue
-    names = [*(n for n in names if "_" not in n), name]
-  library.set_isa(before)
-  return names
-
-
-@pytest.fixture(params=targets())
-def isa(request):
-  before = library.isa()
-  library.set_isa(request.param)
-  yield request.param
-  library.set_isa(before)
 
 
 def layer(num_inputs, num_neurons, num_active, fan_in, seed=0):

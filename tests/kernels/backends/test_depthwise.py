@@ -8,7 +8,6 @@ import pytest
 from srigl_kernels.backends.cpu import depthwise, library
 from srigl_kernels.conv_geometry import Geometry
 from srigl_kernels.epilogue import ACTIVATIONS
-from tests.kernels.backends.test_cpu import targets
 
 pytestmark = pytest.mark.skipif(
   not library.is_available(), reason="the native library is not built"
@@ -27,14 +26,6 @@ CONVOLUTIONS = {
   "no image": ((0, 5, 5, 8), (3, 3), (1, 1), (1, 1), ((1, 1), (1, 1))),
   "no output": ((2, 2, 2, 8), (3, 3), (1, 1), (1, 1), ((0, 0), (0, 0))),
 }
-
-
-@pytest.fixture(params=targets())
-def isa(request):
-  before = library.isa()
-  library.set_isa(request.param)
-  yield request.param
-  library.set_isa(before)
 
 
 def case(name, seed=0):

@@ -12,7 +12,6 @@ from srigl_kernels import BACKENDS, condensed_matmul, prepare
 from srigl_kernels.backends.cpu import gradients, library
 from srigl_kernels.problems import LAYERS, PROBLEMS, Problem, make_problem
 from tests.kernels import reference
-from tests.kernels.backends.test_cpu import isa, targets  # noqa: F401
 
 HAS_CPU = BACKENDS["cpu"].is_available()
 needs_cpu = pytest.mark.skipif(not HAS_CPU, reason="needs the native kernels")
@@ -62,7 +61,7 @@ def make(problem, batch, seed=0, **kwargs):
 
 @needs_cpu
 @pytest.mark.parametrize("shape", range(len(SHAPES)))
-def test_native_gradients_equal_the_definition(isa, shape):  # noqa: F811
+def test_native_gradients_equal_the_definition(isa, shape):
   problem, batches = SHAPES[shape]
   for batch in batches:
     x, condensed, g = make(problem, (batch,))
@@ -72,7 +71,7 @@ def test_native_gradients_equal_the_definition(isa, shape):  # noqa: F811
 
 @needs_cpu
 @pytest.mark.parametrize("x_dtype", [jnp.float32, jnp.bfloat16])
-def test_bfloat16(isa, x_dtype):  # noqa: F811
+def test_bfloat16(isa, x_dtype):
   x, condensed, g = make(SMALL, (21,), dtype=jnp.bfloat16)
   x, g = x.astype(x_dtype), g.astype(x_dtype)
   layer = prepare(condensed, backend="cpu", gradients=True)

@@ -12,7 +12,6 @@ from srigl_kernels.backends.cpu import training as native
 from srigl_kernels.format import index_dtype
 from srigl_kernels.pattern import Pattern
 from srigl_kernels.training import sparse_linear
-from tests.kernels.backends.test_cpu import isa  # noqa: F401
 from tests.kernels.reference import assert_close
 
 pytestmark = pytest.mark.skipif(not native.is_available(), reason="needs the native kernels")
@@ -62,7 +61,7 @@ def entries(matrix, pattern):
 
 @pytest.mark.parametrize(("shape", "batches"), CASES, ids=str)
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-def test_equals_the_definition(isa, shape, batches, dtype):  # noqa: F811
+def test_equals_the_definition(isa, shape, batches, dtype):
   for batch in batches:
     x, g, values, pattern, matrix = make(shape, batch)
     x, g = x.astype(dtype), g.astype(dtype)
@@ -118,7 +117,7 @@ def test_works_under_vmap():
   ],
   ids=str,
 )
-def test_what_is_out_of_range_is_an_error(isa, change, message):  # noqa: F811
+def test_what_is_out_of_range_is_an_error(isa, change, message):
   x, g, values, pattern, _ = make((60, 33, 20, 9), 12)
   [(name, value)] = change.items()
   old = getattr(pattern, name)
