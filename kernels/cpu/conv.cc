@@ -48,6 +48,10 @@ const char* CondensedConv(const PackedLayer& layer, const Conv& conv, Executor* 
   const char* error = CheckPatches(conv.patches, conv.padding_after, conv.images, &call.batch,
                                    &call.in_features);
   if (error != nullptr) return error;
+  const bool is_tiled = conv.x_is_tiled || conv.residual_is_tiled || conv.out_is_tiled;
+  if (is_tiled && (layer.dot_pattern.size > 0 || layer.value_type == ValueType::kInt8)) {
+    return "activations in tiles are for tile patterns of floating point numbers";
+  }
   call.x = conv.x;
   call.bias = conv.bias;
   call.scales = conv.scales;
@@ -61,6 +65,9 @@ const char* CondensedConv(const PackedLayer& layer, const Conv& conv, Executor* 
   call.out_features = conv.out_features;
   call.activation = conv.activation;
   call.patches = &conv.patches;
+  call.x_is_tiled = conv.x_is_tiled;
+  call.residual_is_tiled = conv.residual_is_tiled;
+  call.y_is_tiled = conv.out_is_tiled;
   return CondensedMatMul(layer, call, executor);
 }
 

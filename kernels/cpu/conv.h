@@ -23,6 +23,7 @@ struct Conv {
   const float* range = nullptr;
   Quantized x8 = {}, residual8 = {};
   QuantizedOutput y8 = {};
+  bool x_is_tiled = false, residual_is_tiled = false, out_is_tiled = false;
 };
 
 // out = activation(the layer applied to every patch of x + bias + residual). The layer's inputs are ordered

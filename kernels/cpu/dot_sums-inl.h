@@ -22,6 +22,11 @@ constexpr int kDenseGroups = 2;    // groups of a dense pattern that are summed 
 constexpr int kSumSteps = 16;
 constexpr int64_t kDotInputBytes = 1 << 15;  // of batch rows that stay in the first-level cache
 constexpr int64_t kDotChunkSteps = 1 << 12;  // 512 KB of weights and their places
+constexpr int64_t kStepsAhead = 24;          // of a step that is fetched, by its first line
+
+// What a kernel reads: whole batch rows, or rows in pieces; or whole ones, and steps from afar.
+enum class Reads { kWhole, kPieces, kFar };
+constexpr int kNumReads = 3;
 
 // Batch rows as the kernels read them, some of those of the call: each whole, `stride` bytes after the
 // one before; or, if there are `pieces`, each in `num_pieces` of `piece_bytes`, `piece_stride` apart.
@@ -32,6 +37,7 @@ struct DotInputs {
   int64_t last_start;    // first byte of the last window
   const uint8_t* pieces[kDotTaskRows];  // the first of each row
   int64_t num_pieces, piece_bytes, piece_stride;
+  Reads reads;
 };
 
 inline __m512i LoadBytes(const uint8_t* p) { return _mm512_loadu_si512(p); }
@@ -170,10 +176,11 @@ struct Float16 {
 // of rows in pieces. They are not inlined: beside what writes outputs GCC would keep sums in memory. A
 // macro, because a template cannot pass on what it needs of the CPU.
 #define SRIGL_DOT_SUMS(Name, TARGET)                                                              \
-  template <int kRows, bool kPieces>                                                              \
+  template <int kRows, Reads kReads>                                                              \
   TARGET __attribute__((noinline)) void Sums##Name(const DotView& view, const DotInputs& inputs,  \
                                                    int64_t local, const int64_t* groups,          \
                                                    float* out) {                                  \
+    constexpr bool kPieces = kReads == Reads::kPieces;                                            \
     const uint8_t* x = inputs.rows + local * inputs.stride;                                       \
     const uint8_t* pieces[kRows];                                                                 \
     _Pragma("GCC unroll 8") for (int r = 0; kPieces && r < kRows; ++r) {                          \
@@ -189,6 +196,9 @@ struct Float16 {
       for (; step < stop; ++step) {                                                               \
         const __m512i columns = LoadBytes(view.steps[step].columns);                              \
         const __m512i values = LoadBytes(view.steps[step].values);                                \
+        if constexpr (kReads == Reads::kFar) {                                                    \
+          __builtin_prefetch(view.steps + step + kStepsAhead);                                    \
+        }                                                                                         \
         if constexpr (kPieces) {                                                                  \
           const uint32_t start = DotStart(view, inputs, step);                                    \
           place.MoveTo(start);                                                                    \

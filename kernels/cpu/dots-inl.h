@@ -14,7 +14,7 @@
 //             times as long as its products and sums of float16. A bfloat16 fits into a float16 but
 //             for its range, hence powers of two as scales; and sums move on to float32 every
 //             kSumSteps products, so that their error stays below that of rounding to bfloat16.
-//   float32   dense patterns only: for each product the tile kernel takes twice as long
+//   float32   dense patterns only, of inputs that are not in tiles: the tile kernel loads more
 
 #ifndef SRIGL_KERNELS_CPU_DOTS_INL_H_
 #define SRIGL_KERNELS_CPU_DOTS_INL_H_
@@ -32,8 +32,8 @@ using DotSum = void (*)(const DotView&, const DotInputs&, int64_t local, const i
 struct DotKernel {
   Steps (*scale_of)(const float* x, int64_t size, const float* range);
   bool (*convert)(const float* x, int64_t size, const Steps& steps, uint8_t* to);
-  // Of 1, 2, 4 and 8 rows, whole and in pieces.
-  DotSum sums[2][4], dense_sums[2][4];
+  // Of 1, 2, 4 and 8 rows, by `Reads`; those of a dense pattern whole and in pieces.
+  DotSum sums[kNumReads][4], dense_sums[2][4];
 };
 
 }  // namespace
@@ -52,7 +52,7 @@ inline void RunRow(const DotKernel& kernel, const DotView& view, const MatMul& c
                    const DotInputs& inputs, float scale, int64_t row, int64_t local,
                    int64_t group_begin, int64_t group_end) {
   constexpr int64_t kAtOnce = 4;
-  const DotSum sum = kernel.sums[inputs.num_pieces > 0][0];
+  const DotSum sum = kernel.sums[static_cast<int>(inputs.reads)][0];
   for (int64_t g = group_begin; g < group_end; g += kAtOnce) {
     const int64_t end = std::min(g + kAtOnce, group_end);
     float sums[kAtOnce * kGroupRows];
@@ -81,7 +81,6 @@ inline void RunGroups(const DotKernel& kernel, const DotView& view, const MatMul
       const int level = left >= 8 ? 3 : left >= 4 ? 2 : left >= 2 ? 1 : 0;
       const int64_t rows = int64_t{1} << level;
       float sums[kDenseGroups * kDotRows * kGroupRows];
-      const bool in_pieces = inputs.num_pieces > 0;
       if (call.residual != nullptr) {  // no stream of reads that the CPU would foresee
         const float* at =
             call.residual + (begin + i) * call.out_features + view.groups[g].output_begin;
@@ -89,8 +88,10 @@ inline void RunGroups(const DotKernel& kernel, const DotView& view, const MatMul
           for (int j = 0; j < at_once; ++j) __builtin_prefetch(at + j * kGroupRows);
         }
       }
-      const auto& kernels = view.dense == nullptr ? kernel.sums : kernel.dense_sums;
-      kernels[in_pieces][level](view, inputs, i, groups, sums);
+      const DotSum sum = view.dense == nullptr
+                             ? kernel.sums[static_cast<int>(inputs.reads)][level]
+                             : kernel.dense_sums[inputs.reads == Reads::kPieces][level];
+      sum(view, inputs, i, groups, sums);
       for (int64_t j = 0; j < at_once && g + j < group_end; ++j) {
         WriteGroupRows(view, call, g + j, begin + i, rows, sums + j * rows * kGroupRows,
                        view.scales + (g + j) * kGroupRows, scales + i);
@@ -137,6 +138,7 @@ inline void RunDots(const DotKernel& kernel, const DotView& view, const MatMul& 
                          reinterpret_cast<uint8_t*>(scratch + kScratchFloats));
     pixel = PixelAt(*call.patches, row_begin);
     if (in_pieces) {
+      inputs.reads = Reads::kPieces;
       inputs.num_pieces = call.patches->y.kernel;
       inputs.piece_bytes = PieceBytes(*call.patches, element);
       // As far as batch rows are apart in the nearest cache.
@@ -179,8 +181,10 @@ inline void RunDots(const DotKernel& kernel, const DotView& view, const MatMul& 
       signs[i] = ZeroOf(steps) == 0 ? 0 : -1;
     }
     // Where all rows stay in the first-level cache, each group is read once for all of them; else
-    // as many groups as stay in the second-level cache are read for each eight rows.
+    // as many groups as stay in the second-level cache are read for each eight rows: those of a far
+    // pattern come there for the first eight, which fetch them ahead.
     const bool small = count * inputs.stride <= kDotInputBytes;
+    const bool is_far = !small && IsFar(view);
     const int64_t rows_at_once = small ? count : kDotRows;
     for (int64_t g = group_begin; g < group_end;) {
       const int64_t first_step = view.groups[g].packet_begin;
@@ -190,6 +194,7 @@ inline void RunDots(const DotKernel& kernel, const DotView& view, const MatMul& 
         ++end;
       }
       for (int64_t i = 0; i < count; i += rows_at_once) {
+        if (!in_pieces) inputs.reads = is_far && i == 0 ? Reads::kFar : Reads::kWhole;
         RunGroups(kernel, view, call, inputs, scales, begin, i, std::min(i + rows_at_once, count),
                   g, end);
       }
@@ -198,14 +203,16 @@ inline void RunDots(const DotKernel& kernel, const DotView& view, const MatMul& 
   }
 }
 
+#define SRIGL_SUMS(Name, reads)                                                                   \
+  {Sums##Name<1, Reads::reads>, Sums##Name<2, Reads::reads>, Sums##Name<4, Reads::reads>,         \
+   Sums##Name<8, Reads::reads>}
 #define SRIGL_DOTS(Name, scale_of)                                                                \
   void Dots##Name(const DotView& view, const MatMul& call, int64_t row_begin, int64_t row_end,    \
                   int64_t group_begin, int64_t group_end, float* scratch, bool has_rows) {        \
     constexpr DotKernel kKernel = {                                                               \
         scale_of,                                                                                 \
         Convert##Name,                                                                            \
-        {{Sums##Name<1, false>, Sums##Name<2, false>, Sums##Name<4, false>, Sums##Name<8, false>},\
-         {Sums##Name<1, true>, Sums##Name<2, true>, Sums##Name<4, true>, Sums##Name<8, true>}},   \
+        {SRIGL_SUMS(Name, kWhole), SRIGL_SUMS(Name, kPieces), SRIGL_SUMS(Name, kFar)},            \
         {{DenseSums##Name<1, false>, DenseSums##Name<2, false>, DenseSums##Name<4, false>,        \
           DenseSums##Name<8, false>},                                                             \
          {DenseSums##Name<1, true>, DenseSums##Name<2, true>, DenseSums##Name<4, true>,           \
@@ -220,6 +227,7 @@ SRIGL_DOTS(Float32, NoScale)
 SRIGL_DOTS(Float16, ScaleOfFloat16)
 #endif
 #undef SRIGL_DOTS
+#undef SRIGL_SUMS
 
 }  // namespace
 }  // namespace avx512

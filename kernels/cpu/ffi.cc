@@ -124,7 +124,7 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(srigl_condensed_matmul, srigl::CondensedMatMulHand
                                   .Attr<bool>("quantized"));
 
 // Changes with what handlers and functions take, so that a library of other sources is not called.
-SRIGL_EXPORT int32_t srigl_interface() { return 6; }
+SRIGL_EXPORT int32_t srigl_interface() { return 7; }
 
 // Name of the CPU target in use.
 SRIGL_EXPORT const char* srigl_isa() { return srigl::IsaName(srigl::CurrentIsa()); }
@@ -156,7 +156,11 @@ SRIGL_EXPORT void* srigl_pack_layer(const void* values, const int32_t* indices,
       return nullptr;
     }
     auto result = std::make_unique<srigl::PackResult>();
-    result->patterns[0] = srigl::PackTiles(layer, half != 0);
+    const auto tiles = half != 0 ? srigl::Tiles::kHalf
+                       : srigl::PairsPay(layer, srigl::CurrentKernels().width)
+                           ? srigl::Tiles::kPaired
+                           : srigl::Tiles::kPlain;
+    result->patterns[0] = srigl::PackTiles(layer, tiles);
     if (windows) result->patterns[1] = srigl::PackWindows(layer, windows == 2 && CanEmbed(layer));
     for (int i = 0; i < 2; ++i) result->values[i] = GatherValues(layer, result->patterns[i]);
     return result.release();

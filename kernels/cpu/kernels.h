@@ -38,6 +38,12 @@ struct Axis {
 struct Patches {
   Axis y, x;
   int64_t channels;
+
+  // A batch row is a pixel of x then.
+  bool IsPointwise() const {
+    return y.kernel == 1 && y.stride == 1 && y.padding == 0 && y.out == y.size && x.kernel == 1 &&
+           x.stride == 1 && x.padding == 0 && x.out == x.size;
+  }
 };
 
 // How numbers become integers of 8 bits: integer = round(x * inverse) within [low, high], and x is
@@ -99,6 +105,8 @@ struct MatMul {
   // Whether whole registers of y are written past the caches, which want all of a line: y and its rows
   // lie at multiples of a line. Whoever runs a kernel then fences its stores.
   bool streamed = false;
+  // Of a convolution, whether these are in tiles; see activation_tiles.h.
+  bool x_is_tiled = false, residual_is_tiled = false, y_is_tiled = false;
   // In place of x, residual and y, if they have integers: those of x are by the steps of `range`.
   Quantized x8, residual8;
   QuantizedOutput y8;
@@ -229,6 +237,12 @@ inline constexpr size_t kScratchFloats =
 // Bytes from one batch row to the next as dot kernels read them; a window may be wider than a row.
 constexpr int64_t DotRowBytes(DotType type, int64_t in_features) {
   return (in_features * DotElementBytes(type) + kDotBytes - 1) / kDotBytes * kDotBytes + kDotBytes;
+}
+
+// Whether a pattern with places takes more than 2 MB, twice a core's second-level cache: a batch then
+// reads it from afar as often as its rows are cut.
+inline bool IsFar(const DotView& view) {
+  return view.dense == nullptr && view.num_steps > 1 << 14;
 }
 
 inline constexpr size_t kStageFloats = 1 << 18;  // of a convolution's images: 1 MB

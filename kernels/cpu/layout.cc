@@ -52,7 +52,10 @@ const char* ReadHeader(Bytes pattern, Bytes values, ValueType type, uint32_t mag
     return "the pattern or its values are not aligned";
   }
   memcpy(header, pattern.data, sizeof(PatternHeader));
-  if (header->magic != magic) return "the pattern is of another kind or format version";
+  const bool is_pair = magic == kTileMagic && header->magic == kPairedTileMagic;
+  if (header->magic != magic && !is_pair) {
+    return "the pattern is of another kind or format version";
+  }
   if (!SaneHeader(*header)) return "the pattern's header is out of range";
   if (static_cast<uint64_t>(header->num_values) > values.size / ValueBytes(type) ||
       values.size != static_cast<size_t>(header->num_values) * ValueBytes(type)) {
@@ -175,6 +178,7 @@ const char* ParseTile(Bytes pattern, Bytes values, ValueType type, TileView* vie
   view->columns = Section<uint8_t>(pattern.data, sections.columns);
   view->values = values.data;
   view->value_type = type;
+  view->is_paired = header.magic == kPairedTileMagic;
 
   const int64_t tables = view->num_blocks * view->num_panels;
   int64_t previous = 0;

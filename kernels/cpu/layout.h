@@ -13,7 +13,9 @@
 // Tile pattern, for every batch size and CPU target (see tile-inl.h):
 //   The inputs are cut into blocks of `block_columns` (at most 256), the active neurons ("rows")
 //   into panels of 64. The weights of a (block, panel) lie together, row by row, the rows sorted
-//   by their count so that trip counts repeat. The transpose, for gradients, has a tile pattern like
+//   by their count so that trip counts repeat. In a paired pattern every two rows lie together: first
+//   the weights of columns that both have, then others in turn, then what is left of the longer row;
+//   of a register of inputs two products are made then. The transpose, for gradients, has a tile pattern like
 //   any other; its inputs are the active neurons, which a call lists (see pack_transposed.cc). Such
 //   a list is checked in every call, an order of values (gradients.h) clamped entry by entry.
 //
@@ -54,6 +56,7 @@ inline constexpr int kPacketValues = kPacketSteps * kGroupRows;
 inline constexpr int kSectionBytes = 64;      // sections start at multiples of this
 
 inline constexpr uint32_t kTileMagic = 0x31545253;    // "SRT1"
+inline constexpr uint32_t kPairedTileMagic = 0x32545253;  // "SRT2"
 inline constexpr uint32_t kWindowMagic = 0x32575253;  // "SRW2"
 inline constexpr uint32_t kDotMagic = 0x31445253;     // "SRD1"
 
@@ -89,7 +92,8 @@ struct PatternHeader {
   int64_t num_masks;   // window and dot pattern; 0 in a tile pattern
 };
 
-// One row of a (block, panel): which row of the panel, and how many weights follow.
+// One row of a (block, panel): which row of the panel, and how many weights it has. In a paired pattern
+// the first of two rows tells, in multiples of kPanelRows, how many columns they share.
 struct TileRow {
   uint16_t row;
   uint16_t count;
@@ -132,6 +136,7 @@ struct TileView {
   const uint8_t* columns;        // [num_values]
   const void* values;            // [num_values]
   ValueType value_type;
+  bool is_paired;
 };
 
 struct WindowView {

@@ -56,6 +56,7 @@ struct Plan {
   const float* half_scales;  // of neurons, for tiles of float16; else nullptr
   TileView tiles;
   int64_t tile_rows;
+  int64_t segment_rows;  // batch rows that tiles begin anew after
   int64_t lanes;  // batch rows of a task, those of one tile or of a few
   int64_t panel_ranges, panels_per_task;
   int64_t tile_tasks;
@@ -67,9 +68,13 @@ struct Plan {
 void RunTask(const void* context, int64_t task) {
   const Plan& plan = *static_cast<const Plan*>(context);
   if (task < plan.tile_tasks) {
-    const int64_t row = task / plan.panel_ranges * plan.lanes;
+    const int64_t per_segment = CeilDiv(plan.segment_rows, plan.lanes);
+    const int64_t tile = task / plan.panel_ranges;
+    const int64_t segment = tile / per_segment * plan.segment_rows;
+    const int64_t row = segment + tile % per_segment * plan.lanes;
     const int64_t panel = task % plan.panel_ranges * plan.panels_per_task;
-    const int64_t row_end = std::min(row + plan.lanes, plan.tile_rows);
+    const int64_t row_end =
+        std::min({row + plan.lanes, segment + plan.segment_rows, plan.tile_rows});
     const int64_t panel_end = std::min(panel + plan.panels_per_task, plan.tiles.num_panels);
     if (plan.half_scales != nullptr) {
       CurrentDots().half_tile(plan.tiles, plan.half_scales, plan.call, row, row_end, panel,
@@ -92,7 +97,7 @@ void PlanTiles(int64_t threads, Plan* plan) {
   const int64_t panels = plan->tiles.num_panels;
   double pack_cost = call.columns == nullptr ? 2.0 : 6.0;  // of an input, in weights
   if (const Patches* patches = call.patches) {
-    pack_cost = 8.0;
+    pack_cost = !patches->IsPointwise() ? 8.0 : call.x_is_tiled ? 1.0 : 2.0;
     // Where there are many tiles a task takes several, whose patches share inputs.
     const int64_t pixels = patches->y.out * patches->x.out, ranges = CeilDiv(panels, kMaxPanels);
     while (2 * plan->lanes <= std::min(pixels, kMaxTaskPixels) &&
@@ -101,15 +106,25 @@ void PlanTiles(int64_t threads, Plan* plan) {
     }
     // With few pixels rather two narrower tiles than one that two ranges pack. The limit is a
     // constant because the order of summation depends on the width, and not on the threads.
-    if (plan->lanes == kMaxLanes && plan->tile_rows <= kFewPixels) plan->lanes /= 2;
+    const bool is_copied = patches->IsPointwise() && call.x_is_tiled;
+    if (plan->lanes == kMaxLanes && plan->tile_rows <= kFewPixels && !is_copied) plan->lanes /= 2;
   }
-  const int64_t tiles = CeilDiv(plan->tile_rows, plan->lanes);
+  const int64_t segments = CeilDiv(plan->tile_rows, plan->segment_rows);
+  const int64_t tiles = segments * CeilDiv(plan->segment_rows, plan->lanes);
+  // The tiles of all lanes, and the share of one that the last of a segment is.
+  const int64_t whole = segments * (plan->segment_rows / plan->lanes);
+  constexpr int64_t kLeastLanes = 16;
+  const int64_t left = CeilDiv(plan->segment_rows % plan->lanes, kLeastLanes) * kLeastLanes;
+  const double share = static_cast<double>(left) / static_cast<double>(plan->lanes);
   const double pack = pack_cost * static_cast<double>(plan->tiles.in_features);
   const double panel = static_cast<double>(plan->tiles.num_values) / static_cast<double>(panels);
   double best = 0;
   for (int64_t size = std::min<int64_t>(panels, kMaxPanels); size > 0; --size) {
     const int64_t ranges = CeilDiv(panels, size);
-    const double rounds = static_cast<double>(CeilDiv(tiles * ranges, threads));
+    const double all = static_cast<double>(whole) + share * static_cast<double>(segments);
+    const double equal = all * static_cast<double>(ranges) / static_cast<double>(threads);
+    const double rounds =
+        std::max({static_cast<double>(CeilDiv(whole * ranges, threads)), equal, share});
     const double cost = rounds * (pack + panel * static_cast<double>(size));
     if (best > 0 && cost >= best) continue;
     best = cost;
@@ -153,7 +168,8 @@ void RunDotTask(const void* context, int64_t task) {
 
 // A thread converts the inputs of its rows: with many rows they are shared out, with few the groups.
 // Rows are then shared out from eight for each thread on if all threads find the pattern in their
-// second-level caches: so each reads the rows that it wrote.
+// second-level caches: so each reads the rows that it wrote. A pattern that is far is read for as many
+// rows at once as a thread has, and the groups are shared out as well, for threads to end together.
 constexpr int64_t kDotRowsPerTask = 32;
 constexpr int64_t kSharedPatternBytes = 1 << 20;
 
@@ -189,7 +205,12 @@ void RunDots(int64_t threads, int64_t lines, Executor* executor, DotPlan* plan) 
     if (tasks < 2 * threads) ranges = CeilDiv(2 * threads, tasks);
   } else if (batch >= 16 * threads ||
              (batch >= 8 * threads && plan->pattern_bytes <= kSharedPatternBytes)) {
-    plan->rows_per_task = std::min(kDotRowsPerTask, CeilDiv(CeilDiv(batch, 4 * threads), 8) * 8);
+    const bool is_far = IsFar(plan->view) &&
+                        kDotRowsPerTask * DotRowBytes(plan->view.type, plan->view.in_features) <=
+                            static_cast<int64_t>(kScratchFloats * sizeof(float));
+    const int64_t shares = is_far ? threads : 4 * threads;
+    plan->rows_per_task = std::min(kDotRowsPerTask, CeilDiv(CeilDiv(batch, shares), 8) * 8);
+    if (is_far) ranges = CeilDiv(4 * threads, CeilDiv(batch, plan->rows_per_task));
   } else if (threads > 1) {
     ranges = 2 * threads;
   }
@@ -326,6 +347,9 @@ const char* TileMatMul(const PackedLayer& layer, const MatMul& call, const DotVi
     if (half != nullptr && half->num_active != plan.tiles.num_active) {
       return "the tile and the dot pattern differ in their active neurons";
     }
+    if (half != nullptr && plan.tiles.is_paired) {
+      return "tiles of float16 are for patterns whose rows are not paired";
+    }
   }
   if (use_windows) {
     const char* error =
@@ -340,7 +364,10 @@ const char* TileMatMul(const PackedLayer& layer, const MatMul& call, const DotVi
   const int64_t threads = ThreadsFor(work, *executor);
   if (plan.tile_rows > 0) {
     plan.lanes = half != nullptr ? kMaxLanes : TileLanes(plan.tiles.block_columns);
+    const bool is_tiled = call.x_is_tiled || call.residual_is_tiled || call.y_is_tiled;
+    plan.segment_rows = is_tiled ? call.patches->y.out * call.patches->x.out : plan.tile_rows;
     if (plan.tiles.num_active == 0) {
+      if (is_tiled) return "activations in tiles are for layers with active neurons";
       plan.kernels->constant(call, 0, plan.tile_rows);
     } else {
       PlanTiles(threads, &plan);

@@ -1,6 +1,8 @@
 // How sums become outputs: scales, bias, residual and activation, and maybe 8 bits. Included by the
 // kernels, after quantize-inl.h; the rules of vectors-inl.h apply.
 
+#include "activation_tiles.h"
+
 namespace srigl {
 namespace SRIGL_TARGET {
 namespace {
@@ -71,30 +73,84 @@ struct PlainRows {
   }
 };
 
+// A residual in tiles: of an output, numbers [lane].
+struct TiledResidual {
+  const float* first;  // or nullptr
+  int64_t stride;
+};
+
 // Turns the sums [lane] of outputs, each where its `source` is, around and has them written. All of
 // them are for sixteen lanes, say, before the next ones: what is written lies together.
 template <typename Write>
 inline void TurnOutputs(const float* const* source, int64_t output_begin, int64_t output_end,
-                        int64_t row_begin, int64_t num_rows, const Write& write) {
+                        int64_t row_begin, int64_t num_rows, const TiledResidual& residual,
+                        const Write& write) {
   for (int64_t lane = 0; lane < num_rows; lane += kWidth) {
     const int64_t rows_left = Min(num_rows - lane, kWidth);
     int64_t count;
     for (int64_t o = output_begin; o < output_end; o += count) {
       count = Min(kWidth - o % kWidth, output_end - o);  // the next chunks are aligned as y is
       const float* const* const from = source + (o - output_begin);
+      const float* const summand = residual.first + (o * residual.stride + lane);
       if (count == kWidth && rows_left == kWidth) {
         Vec rows[kWidth];
 #pragma GCC unroll 16
         for (int i = 0; i < kWidth; ++i) rows[i] = Load(from[i] + lane);
+        if (residual.first != nullptr) {
+#pragma GCC unroll 16
+          for (int i = 0; i < kWidth; ++i) rows[i] += Load(summand + i * residual.stride);
+        }
         Transpose(rows);
         write.Whole(rows, row_begin + lane, o);
         continue;
       }
       Vec rows[kWidth] = {};
       for (int i = 0; i < count; ++i) rows[i] = Load(from[i] + lane);
+      for (int i = 0; residual.first != nullptr && i < count; ++i) {
+        rows[i] += Load(summand + i * residual.stride);
+      }
       Transpose(rows);
       write.Some(rows, row_begin + lane, rows_left, o, count);
     }
+  }
+}
+
+// Writes output `o` of a tile from its sums [lane]: `lanes` of them, of which some may have no pixel.
+template <int kVecs, typename Activate>
+inline void WriteTile(const MatMul& call, const float* sums, float bias, const float* residual,
+                      int64_t lanes, const Activate& activate, float* y) {
+#pragma GCC unroll 8
+  for (int v = 0; v < kVecs; ++v) {
+    if (v > 0 && v * kWidth >= lanes) break;
+    Vec out = Load(sums + v * kWidth) + bias;
+    if (residual != nullptr) out += Load(residual + v * kWidth);
+    out = activate(out);
+    call.streamed ? Stream(y + v * kWidth, out) : Store(y + v * kWidth, out);
+  }
+}
+
+// As WriteOutputs, to a tile.
+template <int kVecs, typename Source>
+void WriteTiles(const MatMul& call, int64_t row_begin, int64_t output_begin, int64_t output_end,
+                const Source& source) {
+  const int64_t pixels = call.patches->y.out * call.patches->x.out, pixel = row_begin % pixels;
+  const auto place =
+      ActivationTiles{pixels, call.out_features}.At(row_begin / pixels, pixel);
+  const int64_t lanes = place.stride - pixel % ActivationTiles::kWidth;
+  const auto write = [&](const auto& activate) {
+    for (int64_t o = output_begin; o < output_end; ++o) {
+      const int64_t at = place.offset + o * place.stride;
+      WriteTile<kVecs>(call, source(o), call.bias == nullptr ? -0.0f : call.bias[o],
+                       call.residual == nullptr ? nullptr : call.residual + at, lanes, activate,
+                       call.y + at);
+    }
+  };
+  if (call.activation == Activation::kNone) {
+    write([](Vec v) { return v; });
+  } else if (call.activation == Activation::kRelu) {
+    write([](Vec v) { return v < 0.0f ? Vec{} : v; });
+  } else {
+    write([&call](Vec v) { return Activate(v, call.activation); });
   }
 }
 
@@ -108,24 +164,36 @@ void WriteOutputs(const TileView& view, const MatMul& call, int64_t row_begin, i
       call.scales == nullptr && call.row_scales == nullptr && call.y8.integers == nullptr &&
       call.residual8.integers == nullptr &&
       (call.activation == Activation::kNone || call.activation == Activation::kRelu);
-  const bool has_residual = call.residual != nullptr;
+  const auto source_of = [&](int64_t output) {
+    const int64_t row = view.output_rows[output];
+    return row >= first_row && row < last_row ? sums + (row - first_row) * kLanes : zeros;
+  };
+  if (call.y_is_tiled) {
+    return WriteTiles<kVecs>(call, row_begin, output_begin, output_end, source_of);
+  }
+  TiledResidual tiled = {nullptr, 0};
+  MatMul rows = call;
+  if (call.residual_is_tiled) {
+    const int64_t pixels = call.patches->y.out * call.patches->x.out;
+    const auto place =
+        ActivationTiles{pixels, call.out_features}.At(row_begin / pixels, row_begin % pixels);
+    tiled = {call.residual + place.offset, place.stride};
+    rows.residual = nullptr;
+  }
+  const bool has_residual = rows.residual != nullptr;
   for (int64_t begin = output_begin; begin < output_end;) {
     const int64_t end = Min(begin - begin % kMost + kMost, output_end);
     const float* source[kMost];
-    for (int64_t o = begin; o < end; ++o) {
-      const int64_t row = view.output_rows[o];
-      source[o - begin] =
-          row >= first_row && row < last_row ? sums + (row - first_row) * kLanes : zeros;
-    }
+    for (int64_t o = begin; o < end; ++o) source[o - begin] = source_of(o);
     const auto turn = [&](const auto& write) {
-      TurnOutputs(source, begin, end, row_begin, num_rows, write);
+      TurnOutputs(source, begin, end, row_begin, num_rows, tiled, write);
     };
     if (!is_plain) {
-      turn(AnyRows{call});
+      turn(AnyRows{rows});
     } else if (call.streamed) {
-      has_residual ? turn(PlainRows<true, true>{call}) : turn(PlainRows<false, true>{call});
+      has_residual ? turn(PlainRows<true, true>{rows}) : turn(PlainRows<false, true>{rows});
     } else {
-      has_residual ? turn(PlainRows<true, false>{call}) : turn(PlainRows<false, false>{call});
+      has_residual ? turn(PlainRows<true, false>{rows}) : turn(PlainRows<false, false>{rows});
     }
     begin = end;
   }

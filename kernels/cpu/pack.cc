@@ -4,6 +4,8 @@
 
 #include <algorithm>
 #include <array>
+#include <numeric>
+#include <utility>
 
 #include "pack_common.h"
 
@@ -22,10 +24,87 @@ bool Ascends(const int32_t* begin, int64_t size, int64_t end) {
 // Inputs of a block. Its tile (64 batch rows) should stay in the first-level cache; a sparser layer
 // gets larger blocks, as every (row, block) costs a load and a store of the row's sums, and so does a
 // layer whose tiles are of float16 and half as large.
-int32_t BlockColumns(const SparseRows& layer, bool half) {
+int32_t BlockColumns(const SparseRows& layer, Tiles tiles) {
   const double places = static_cast<double>(layer.num_active) * layer.in_features;
   const double density = layer.begin[layer.num_active] / std::max(places, 1.0);
-  return half || density < 0.05 ? 224 : 96;
+  return tiles == Tiles::kHalf || density < 0.05 ? 224 : 96;
+}
+
+// A row's weights in a block.
+struct Run {
+  int64_t begin;  // in the flat indices
+  uint16_t row, count;
+  uint64_t columns[kMaxBlockColumns / 64];  // a bit for each
+};
+
+int64_t Shared(const Run& a, const Run& b) {
+  int64_t shared = 0;
+  for (int i = 0; i < kMaxBlockColumns / 64; ++i) {
+    shared += __builtin_popcountll(a.columns[i] & b.columns[i]);
+  }
+  return shared;
+}
+
+// Columns that two rows of a pair share, of which a kernel takes two at a time.
+int64_t SharedInPairs(const Run& a, const Run& b) { return Shared(a, b) / 2 * 2; }
+
+// Makes neighbours of rows that share many columns and are about as long, of runs that come by their
+// count; the pairs come by what the kernel's loops take.
+void PairRuns(std::array<Run, kPanelRows>* runs) {
+  constexpr int kCandidates = 16;
+  std::vector<Run> left(runs->begin(), runs->end()), paired;
+  while (!left.empty()) {
+    const Run first = left[0];
+    const int end = std::min<int>(kCandidates + 1, static_cast<int>(left.size()));
+    int best = 1;
+    int64_t best_gain = INT64_MIN;
+    for (int i = 1; i < end; ++i) {
+      const int64_t gain = 2 * Shared(first, left[i]) - 3 * (first.count - left[i].count);
+      if (gain > best_gain) best = i, best_gain = gain;
+    }
+    paired.push_back(first);
+    paired.push_back(left[best]);
+    left.erase(left.begin() + best);
+    left.erase(left.begin());
+  }
+  std::array<int, kPanelRows / 2> order;
+  std::iota(order.begin(), order.end(), 0);
+  const auto key = [&paired](int pair) {
+    const Run &a = paired[2 * pair], &b = paired[2 * pair + 1];
+    return std::make_pair(SharedInPairs(a, b), int64_t{a.count});
+  };
+  std::stable_sort(order.begin(), order.end(), [&key](int a, int b) { return key(a) > key(b); });
+  for (int i = 0; i < kPanelRows; ++i) (*runs)[i] = paired[2 * order[i / 2] + i % 2];
+}
+
+// Calls `place` for the weights of a pair in the pattern's order, and returns how many columns it shares.
+template <typename Place>
+int64_t PlacePair(const int32_t* indices, const Run& a, const Run& b, const Place& place) {
+  const int64_t shared = SharedInPairs(a, b);
+  std::vector<int64_t> own, other;
+  const int64_t end = a.begin + a.count, other_end = b.begin + b.count;
+  int64_t s = a.begin, t = b.begin;
+  for (int64_t placed = 0; placed < shared;) {
+    if (indices[s] < indices[t]) {
+      own.push_back(s++);
+    } else if (indices[t] < indices[s]) {
+      other.push_back(t++);
+    } else {
+      place(s++);
+      place(t++);
+      ++placed;
+    }
+  }
+  while (s < end) own.push_back(s++);
+  while (t < other_end) other.push_back(t++);
+  const size_t both = std::min(own.size(), other.size());
+  for (size_t i = 0; i < both; ++i) {
+    place(own[i]);
+    place(other[i]);
+  }
+  std::for_each(own.begin() + both, own.end(), place);
+  std::for_each(other.begin() + both, other.end(), place);
+  return shared;
 }
 
 }  // namespace
@@ -54,17 +133,22 @@ std::string CheckCondensed(const Condensed& layer) {
   return "";
 }
 
-Pattern PackTiles(const Condensed& layer, bool half) {
+bool PairsPay(const Condensed& layer, int64_t width) {
+  return width >= 16 && layer.fan_in >= 0.08 * static_cast<double>(layer.in_features);
+}
+
+Pattern PackTiles(const Condensed& layer, Tiles tiles) {
   std::vector<int64_t> begin(layer.num_active + 1);
   for (int64_t a = 0; a <= layer.num_active; ++a) begin[a] = a * layer.fan_in;
   return PackTiles(SparseRows{begin.data(), layer.indices, layer.active, layer.num_active,
                               layer.in_features, layer.out_features},
-                   half);
+                   tiles);
 }
 
-Pattern PackTiles(const SparseRows& layer, bool half) {
-  PatternHeader header = Header(layer, kTileMagic);
-  header.block_columns = BlockColumns(layer, half);
+Pattern PackTiles(const SparseRows& layer, Tiles tiles) {
+  const bool is_paired = tiles == Tiles::kPaired;
+  PatternHeader header = Header(layer, is_paired ? kPairedTileMagic : kTileMagic);
+  header.block_columns = BlockColumns(layer, tiles);
   header.num_values = layer.begin[layer.num_active];
   const int64_t num_blocks = CeilDiv(layer.in_features, header.block_columns);
   const int64_t num_panels = CeilDiv(layer.num_active, kPanelRows);
@@ -88,10 +172,6 @@ Pattern PackTiles(const SparseRows& layer, bool half) {
     panel_outputs[p] = OutputBegin(layer, p * kPanelRows);
   }
 
-  struct Run {
-    int64_t begin;  // in the flat indices
-    uint16_t row, count;
-  };
   // First weight of each row not yet placed.
   std::vector<int64_t> next(layer.begin, layer.begin + layer.num_active);
   for (int64_t block = 0; block < num_blocks; ++block) {
@@ -102,24 +182,33 @@ Pattern PackTiles(const SparseRows& layer, bool half) {
       std::array<Run, kPanelRows> runs;
       for (int i = 0; i < kPanelRows; ++i) {
         const int64_t a = panel * kPanelRows + i;
-        runs[i] = {0, static_cast<uint16_t>(i), 0};
+        runs[i] = {0, static_cast<uint16_t>(i), 0, {}};
         if (a >= layer.num_active) continue;
         runs[i].begin = next[a];
         const int64_t end = layer.begin[a + 1];
-        while (next[a] < end && layer.indices[next[a]] < column_begin + header.block_columns) {
-          ++next[a];
+        for (; next[a] < end; ++next[a]) {
+          const int64_t column = layer.indices[next[a]] - column_begin;
+          if (column >= header.block_columns) break;
+          runs[i].columns[column / 64] |= uint64_t{1} << column % 64;
         }
         runs[i].count = static_cast<uint16_t>(next[a] - runs[i].begin);
       }
       std::stable_sort(runs.begin(), runs.end(),
                        [](const Run& a, const Run& b) { return a.count > b.count; });
-      for (int i = 0; i < kPanelRows; ++i) {
-        rows[table * kPanelRows + i] = {runs[i].row, runs[i].count};
-        for (int64_t s = runs[i].begin; s < runs[i].begin + runs[i].count; ++s) {
-          columns[pattern.sources.size()] =
-              static_cast<uint8_t>(layer.indices[s] - column_begin);
-          pattern.sources.push_back(s);
-        }
+      if (is_paired) PairRuns(&runs);
+      TileRow* const row = rows + table * kPanelRows;
+      for (int i = 0; i < kPanelRows; ++i) row[i] = {runs[i].row, runs[i].count};
+      const auto place = [&](int64_t source) {
+        columns[pattern.sources.size()] =
+            static_cast<uint8_t>(layer.indices[source] - column_begin);
+        pattern.sources.push_back(source);
+      };
+      for (int i = 0; !is_paired && i < kPanelRows; ++i) {
+        for (int64_t s = runs[i].begin; s < runs[i].begin + runs[i].count; ++s) place(s);
+      }
+      for (int i = 0; is_paired && i < kPanelRows; i += 2) {
+        const int64_t shared = PlacePair(layer.indices, runs[i], runs[i + 1], place);
+        row[i].row = static_cast<uint16_t>(row[i].row + shared * kPanelRows);
       }
     }
   }

@@ -34,6 +34,9 @@ struct SparseRows {
   int64_t out_features;
 };
 
+// Kinds of tile patterns: with rows in pairs, or for tiles of float16.
+enum class Tiles { kPlain, kPaired, kHalf };
+
 struct Pattern {
   std::vector<uint8_t> bytes;
   // For every packed value its place in the flat `values`, -1 where a packet is padded.
@@ -47,8 +50,7 @@ struct Pattern {
 std::string CheckCondensed(const Condensed& layer);
 
 // All expect a layer that `CheckCondensed` accepts.
-// With `half`, for tiles of float16.
-Pattern PackTiles(const Condensed& layer, bool half = false);
+Pattern PackTiles(const Condensed& layer, Tiles tiles = Tiles::kPlain);
 
 // With `embed`, the columns go into the values, which must be finite float32.
 Pattern PackWindows(const Condensed& layer, bool embed);
@@ -60,7 +62,10 @@ std::vector<uint8_t> PackDots(const Condensed& layer, DotType type, const float*
                               int64_t alignment, double dense_step_cost);
 
 // Rows of any length.
-Pattern PackTiles(const SparseRows& layer, bool half = false);
+Pattern PackTiles(const SparseRows& layer, Tiles tiles = Tiles::kPlain);
+
+// Whether pairs of rows share enough columns for kPaired, where registers are `width` floats.
+bool PairsPay(const Condensed& layer, int64_t width);
 
 // The tiles of the transpose, from neurons to inputs: its inputs are the active neurons as `active`
 // numbers them, its outputs all inputs of the layer. Sizes depend on those of the layer only.

@@ -7,6 +7,8 @@
 // reads once, channel by channel; then a tap of sixteen neighbouring pixels is one load, also with
 // strides (pixels of equal remainder lie together), and `PackStaged` only copies.
 
+#include "activation_tiles-inl.h"
+
 namespace srigl {
 namespace SRIGL_TARGET {
 namespace {
@@ -96,6 +98,64 @@ void PackPatches(const MatMul& call, int64_t row_begin, int64_t num_rows, int64_
   }
 }
 
+// As PackPatches, of images in tiles, channel by channel.
+template <int kVecs>
+void PackTiledPatches(const MatMul& call, int64_t row_begin, int64_t num_rows,
+                      int64_t column_begin, int64_t num_columns, float* tile) {
+  constexpr int kLanes = kVecs * kWidth;
+  const Patches& patches = *call.patches;
+  const ActivationTiles tiles = {patches.y.size * patches.x.size, patches.channels};
+  const int64_t images = call.batch / (patches.y.out * patches.x.out);
+  const float* const end = call.x + images * tiles.ImageFloats();
+  Tap tap;
+  for (int64_t column = 0; column < num_columns; column += tap.count) {
+    tap = TapAt(patches, column_begin + column, num_columns - column);
+    // Lanes whose pixels follow each other in a tile; or that are outside, where `from` is nullptr.
+    struct {
+      int64_t lane, count;
+      const float* from;
+      int64_t stride, last;  // of channels; the last pixel
+    } runs[kLanes];
+    int64_t num_runs = 0;
+    Pixel pixel = PixelAt(patches, row_begin);
+    for (int64_t lane = 0; lane < num_rows; ++lane) {
+      const int64_t y = pixel.y * patches.y.stride - patches.y.padding + tap.y;
+      const int64_t x = pixel.x * patches.x.stride - patches.x.padding + tap.x;
+      const bool inside = Inside(y, patches.y.size) && Inside(x, patches.x.size);
+      const int64_t number = inside ? y * patches.x.size + x : -1;
+      auto* const run = runs + num_runs - 1;
+      const bool follows =
+          num_runs > 0 && (!inside ? run->from == nullptr
+                                   : run->from != nullptr &&
+                                         number == run->last + patches.x.stride &&
+                                         number / ActivationTiles::kWidth ==
+                                             run->last / ActivationTiles::kWidth);
+      if (follows) {
+        ++run->count;
+        run->last = number;
+      } else {
+        const auto place = tiles.At(pixel.image, inside ? number : 0);
+        const float* const from = call.x + place.offset + tap.channel * place.stride;
+        runs[num_runs++] = {lane, 1, inside ? from : nullptr, place.stride, number};
+      }
+      if (++pixel.x == patches.x.out) pixel = NextLine(patches, pixel);
+    }
+    for (int64_t c = 0; c < tap.count; ++c) {
+      float* const to = tile + (column + c) * kLanes;
+      for (int64_t i = 0; i < num_runs; ++i) {
+        const float* const from = runs[i].from;
+        if (from == nullptr) {
+          for (int64_t q = 0; q < runs[i].count; q += kWidth) Store(to + runs[i].lane + q, Vec{});
+        } else {
+          CopySteps(from + c * runs[i].stride, end, patches.x.stride, runs[i].count,
+                    to + runs[i].lane);
+        }
+      }
+      for (int64_t lane = num_rows; lane < kLanes; ++lane) to[lane] = 0;
+    }
+  }
+}
+
 // Lines of images, padded, channel by channel. Pixel x of a line lies at
 // x % stride * phase + x / stride.
 struct Stage {
@@ -177,6 +237,9 @@ inline void StageLine(const float* from, int64_t step, int64_t begin, int64_t en
     int64_t q = 0;
     for (; q < begin; q += kWidth) zeros(q);
     q = begin;
+    for (; channels < 4 && q < end; ++q) {  // too few for a register
+      for (int64_t c = 0; c < channels; ++c) to[c * plane + q] = from[(q - begin) * step + c];
+    }
     for (; by_four && q < end; q += 4) {
       for (int64_t c = block; c < block_end; c += 4) {
         TransposeFour(from + (q - begin) * step + c, step, plane, to + c * plane + q);
@@ -211,7 +274,7 @@ inline int64_t CeilDivClamped(int64_t a, int64_t b, int64_t low, int64_t high) {
 inline void StageImages(const MatMul& call, const Stage& stage, int64_t channel, int64_t channels) {
   const Patches& patches = *call.patches;
   const Axis &y = patches.y, &x = patches.x;
-  const int64_t height = PaddedSize(y);
+  const int64_t height = PaddedSize(y), images = call.batch / (y.out * x.out);
   for (int64_t line = 0; line < stage.lines; ++line) {
     const int64_t image = (stage.first + line) / height;
     const int64_t in_y = (stage.first + line) % height - y.padding;
@@ -225,6 +288,14 @@ inline void StageImages(const MatMul& call, const Stage& stage, int64_t channel,
               : begin;
       const int64_t pixel =
           (image * y.size + in_y) * x.size + begin * x.stride + phase - x.padding;
+      if (call.x_is_tiled) {
+        const ActivationTiles tiles = {y.size * x.size, patches.channels};
+        const LinePart part = {image, pixel - image * tiles.pixels, x.stride, begin, end,
+                               stage.phase};
+        StageTiledLine(call.x, call.x + images * tiles.ImageFloats(), tiles, part, channel,
+                       channels, stage.plane, to);
+        continue;
+      }
       const float* from = begin < end ? call.x + pixel * patches.channels + channel : nullptr;
       StageLine(from, x.stride * patches.channels, begin, end, stage.phase, channels, stage.plane,
                 to);

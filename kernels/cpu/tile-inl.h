@@ -5,6 +5,7 @@
 #include "quantize-inl.h"
 #include "outputs-inl.h"
 #include "patch-inl.h"
+#include "tile_sums-inl.h"
 
 namespace srigl {
 namespace SRIGL_TARGET {
@@ -86,95 +87,21 @@ void PackInputs(const MatMul& call, const Stage* stage, int64_t row_begin, int64
   if (call.columns != nullptr) {
     PackColumns<kVecs>(call.x, call.in_features, call.columns + column_begin, num_columns,
                        row_begin, num_rows, tile);
-  } else if (call.patches == nullptr) {
+  } else if (call.patches == nullptr || (call.patches->IsPointwise() && !call.x_is_tiled)) {
     PackRows<kVecs>(call.x, call.in_features, row_begin, num_rows, column_begin, num_columns,
                     tile);
+  } else if (call.patches->IsPointwise()) {
+    const int64_t pixels = call.patches->y.size * call.patches->x.size;
+    const auto place =
+        ActivationTiles{pixels, call.in_features}.At(row_begin / pixels, row_begin % pixels);
+    const int64_t lanes = place.stride - row_begin % pixels % ActivationTiles::kWidth;
+    CopyTile<kVecs>(call.x + place.offset + column_begin * place.stride, place.stride, lanes,
+                    num_columns, tile);
   } else if (stage == nullptr) {
-    PackPatches<kVecs>(call, row_begin, num_rows, column_begin, num_columns, tile);
+    const auto pack = call.x_is_tiled ? PackTiledPatches<kVecs> : PackPatches<kVecs>;
+    pack(call, row_begin, num_rows, column_begin, num_columns, tile);
   } else {
     PackStaged<kVecs>(*call.patches, *stage, row_begin, num_rows, column_begin, num_columns, tile);
-  }
-}
-
-// Four values, each in every lane.
-#if SRIGL_WIDTH == 16
-inline void BroadcastFour(__m128 four, Vec* all) {
-  // From a register: with registers this wide, loads are what limits the kernel.
-  const __m512 wide = _mm512_castps128_ps512(four);
-  all[0] = _mm512_broadcastss_ps(four);
-  all[1] = _mm512_permutexvar_ps(_mm512_set1_epi32(1), wide);
-  all[2] = _mm512_permutexvar_ps(_mm512_set1_epi32(2), wide);
-  all[3] = _mm512_permutexvar_ps(_mm512_set1_epi32(3), wide);
-}
-inline void BroadcastFour(const float* values, Vec* all) {
-  BroadcastFour(_mm_loadu_ps(values), all);
-}
-inline void BroadcastFour(const uint16_t* values, Vec* all) {
-  const __m128i bits = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(values));
-  BroadcastFour(_mm_castsi128_ps(_mm_slli_epi32(_mm_cvtepu16_epi32(bits), 16)), all);
-}
-inline void BroadcastFour(const int8_t* values, Vec* all) {
-  int32_t four;
-  memcpy(&four, values, sizeof(four));
-  BroadcastFour(_mm_cvtepi32_ps(_mm_cvtepi8_epi32(_mm_cvtsi32_si128(four))), all);
-}
-#else
-template <typename Value>
-inline void BroadcastFour(const Value* values, Vec* all) {
-  for (int u = 0; u < 4; ++u) all[u] = Vec{} + ToFloat(values[u]);
-}
-#endif
-
-// sums[row, lane] += the weights of one (block, panel) times the block's inputs. Inlined, its loops
-// would share registers with whatever the caller does: GCC then spills sums and takes twice as long.
-template <int kVecs, typename Value>
-__attribute__((noinline)) void MultiplyPanel(const TileView& view, int64_t block, int64_t panel, const float* tile,
-                   float* sums) {
-  constexpr int kLanes = kVecs * kWidth;
-  constexpr int kChains = kVecs >= 4 ? 1 : 4 / kVecs;  // independent sums hide the latency
-  const int64_t table = block * view.num_panels + panel;
-  const TileRow* rows = view.rows + table * kPanelRows;
-  const Value* values = static_cast<const Value*>(view.values) + view.starts[table];
-  const uint8_t* columns = view.columns + view.starts[table];
-  int64_t left = view.starts[table + 1] - view.starts[table];
-  for (int i = 0; i < kPanelRows; ++i) {
-    float* sum = sums + (rows[i].row % kPanelRows) * kLanes;
-    const int64_t count = rows[i].count < left ? rows[i].count : left;
-    Vec total[kChains][kVecs];
-#pragma GCC unroll 8
-    for (int v = 0; v < kVecs; ++v) {
-      total[0][v] = block == 0 ? Vec{} : Load(sum + v * kWidth);
-#pragma GCC unroll 4
-      for (int c = 1; c < kChains; ++c) total[c][v] = Vec{};
-    }
-    int64_t j = 0;
-    for (; j + 4 <= count; j += 4) {
-      uint32_t four;
-      memcpy(&four, columns + j, sizeof(four));
-      Vec value[4];
-      BroadcastFour(values + j, value);
-#pragma GCC unroll 4
-      for (int u = 0; u < 4; ++u) {
-        const float* x = tile + ((four >> (8 * u)) & 255) * kLanes;
-#pragma GCC unroll 8
-        for (int v = 0; v < kVecs; ++v) total[u % kChains][v] += Load(x + v * kWidth) * value[u];
-      }
-    }
-    for (; j < count; ++j) {
-      const float* x = tile + columns[j] * kLanes;
-      const Vec value = Vec{} + ToFloat(values[j]);
-#pragma GCC unroll 8
-      for (int v = 0; v < kVecs; ++v) total[0][v] += Load(x + v * kWidth) * value;
-    }
-#pragma GCC unroll 8
-    for (int v = 0; v < kVecs; ++v) {
-#pragma GCC unroll 4
-      for (int c = 1; c < kChains; ++c) total[0][v] += total[c][v];
-      Store(sum + v * kWidth, total[0][v]);
-    }
-    values += count;
-    columns += count;
-    left -= count;
   }
 }
 
@@ -196,8 +123,11 @@ void Tile(const TileView& view, const MatMul& call, const Stage* stage, int64_t 
     PackInputs<kVecs>(call, stage, row_begin, num_rows, column,
                       columns_left < view.block_columns ? columns_left : view.block_columns, tile);
     for (int64_t panel = panel_begin; panel < panel_end; ++panel) {
-      MultiplyPanel<kVecs, Value>(view, block, panel, tile,
-                                  sums + (panel - panel_begin) * kPanelRows * kLanes);
+      auto multiply = MultiplyPanel<kVecs, Value>;
+      if constexpr (kVecs <= 4) {
+        if (view.is_paired) multiply = MultiplyPairs<kVecs, Value>;
+      }
+      multiply(view, block, panel, tile, sums + (panel - panel_begin) * kPanelRows * kLanes);
     }
   }
   const int64_t last_row = panel_end * kPanelRows;
@@ -227,30 +157,8 @@ void Row(const TileView& view, const MatMul& call, int64_t row, int64_t panel_be
       x = tail;
     }
     for (int64_t panel = panel_begin; panel < panel_end; ++panel) {
-      const int64_t table = block * view.num_panels + panel;
-      const TileRow* rows = view.rows + table * kPanelRows;
-      const Value* values = static_cast<const Value*>(view.values) + view.starts[table];
-      const uint8_t* columns = view.columns + view.starts[table];
-      int64_t left = view.starts[table + 1] - view.starts[table];
-      float* panel_sums = sums + (panel - panel_begin) * kPanelRows;
-      for (int i = 0; i < kPanelRows; ++i) {
-        const int64_t count = rows[i].count < left ? rows[i].count : left;
-        float total[4] = {};
-        int64_t j = 0;
-        for (; j + 4 <= count; j += 4) {
-          uint32_t four;
-          memcpy(&four, columns + j, sizeof(four));
-#pragma GCC unroll 4
-          for (int u = 0; u < 4; ++u) {
-            total[u] += x[(four >> (8 * u)) & 255] * ToFloat(values[j + u]);
-          }
-        }
-        for (; j < count; ++j) total[0] += x[columns[j]] * ToFloat(values[j]);
-        panel_sums[rows[i].row % kPanelRows] += (total[0] + total[1]) + (total[2] + total[3]);
-        values += count;
-        columns += count;
-        left -= count;
-      }
+      const auto multiply = view.is_paired ? MultiplyRowByPairs<Value> : MultiplyRow<Value>;
+      multiply(view, block, panel, x, sums + (panel - panel_begin) * kPanelRows);
     }
   }
   const int64_t first_row = panel_begin * kPanelRows;
@@ -292,9 +200,9 @@ void TileOfValues(const TileView& view, const MatMul& call, const Stage* stage, 
 
 void TileOfAny(const TileView& view, const MatMul& call, int64_t row_begin, int64_t row_end,
                int64_t panel_begin, int64_t panel_end, float* scratch) {
-  // A tile as wide as a register allows, and as its block of inputs allows; the rest follows.
-  constexpr int64_t kWidest = kWidth < 16 ? 8 * kWidth : 4 * kWidth;
-  const int64_t step = Min(kWidest, TileLanes(view.block_columns));
+  // A tile as wide as registers allow, and as its block of inputs allows; the rest follows.
+  const int64_t widest = (kWidth < 16 && !view.is_paired ? 8 : 4) * kWidth;
+  const int64_t step = Min(widest, TileLanes(view.block_columns));
   Stage stage;
   const bool staged = call.patches != nullptr &&
                       PlanStage(*call.patches, row_begin, row_end,

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from srigl_jax.programs.steps import Step
+from srigl_jax.programs.steps import Step, readers_of
 from srigl_kernels import pooling
 from srigl_kernels.backends.cpu import conv, matmul
 from srigl_kernels.quantized import max_pool
@@ -29,13 +29,7 @@ def find_ranges(
     outputs: of the program.
     known: values of its inputs and constants.
   """
-  readers: dict[int, list[Step | None]] = {}
-  for step in steps:
-    for x in step.inputs:
-      readers.setdefault(x, []).append(step)
-  for x in outputs:
-    if isinstance(x, int):
-      readers.setdefault(x, []).append(None)
+  readers = readers_of(steps, outputs)
   found: dict[int, int] = {}
   for step in reversed(steps):
     if step.output is None or not _can_write(step):
@@ -57,7 +51,7 @@ def _can_write(step: Step) -> bool:
       return False
     (x,) = step.op.in_avals
     return x.dtype == jnp.float32 and pooling.is_max_pool(x, step.op.params)
-  return _is_native(step) and step.op.out_avals[0].dtype == jnp.float32
+  return step.is_packed and step.op.out_avals[0].dtype == jnp.float32
 
 
 def _range_for(reader: Step | None, tensor: int, found: Mapping[int, int]) -> int:
@@ -68,28 +62,13 @@ def _range_for(reader: Step | None, tensor: int, found: Mapping[int, int]) -> in
     is_pooling = reader.op.primitive.name == "reduce_window_max"
     return found.get(reader.op.outputs[0], _NEVER) if is_pooling else _NEVER
   product = reader.product
-  if not _is_native(reader) or tensor in jax.tree.leaves((product.condensed, product.layouts)):
+  if not reader.is_packed or tensor in jax.tree.leaves((product.condensed, product.layouts)):
     return _NEVER
   if product.x != tensor:
     return _ANY
   is_calibrated = product.layouts["cpu"].is_quantized and product.condensed.input_range is not None
   takes = is_calibrated and reader.avals.x.dtype == jnp.float32
   return product.condensed.input_range if takes else _NEVER
-
-
-def _is_native(step: Step) -> bool:
-  """Whether a product is by native kernels that know of 8 bits."""
-  product = step.product
-  if product is None or step.backend != "cpu":
-    return False
-  if not isinstance(product.layouts.get("cpu"), matmul.Packed):
-    return False
-  geometry = product.params["static"]
-  if geometry and len(geometry[0].kernel_size) != 2:
-    return False
-  avals = step.avals
-  sizes = (*step.op.out_avals[0].shape, *avals.x.shape, avals.condensed.num_active)
-  return all(isinstance(n, int) and n > 0 for n in sizes)
 
 
 def _key(number: int, known: Mapping[int, Any]) -> Any:

@@ -1,7 +1,7 @@
 """A function rewritten so that its condensed products also do what follows them."""
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend import core as jex
 
-from srigl_jax.programs import attention, cpu_rewrites, depthwise, eight_bits
+from srigl_jax.programs import attention, cpu_rewrites, depthwise, eight_bits, tiles
 from srigl_jax.programs.eight_bits import find_ranges, with_derivative_of
 from srigl_jax.programs.elementwise import GRID, Curve, curve_of, number_of, same_values
 from srigl_jax.programs.flat_jaxpr import JIT, FlatJaxpr, Op, bodies, evaluate, inline
@@ -43,8 +43,9 @@ def fuse(function: Callable[..., Any]) -> Callable[..., Any]:
   where nothing else reads what lies between.
 
   Native products pass on 8 bits to products of 8 bits whose inputs have a calibrated range, which
-  round them as these would have done. What is a residual, too, is added in 8 bits then. The
-  derivative is that of products which pass on float32.
+  round them as these would have done. What is a residual, too, is added in 8 bits then. Native
+  convolutions in float32 pass on images in the tiles that they are computed in, where only such
+  read them. The derivative is that of products which pass on arrays of float32.
 
   Max-poolings and sums over pixels, which XLA computes slowly on a CPU, become other operations of
   XLA there, and depthwise convolutions native ones with the bias and the activation behind them, or
@@ -100,17 +101,18 @@ def evaluate_fused(closed: Any, inputs: Sequence[Any]) -> list[Any]:
   steps = _steps(jaxpr)
   known = {**jaxpr.consts, **dict(zip(jaxpr.inputs, inputs, strict=True))}
   ranges = find_ranges(steps, jaxpr.outputs, known)
+  tiled = tiles.find_tiled(steps, jaxpr.outputs, ranges)
   computed = {x for x in jaxpr.outputs if isinstance(x, int) and x not in known}
 
-  def run(ranges: Mapping[int, int], *values: Any) -> dict[int, Any]:
+  def run(ranges: Mapping[int, int], tiled: Collection[int], *values: Any) -> dict[int, Any]:
     env: dict[int, Any] = dict(zip(known, values, strict=True))
     for step in steps:
-      env.update(zip(step.op.outputs, _compute(step, env, ranges), strict=True))
+      env.update(zip(step.op.outputs, _compute(step, env, ranges, tiled), strict=True))
     return {x: env[x] for x in computed}
 
-  compute: Callable[..., dict[int, Any]] = functools.partial(run, {})
-  if ranges and not any(step.op.has_effects for step in steps):
-    compute = with_derivative_of(compute, functools.partial(run, ranges))
+  compute: Callable[..., dict[int, Any]] = functools.partial(run, {}, ())
+  if (ranges or tiled) and not any(step.op.has_effects for step in steps):
+    compute = with_derivative_of(compute, functools.partial(run, ranges, tiled))
   env = {**known, **compute(*known.values())}
   return [
     env[x] if isinstance(x, int) else jnp.asarray(x, aval.dtype)
@@ -142,11 +144,15 @@ def _steps(jaxpr: FlatJaxpr) -> list[Step]:
   return steps
 
 
-def _compute(step: Step, env: Mapping[int, Any], ranges: Mapping[int, int]) -> Sequence[Any]:
+def _compute(
+  step: Step, env: Mapping[int, Any], ranges: Mapping[int, int], tiled: Collection[int]
+) -> Sequence[Any]:
   """The outputs of an operation."""
   is_quantized = step.output in ranges or any(x in ranges for x in step.inputs)
   if is_quantized:
     return [eight_bits.compute(step, env, ranges.get(step.op.outputs[0]))]
+  if tiles.uses(step, tiled):
+    return [tiles.compute(step, env, step.output in tiled)]
   read = lambda x: env[x] if isinstance(x, int) else x
   values = [read(x) for x in step.op.inputs]
   if step.product is None:

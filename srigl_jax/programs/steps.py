@@ -2,14 +2,14 @@
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 
 from srigl_jax.programs.flat_jaxpr import FlatJaxpr, Op
 from srigl_kernels import deferred
 from srigl_kernels.auto import fastest, is_worth_staying_native
-from srigl_kernels.backends.cpu import library
+from srigl_kernels.backends.cpu import library, matmul
 
 _VIEWS = {"reshape", "squeeze", "expand_dims", "copy", "copy_p", "stop_gradient"}
 
@@ -43,6 +43,32 @@ class Step(NamedTuple):
   def avals(self) -> deferred.Product:
     """A product with the types of its arrays."""
     return deferred.Product(self.op.in_avals, self.op.params)
+
+  @property
+  def is_packed(self) -> bool:
+    """Whether it is a product by native kernels that take activations in forms of their own."""
+    if self.product is None or self.backend != "cpu":
+      return False
+    if not isinstance(self.product.layouts.get("cpu"), matmul.Packed):
+      return False
+    geometry = self.product.params["static"]
+    if geometry and len(geometry[0].kernel_size) != 2:
+      return False
+    avals = self.avals
+    sizes = (*self.op.out_avals[0].shape, *avals.x.shape, avals.condensed.num_active)
+    return all(isinstance(n, int) and n > 0 for n in sizes)
+
+
+def readers_of(steps: Sequence[Step], outputs: Sequence[Any]) -> dict[int, list[Step | None]]:
+  """What reads each tensor of a program; None stands for its outputs."""
+  readers: dict[int, list[Step | None]] = {}
+  for step in steps:
+    for x in step.inputs:
+      readers.setdefault(x, []).append(step)
+  for x in outputs:
+    if isinstance(x, int):
+      readers.setdefault(x, []).append(None)
+  return readers
 
 
 def may_be_native(jaxpr: FlatJaxpr) -> bool:

@@ -100,6 +100,16 @@ def test_native_products_on_every_target(shape):
     library.set_isa(before)
 
 
+@pytest.mark.skipif(not library.is_available(), reason="the native library is not built")
+@pytest.mark.parametrize("dtype", ("bfloat16", "int8"))
+def test_patterns_larger_than_a_cache(dtype):
+  """More than 2 MB, in groups of an odd number, whose rows are cut in all ways."""
+  prepared = prepare(layer(4096, 1970, 1961, 410), backend="cpu", dtype=dtype)
+  for batch in (16, 37, 79):
+    x = rows(batch, 4096)
+    assert_product(condensed_matmul(x, prepared), x, prepared.condensed)
+
+
 @pytest.mark.parametrize("dtype", mostly_slow(DTYPES[1:], keep=("int8",)))
 def test_other_backends_compute_the_same(dtype):
   condensed, x = layer(60, 40, 30, 12), rows(5, 60)

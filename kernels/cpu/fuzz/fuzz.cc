@@ -68,7 +68,7 @@ void FuzzDots(const Case& c, Random* random, const Exact<float>& x, int64_t* ref
     numbers.value_type = quantized  ? ValueType::kInt8
                          : is_half ? ValueType::kBFloat16
                                    : ValueType::kFloat32;
-    const Pattern tiles = PackTiles(numbers, is_half);
+    const Pattern tiles = PackTiles(numbers, is_half ? Tiles::kHalf : RandomTiles(random));
     const std::vector<uint8_t> tile_values = GatherValues(numbers, tiles);
     const std::vector<uint8_t> dots =
         PackDots(numbers, static_cast<DotType>(type), scales.data(),
@@ -119,7 +119,8 @@ bool RunCase(uint64_t seed, int64_t* refused, int64_t* accepted) {
     return false;
   }
   const bool embed = CanEmbed(c.layer) && Uniform(&random, 0, 1) == 1;
-  const Pattern tiles = PackTiles(c.layer), windows = PackWindows(c.layer, embed);
+  const Pattern tiles = PackTiles(c.layer, RandomTiles(&random));
+  const Pattern windows = PackWindows(c.layer, embed);
   const std::vector<uint8_t> tile_values = GatherValues(c.layer, tiles);
   const std::vector<uint8_t> window_values = GatherValues(c.layer, windows);
   const Exact<float> x(c.batch * c.layer.in_features), bias(c.layer.out_features);

@@ -53,6 +53,11 @@ inline int64_t Uniform(Random* random, int64_t low, int64_t high) {
   return std::uniform_int_distribution<int64_t>(low, high)(*random);
 }
 
+// Rows in pairs, or one by one.
+inline Tiles RandomTiles(Random* random) {
+  return Uniform(random, 0, 1) == 0 ? Tiles::kPlain : Tiles::kPaired;
+}
+
 // Mostly small sizes, sometimes edges of blocks, panels and registers, sometimes large ones.
 inline int64_t Size(Random* random, int64_t low, int64_t max) {
   static constexpr int64_t kEdges[] = {1, 15, 16, 17, 31, 32, 33, 63, 64, 65, 95, 96, 97, 128,

@@ -1,5 +1,6 @@
 // The convolutions of the fuzzer; see fuzz.cc.
 
+#include "activation_tiles.h"
 #include "conv.h"
 #include "fuzz_common.h"
 
@@ -60,6 +61,70 @@ std::string Name(const Case& c, const Conv& conv) {
   return c.Name() + name;
 }
 
+// Images [image, pixel, channel] in tiles, or back: `to_tiles` says which of both is written.
+void Turn(const ActivationTiles& tiles, int64_t images, float* rows, float* tiled, bool to_tiles) {
+  for (int64_t i = 0; i < images * tiles.pixels; ++i) {
+    const auto place = tiles.At(i / tiles.pixels, i % tiles.pixels);
+    for (int64_t c = 0; c < tiles.channels; ++c) {
+      float &row = rows[i * tiles.channels + c], &tile = tiled[place.offset + c * place.stride];
+      (to_tiles ? tile : row) = to_tiles ? row : tile;
+    }
+  }
+}
+
+// Activations in tiles, some or all of them, and corrupted patterns with them.
+bool FuzzTiledConv(const Case& c, const Conv& conv, const Pattern& pattern,
+                   const std::vector<uint8_t>& values, Random* random, Executor* executor,
+                   int64_t* refused, int64_t* accepted) {
+  const Patches& p = conv.patches;
+  const ActivationTiles in = {p.y.size * p.x.size, p.channels};
+  const ActivationTiles out = {p.y.out * p.x.out, conv.out_features};
+  if (conv.images == 0 || c.layer.num_active == 0 || in.ImageFloats() == 0 ||
+      out.ImageFloats() == 0) {
+    return true;
+  }
+  const size_t out_size = static_cast<size_t>(conv.images * out.pixels * out.channels);
+  const Exact<float> x(conv.images * in.ImageFloats());
+  const Exact<float> residual(conv.residual == nullptr ? 0 : conv.images * out.ImageFloats());
+  std::fill_n(x.data(), x.size(), 7.0f);  // beyond the pixels of a tile
+  Turn(in, conv.images, const_cast<float*>(conv.x), x.data(), true);
+  if (conv.residual != nullptr) {
+    Turn(out, conv.images, const_cast<float*>(conv.residual), residual.data(), true);
+  }
+  for (int isa = 0; isa < kNumIsas; ++isa) {
+    if (!SetIsa(static_cast<Isa>(isa))) continue;
+    for (int i = 0; i < 4; ++i) {
+      Conv call = conv;
+      call.x_is_tiled = Uniform(random, 0, 1);
+      call.out_is_tiled = Uniform(random, 0, 1);
+      call.residual_is_tiled = conv.residual != nullptr && (call.out_is_tiled || Uniform(random, 0, 1));
+      const Exact<float> y(call.out_is_tiled ? conv.images * out.ImageFloats() : out_size);
+      const Exact<float> rows(out_size);
+      std::fill_n(y.data(), y.size(), NAN);
+      call.x = call.x_is_tiled ? x.data() : conv.x;
+      call.residual = call.residual_is_tiled ? residual.data() : conv.residual;
+      call.out = y.data();
+      const Buffers buffers = {Copy(i < 2 ? pattern.bytes : Corrupt(random, pattern.bytes)),
+                               Copy(values), Copy({}), Copy({})};
+      const char* error = CondensedConv(buffers.Layer(c.layer.value_type), call, executor);
+      if (i >= 2) {
+        ++*(error == nullptr ? accepted : refused);
+        continue;
+      }
+      if (call.out_is_tiled) Turn(out, conv.images, rows.data(), y.data(), false);
+      Conv plain = conv;
+      plain.out = call.out_is_tiled ? rows.data() : y.data();
+      const double worst = error == nullptr ? ConvError(c, plain) : 0.0;
+      if (error == nullptr && worst <= 1.0) continue;
+      printf("%s in tiles (%d %d %d), %s: %s, error %.2f times the bound\n", Name(c, conv).c_str(),
+             call.x_is_tiled, call.residual_is_tiled, call.out_is_tiled,
+             IsaName(static_cast<Isa>(isa)), error == nullptr ? "wrong" : error, worst);
+      return false;
+    }
+  }
+  return true;
+}
+
 // Dot patterns of a convolution, whole and corrupted, of any type; of float32 and bfloat16, as far as
 // that is exact, also what they compute.
 bool FuzzConvDots(const Case& c, const Conv& conv, size_t out_size, Random* random,
@@ -85,7 +150,7 @@ bool FuzzConvDots(const Case& c, const Conv& conv, size_t out_size, Random* rand
     layer.value_type = quantized ? ValueType::kInt8
                        : type == static_cast<int>(DotType::kFloat32) ? ValueType::kFloat32
                                                                      : ValueType::kBFloat16;
-    const Pattern tiles = PackTiles(layer);
+    const Pattern tiles = PackTiles(layer, RandomTiles(random));
     const std::vector<uint8_t> tile_values = GatherValues(layer, tiles);
     const std::vector<uint8_t> dots = PackDots(layer, static_cast<DotType>(type), ones.data(),
                                                Uniform(random, 0, 1) == 0 ? 1 : 32,
@@ -157,7 +222,7 @@ bool RunConvCase(uint64_t seed, int64_t* refused, int64_t* accepted) {
     --conv.images;
   }
   conv.activation = c.activation;
-  const Pattern tiles = PackTiles(c.layer);
+  const Pattern tiles = PackTiles(c.layer, RandomTiles(&random));
   const std::vector<uint8_t> tile_values = GatherValues(c.layer, tiles);
   const Exact<float> input(conv.images * y.axis.size * x.axis.size * conv.patches.channels);
   const Exact<float> bias(conv.out_features);
@@ -202,6 +267,10 @@ bool RunConvCase(uint64_t seed, int64_t* refused, int64_t* accepted) {
     }
   }
   if (!FuzzConvDots(c, conv, out_size, &random, &executor, refused, accepted)) {
+    printf("seed %lu\n", static_cast<unsigned long>(seed));
+    return false;
+  }
+  if (!FuzzTiledConv(c, conv, tiles, tile_values, &random, &executor, refused, accepted)) {
     printf("seed %lu\n", static_cast<unsigned long>(seed));
     return false;
   }

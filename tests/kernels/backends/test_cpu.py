@@ -84,6 +84,22 @@ def test_equals_the_definition(isa, shape):
     )
 
 
+@pytest.mark.parametrize("dtype", ("float32", "bfloat16"))
+@pytest.mark.parametrize("shape", ((257, 130, 65, 257), (300, 70, 70, 41), (96, 3, 3, 31)), ids=str)
+def test_patterns_of_another_cpu(isa, shape, dtype):
+  """A packed layer may come from a file: each target takes what another one has packed."""
+  values, indices, active, bias = layer(*shape)
+  values = np.asarray(jnp.asarray(values, dtype))
+  for packer in targets():
+    library.set_isa(packer)
+    packed = products.pack(values, indices, active, *shape[:2])
+    library.set_isa(isa)
+    for batch in (1, 4, 16, 30, 64, 129):
+      x = inputs(batch, shape[0])
+      want = expected(x, values, indices, active, bias)
+      np.testing.assert_allclose(matmul(x, packed, bias), want, rtol=0, atol=tolerance(shape[3]))
+
+
 @pytest.mark.parametrize("batch", (1, 16, 40))
 @pytest.mark.parametrize("activation", (None, "relu", "gelu"))
 def test_bias_and_activation(isa, activation, batch):
