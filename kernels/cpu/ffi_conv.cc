@@ -1,8 +1,5 @@
 // XLA FFI handler of the convolution.
 
-#include <algorithm>
-#include <string>
-
 #include "ffi_conv_common.h"
 
 namespace srigl {
@@ -54,12 +51,7 @@ ffi::Error CondensedConvHandler(ffi::ThreadPool pool, ffi::AnyBuffer x,
   if (!AsWeightType(tile_values.element_type(), &layer.value_type)) {
     return ffi::Error::InvalidArgument("Packed values must be float32, bfloat16 or int8.");
   }
-  AdviseHugePages(*y);
-  PoolExecutor executor(pool);
-  if (const char* error = CondensedConv(layer, conv, &executor)) {
-    return ffi::Error::InvalidArgument(std::string("Packed layer: ") + error + ".");
-  }
-  return ffi::Error::Success();
+  return RunConv(layer, conv, y, pool);
 }
 
 }  // namespace

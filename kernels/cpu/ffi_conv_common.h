@@ -4,6 +4,7 @@
 #define SRIGL_KERNELS_CPU_FFI_CONV_COMMON_H_
 
 #include <algorithm>
+#include <string>
 
 #include "conv.h"
 #include "ffi_common.h"
@@ -45,6 +46,18 @@ inline const char* ReadConv(Numbers x, Numbers y, Numbers kernel, Numbers stride
   conv->bias = bias_size == 0 ? nullptr : bias.typed_data();
   conv->activation = static_cast<Activation>(activation);
   return nullptr;
+}
+
+// Runs a convolution whose result is a buffer of XLA's.
+template <typename Result>
+ffi::Error RunConv(const PackedLayer& layer, const Conv& conv, Result& y,
+                   ffi::ThreadPool pool) {
+  AdviseHugePages(*y);
+  PoolExecutor executor(pool);
+  if (const char* error = CondensedConv(layer, conv, &executor)) {
+    return ffi::Error::InvalidArgument(std::string("Packed layer: ") + error + ".");
+  }
+  return ffi::Error::Success();
 }
 
 }  // namespace srigl

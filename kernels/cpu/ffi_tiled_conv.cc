@@ -1,7 +1,5 @@
 // XLA FFI handler of the convolution whose activations may be in tiles.
 
-#include <string>
-
 #include "activation_tiles.h"
 #include "ffi_conv_common.h"
 
@@ -64,12 +62,7 @@ ffi::Error TiledConvHandler(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x,
   if (!AsValueType(tile_values.element_type(), &layer.value_type)) {
     return ffi::Error::InvalidArgument("Packed values must be float32 or bfloat16.");
   }
-  AdviseHugePages(*y);
-  PoolExecutor executor(pool);
-  if (const char* error = CondensedConv(layer, conv, &executor)) {
-    return ffi::Error::InvalidArgument(std::string("Packed layer: ") + error + ".");
-  }
-  return ffi::Error::Success();
+  return RunConv(layer, conv, y, pool);
 }
 
 }  // namespace

@@ -65,6 +65,7 @@ def compute(step: Step, env: Mapping[int, Any], to_tiles: bool) -> Any:
   """
   read = lambda x: env[x] if isinstance(x, int) else x
   product = step.product
+  assert product is not None
   packed, bias = jax.tree.map(read, (product.layouts["cpu"], product.condensed.bias))
   geometry = product.params["static"]
   where = geometry[0] if geometry else tiled_conv.POINTWISE

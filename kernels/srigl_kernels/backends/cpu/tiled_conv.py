@@ -71,8 +71,10 @@ def conv(
   """
   if to_tiles and residual is not None and not isinstance(residual, Tiled):
     raise ValueError("A result in tiles needs a residual in tiles, or none.")
-  x_size = x.size if isinstance(x, Tiled) else tuple(x.shape[-3:])
-  y_size = (*geometry.output_size(x_size[:2]), packed.out_features)
+  *_, height, width, channels = x.size if isinstance(x, Tiled) else x.shape
+  x_size = (height, width, channels)
+  y_height, y_width = geometry.output_size((height, width))
+  y_size = (y_height, y_width, packed.out_features)
   tiled = isinstance(x, Tiled), isinstance(residual, Tiled), to_tiles
   bias = jnp.zeros(0) if bias is None else bias.astype(jnp.float32)
   call = _batched_call(ACTIVATIONS[activation], geometry, x_size, y_size, tiled)
