@@ -52,6 +52,9 @@ const char* CondensedConv(const PackedLayer& layer, const Conv& conv, Executor* 
   if (is_tiled && (layer.dot_pattern.size > 0 || layer.value_type == ValueType::kInt8)) {
     return "activations in tiles are for tile patterns of floating point numbers";
   }
+  if (conv.out_is_tiled && conv.residual != nullptr && !conv.residual_is_tiled) {
+    return "a result in tiles needs a residual in tiles";
+  }
   call.x = conv.x;
   call.bias = conv.bias;
   call.scales = conv.scales;

@@ -91,12 +91,12 @@ inline void TurnOutputs(const float* const* source, int64_t output_begin, int64_
     for (int64_t o = output_begin; o < output_end; o += count) {
       count = Min(kWidth - o % kWidth, output_end - o);  // the next chunks are aligned as y is
       const float* const* const from = source + (o - output_begin);
-      const float* const summand = residual.first + (o * residual.stride + lane);
       if (count == kWidth && rows_left == kWidth) {
         Vec rows[kWidth];
 #pragma GCC unroll 16
         for (int i = 0; i < kWidth; ++i) rows[i] = Load(from[i] + lane);
         if (residual.first != nullptr) {
+          const float* const summand = residual.first + o * residual.stride + lane;
 #pragma GCC unroll 16
           for (int i = 0; i < kWidth; ++i) rows[i] += Load(summand + i * residual.stride);
         }
@@ -107,7 +107,7 @@ inline void TurnOutputs(const float* const* source, int64_t output_begin, int64_
       Vec rows[kWidth] = {};
       for (int i = 0; i < count; ++i) rows[i] = Load(from[i] + lane);
       for (int i = 0; residual.first != nullptr && i < count; ++i) {
-        rows[i] += Load(summand + i * residual.stride);
+        rows[i] += Load(residual.first + (o + i) * residual.stride + lane);
       }
       Transpose(rows);
       write.Some(rows, row_begin + lane, rows_left, o, count);
