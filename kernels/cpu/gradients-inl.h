@@ -102,10 +102,43 @@ struct Places {
   int32_t next[kMaxPanels * kPanelRows];
 };
 
-// How many of the weights that row i of a table claims there may be.
-inline int64_t CountOf(const TileRow& row, int64_t left, int64_t place, int64_t fan_in) {
-  int64_t count = row.count < left ? row.count : left;
-  return count < fan_in - place ? count : fan_in - place;
+// Calls `visit(row, columns, count, readable)` for each row of a (block, panel): its columns there, as
+// its weights have them, ascending; `readable` may be read. The rows of a pair lie mixed, and are sorted.
+template <typename Visit>
+inline void ForEachRow(const TileView& view, int64_t block, int64_t panel, const Visit& visit) {
+  const int64_t table = block * view.num_panels + panel;
+  const TileRow* rows = view.rows + table * kPanelRows;
+  const uint8_t* columns = view.columns + view.starts[table];
+  int64_t left = view.starts[table + 1] - view.starts[table];
+  for (int i = 0; !view.is_paired && i < kPanelRows; ++i) {
+    const int64_t count = Min(rows[i].count, left);
+    visit(rows[i].row % kPanelRows, columns, count, left);
+    columns += count;
+    left -= count;
+  }
+  for (int i = 0; view.is_paired && i < kPanelRows; i += 2) {
+    const Pair pair(rows + i, left);
+    constexpr int kWords = kMaxBlockColumns / 64;
+    uint64_t found[2][kWords] = {};
+    const int64_t both = 2 * (pair.shared + pair.own);
+    const int64_t entries = both + pair.left + pair.other_left;
+    for (int64_t j = 0; j < entries; ++j) {
+      const bool is_other = j < both ? j % 2 == 1 : j >= both + pair.left;
+      found[is_other][columns[j] / 64] |= uint64_t{1} << columns[j] % 64;
+    }
+    for (int r = 0; r < 2; ++r) {
+      uint8_t own[kMaxBlockColumns + kDots] = {};
+      int64_t count = 0;
+      for (int word = 0; word < kWords; ++word) {
+        for (uint64_t bits = found[r][word]; bits != 0; bits &= bits - 1) {
+          own[count++] = static_cast<uint8_t>(64 * word + __builtin_ctzll(bits));
+        }
+      }
+      visit(r == 0 ? pair.row : pair.other, own, count, static_cast<int64_t>(sizeof(own)));
+    }
+    columns += entries;
+    left -= entries;
+  }
 }
 
 // All weights of a (block, panel), for the lanes of one tile.
@@ -113,39 +146,27 @@ template <int kVecs>
 void AddPanel(const TileView& view, const ValuesGradient& call, int64_t block, int64_t panel,
               const float* tile, const float* g, bool overwrite, int32_t* next) {
   constexpr int kLanes = kVecs * kWidth;
-  const int64_t table = block * view.num_panels + panel;
-  const TileRow* rows = view.rows + table * kPanelRows;
-  const uint8_t* columns = view.columns + view.starts[table];
-  int64_t left = view.starts[table + 1] - view.starts[table];
-  for (int i = 0; i < kPanelRows; ++i) {
-    const int64_t row = rows[i].row % kPanelRows;
+  ForEachRow(view, block, panel, [&](int64_t row, const uint8_t* columns, int64_t count,
+                                     int64_t readable) {
     const int64_t a = panel * kPanelRows + row;
-    if (a >= call.num_active) continue;
-    const int64_t count = CountOf(rows[i], left, next[row], call.fan_in);
+    if (a >= call.num_active) return;
+    count = Min(count, call.fan_in - next[row]);
     Vec lanes[kVecs];
 #pragma GCC unroll 8
     for (int v = 0; v < kVecs; ++v) lanes[v] = Load(g + row * kLanes + v * kWidth);
-    AddRow<kVecs>(lanes, tile, columns, count, left, overwrite,
+    AddRow<kVecs>(lanes, tile, columns, count, readable, overwrite,
                   call.dvalues + a * call.fan_in + next[row]);
     next[row] += static_cast<int32_t>(count);
-    columns += count;
-    left -= count;
-  }
+  });
 }
 
 // Walks over blocks without computing.
 inline void SkipPanel(const TileView& view, const ValuesGradient& call, int64_t block,
                       int64_t panel, int32_t* next) {
-  const int64_t table = block * view.num_panels + panel;
-  const TileRow* rows = view.rows + table * kPanelRows;
-  int64_t left = view.starts[table + 1] - view.starts[table];
-  for (int i = 0; i < kPanelRows; ++i) {
-    const int64_t row = rows[i].row % kPanelRows;
-    if (panel * kPanelRows + row >= call.num_active) continue;
-    const int64_t count = CountOf(rows[i], left, next[row], call.fan_in);
-    next[row] += static_cast<int32_t>(count);
-    left -= count;
-  }
+  ForEachRow(view, block, panel, [&](int64_t row, const uint8_t*, int64_t count, int64_t) {
+    if (panel * kPanelRows + row >= call.num_active) return;
+    next[row] += static_cast<int32_t>(Min(count, call.fan_in - next[row]));
+  });
 }
 
 // Batch rows [row_begin, row_end), at most as many as kVecs registers have lanes.

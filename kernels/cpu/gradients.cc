@@ -110,7 +110,6 @@ const char* CondensedValuesGradient(Bytes pattern, const ValuesGradient& call,
       plan.view.num_active != call.num_active) {
     return "x, g, the active neurons and the tile pattern differ in their sizes";
   }
-  if (plan.view.is_paired) return "gradients are for tile patterns whose rows are not paired";
   if (bytes == 0) return nullptr;
   if (call.batch == 0 || plan.view.num_blocks == 0) {
     memset(call.dvalues, 0, bytes);

@@ -116,7 +116,8 @@ std::vector<int32_t> CorruptIntegers(Random* random, std::vector<int32_t> intege
 
 bool FuzzGradients(const Case& c, Random* random, uint64_t seed, int64_t* refused,
                    int64_t* accepted) {
-  const Pattern tiles = PackTiles(c.layer), transposed = PackTransposedTiles(c.layer);
+  const Pattern tiles = PackTiles(c.layer, RandomTiles(random));
+  const Pattern transposed = PackTransposedTiles(c.layer);
   const std::vector<int32_t> sources(transposed.sources.begin(), transposed.sources.end());
   const size_t num_weights = c.indices.size(), bytes = ValueBytes(c.layer.value_type);
   const Exact<float> g(c.batch * c.layer.out_features), x(c.batch * c.layer.in_features);
