@@ -49,19 +49,20 @@ inline void CopySteps(const float* from, const float* end, int64_t step, int64_t
 struct LinePart {
   int64_t image, pixel, step;  // the first pixel, and how far the next one is from it
   int64_t begin, end;          // where the pixels go: to[begin], ...
-  int64_t length;              // of the line, whose other pixels are 0
+  int64_t length;              // of the line
+  float fill;                  // its other pixels
 };
 
 // As StageLine, of an image in tiles; `x_end`: beyond the last of its floats.
 inline void StageTiledLine(const float* x, const float* x_end, const ActivationTiles& tiles,
                            const LinePart& part, int64_t channel, int64_t channels, int64_t plane,
                            float* to) {
-  const auto zeros = [&](int64_t q, int64_t end) {
+  const auto fill = [&](int64_t q, int64_t end) {
     for (; q < end; q += kWidth) {
-      for (int64_t c = 0; c < channels; ++c) Store(to + c * plane + q, Vec{});
+      for (int64_t c = 0; c < channels; ++c) Store(to + c * plane + q, Vec{} + part.fill);
     }
   };
-  zeros(0, part.begin);
+  fill(0, part.begin);
   int64_t count;
   for (int64_t q = part.begin; q < part.end; q += count) {
     const int64_t pixel = part.pixel + (q - part.begin) * part.step;
@@ -73,7 +74,7 @@ inline void StageTiledLine(const float* x, const float* x_end, const ActivationT
                 to + c * plane + q);
     }
   }
-  zeros(part.end, part.length);
+  fill(part.end, part.length);
 }
 
 }  // namespace

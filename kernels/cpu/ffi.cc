@@ -124,7 +124,7 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(srigl_condensed_matmul, srigl::CondensedMatMulHand
                                   .Attr<bool>("quantized"));
 
 // Changes with what handlers and functions take, so that a library of other sources is not called.
-SRIGL_EXPORT int32_t srigl_interface() { return 7; }
+SRIGL_EXPORT int32_t srigl_interface() { return 8; }
 
 // Name of the CPU target in use.
 SRIGL_EXPORT const char* srigl_isa() { return srigl::IsaName(srigl::CurrentIsa()); }

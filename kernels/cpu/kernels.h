@@ -382,6 +382,12 @@ struct Kernels {
   // channel_end): sixteen of them at least, or all there are; see depthwise.h.
   void (*depthwise)(const Conv& conv, const float* kernel, int64_t line_begin, int64_t line_end,
                     int64_t channel_begin, int64_t channel_end);
+
+  // Results [pixel_begin, pixel_end) of an image, whole tiles, for channels [channel_begin,
+  // channel_end); see max_pool.h. `scratch`: kScratchFloats and kStageFloats more, 64-aligned, in which
+  // the lines that are read must fit.
+  void (*max_pool)(const Conv& pool, int64_t image, int64_t pixel_begin, int64_t pixel_end,
+                   int64_t channel_begin, int64_t channel_end, float* scratch);
 };
 
 // Of processors with AVX-512, and what later ones add to it.

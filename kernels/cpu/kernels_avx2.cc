@@ -6,6 +6,7 @@
 #include "topology-inl.h"
 #include "attention-inl.h"
 #include "depthwise-inl.h"
+#include "max_pool-inl.h"
 
 namespace srigl {
 
@@ -28,6 +29,7 @@ const Kernels kAvx2Kernels = {"avx2",
                               avx2::Quantize,
                               avx2::RangeOf,
                               avx2::AttendTo,
-                              avx2::DepthwiseLines};
+                              avx2::DepthwiseLines,
+                              avx2::MaxPoolTiles};
 
 }  // namespace srigl

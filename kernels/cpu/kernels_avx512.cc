@@ -10,6 +10,7 @@
 #include "topology-inl.h"
 #include "attention-inl.h"
 #include "depthwise-inl.h"
+#include "max_pool-inl.h"
 
 #include "groups-inl.h"
 
@@ -155,6 +156,7 @@ const Kernels kAvx512Kernels = {"avx512",
                                 avx512::Quantize,
                                 avx512::RangeOf,
                                 avx512::AttendTo,
-                                avx512::DepthwiseLines};
+                                avx512::DepthwiseLines,
+                                avx512::MaxPoolTiles};
 
 }  // namespace srigl

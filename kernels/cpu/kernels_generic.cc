@@ -6,6 +6,7 @@
 #include "topology-inl.h"
 #include "attention-inl.h"
 #include "depthwise-inl.h"
+#include "max_pool-inl.h"
 
 namespace srigl {
 
@@ -28,6 +29,7 @@ const Kernels kGenericKernels = {"generic",
                                  generic::Quantize,
                                  generic::RangeOf,
                                  generic::AttendTo,
-                                 generic::DepthwiseLines};
+                                 generic::DepthwiseLines,
+                                 generic::MaxPoolTiles};
 
 }  // namespace srigl

@@ -11,6 +11,8 @@
 #include <memory>
 #include <new>
 
+#include "tile_plan.h"
+
 namespace srigl {
 namespace {
 
@@ -45,9 +47,6 @@ void FenceStreamed(const MatMul& call) {
 #endif
 }
 
-// Of a convolution: pixels of a task at most, and what counts as few.
-constexpr int64_t kMaxTaskPixels = 512, kFewPixels = 3 * kMaxLanes;
-
 // A call cut into tasks: first the tiles (batch rows [0, tile_rows), the panels split into ranges),
 // then the windows (the other rows, the groups split into ranges).
 struct Plan {
@@ -56,10 +55,7 @@ struct Plan {
   const float* half_scales;  // of neurons, for tiles of float16; else nullptr
   TileView tiles;
   int64_t tile_rows;
-  int64_t segment_rows;  // batch rows that tiles begin anew after
-  int64_t lanes;  // batch rows of a task, those of one tile or of a few
-  int64_t panel_ranges, panels_per_task;
-  int64_t tile_tasks;
+  TilePlan cut;  // of the tiles
   WindowView windows;
   int64_t groups_per_task;
   int64_t window_tasks;
@@ -67,71 +63,20 @@ struct Plan {
 
 void RunTask(const void* context, int64_t task) {
   const Plan& plan = *static_cast<const Plan*>(context);
-  if (task < plan.tile_tasks) {
-    const int64_t per_segment = CeilDiv(plan.segment_rows, plan.lanes);
-    const int64_t tile = task / plan.panel_ranges;
-    const int64_t segment = tile / per_segment * plan.segment_rows;
-    const int64_t row = segment + tile % per_segment * plan.lanes;
-    const int64_t panel = task % plan.panel_ranges * plan.panels_per_task;
-    const int64_t row_end =
-        std::min({row + plan.lanes, segment + plan.segment_rows, plan.tile_rows});
-    const int64_t panel_end = std::min(panel + plan.panels_per_task, plan.tiles.num_panels);
+  if (task < plan.cut.tasks) {
+    const TileTask at = TaskAt(plan.cut, task);
     if (plan.half_scales != nullptr) {
-      CurrentDots().half_tile(plan.tiles, plan.half_scales, plan.call, row, row_end, panel,
-                              panel_end, Scratch());
+      CurrentDots().half_tile(plan.tiles, plan.half_scales, plan.call, at.row_begin, at.row_end,
+                              at.panel_begin, at.panel_end, Scratch());
     } else {
-      plan.kernels->tile(plan.tiles, plan.call, row, row_end, panel, panel_end, Scratch());
+      plan.kernels->tile(plan.tiles, plan.call, at.row_begin, at.row_end, at.panel_begin,
+                         at.panel_end, Scratch());
     }
     return FenceStreamed(plan.call);
   }
-  const int64_t group = (task - plan.tile_tasks) * plan.groups_per_task;
+  const int64_t group = (task - plan.cut.tasks) * plan.groups_per_task;
   plan.kernels->window(plan.windows, plan.call, plan.tile_rows, plan.call.batch, group,
                        std::min(group + plan.groups_per_task, plan.windows.num_groups));
-}
-
-// Cuts the panels into as many ranges as end soonest, if all threads start at once. Every range
-// packs the inputs of its tile again, which costs as much as multiplying with some weights of each
-// input; so there are no more ranges than equal shares need.
-void PlanTiles(int64_t threads, Plan* plan) {
-  const MatMul& call = plan->call;
-  const int64_t panels = plan->tiles.num_panels;
-  double pack_cost = call.columns == nullptr ? 2.0 : 6.0;  // of an input, in weights
-  if (const Patches* patches = call.patches) {
-    pack_cost = !patches->IsPointwise() ? 8.0 : call.x_is_tiled ? 1.0 : 2.0;
-    // Where there are many tiles a task takes several, whose patches share inputs.
-    const int64_t pixels = patches->y.out * patches->x.out, ranges = CeilDiv(panels, kMaxPanels);
-    while (2 * plan->lanes <= std::min(pixels, kMaxTaskPixels) &&
-           plan->tile_rows * ranges >= 4 * threads * plan->lanes) {
-      plan->lanes *= 2;
-    }
-    // With few pixels rather two narrower tiles than one that two ranges pack. The limit is a
-    // constant because the order of summation depends on the width, and not on the threads.
-    const bool is_copied = patches->IsPointwise() && call.x_is_tiled;
-    if (plan->lanes == kMaxLanes && plan->tile_rows <= kFewPixels && !is_copied) plan->lanes /= 2;
-  }
-  const int64_t segments = CeilDiv(plan->tile_rows, plan->segment_rows);
-  const int64_t tiles = segments * CeilDiv(plan->segment_rows, plan->lanes);
-  // The tiles of all lanes, and the share of one that the last of a segment is.
-  const int64_t whole = segments * (plan->segment_rows / plan->lanes);
-  constexpr int64_t kLeastLanes = 16;
-  const int64_t left = CeilDiv(plan->segment_rows % plan->lanes, kLeastLanes) * kLeastLanes;
-  const double share = static_cast<double>(left) / static_cast<double>(plan->lanes);
-  const double pack = pack_cost * static_cast<double>(plan->tiles.in_features);
-  const double panel = static_cast<double>(plan->tiles.num_values) / static_cast<double>(panels);
-  double best = 0;
-  for (int64_t size = std::min<int64_t>(panels, kMaxPanels); size > 0; --size) {
-    const int64_t ranges = CeilDiv(panels, size);
-    const double all = static_cast<double>(whole) + share * static_cast<double>(segments);
-    const double equal = all * static_cast<double>(ranges) / static_cast<double>(threads);
-    const double rounds =
-        std::max({static_cast<double>(CeilDiv(whole * ranges, threads)), equal, share});
-    const double cost = rounds * (pack + panel * static_cast<double>(size));
-    if (best > 0 && cost >= best) continue;
-    best = cost;
-    plan->panels_per_task = size;
-    plan->panel_ranges = ranges;
-  }
-  plan->tile_tasks = tiles * plan->panel_ranges;
 }
 
 void PlanWindows(int64_t threads, Plan* plan) {
@@ -177,7 +122,7 @@ constexpr int64_t kSharedPatternBytes = 1 << 20;
 // room for, or 0: enough for taps that overlap to share what is converted, few enough for some tasks.
 // The same for any number of threads, as numbers of a task may have a scale together.
 int64_t DotLines(const Patches& patches, DotType type, int64_t pixels) {
-  constexpr int64_t kLeastPixels = 48, kTasks = 8;
+  constexpr int64_t kLeastPixels = 48, kMostPixels = 512, kTasks = 8;
   const Axis &y = patches.y, &x = patches.x;
   const int64_t reach = (y.kernel - 1) * y.dilation + 1, all = pixels / x.out;
   const double width = static_cast<double>((x.out - 1) * x.stride + (x.kernel - 1) * x.dilation + 1);
@@ -188,7 +133,7 @@ int64_t DotLines(const Patches& patches, DotType type, int64_t pixels) {
                           static_cast<double>(images) * static_cast<double>(reach);
     return staged * line + kDotBytes <= static_cast<double>(kStageFloats * sizeof(float));
   };
-  int64_t lines = std::max(std::min(all / kTasks, kMaxTaskPixels / x.out),
+  int64_t lines = std::max(std::min(all / kTasks, kMostPixels / x.out),
                            CeilDiv(kLeastPixels, x.out));
   lines = std::min({lines, all, int64_t{kMaxDotLines}});
   while (lines > 0 && !fits(lines)) lines /= 2;
@@ -363,14 +308,14 @@ const char* TileMatMul(const PackedLayer& layer, const MatMul& call, const DotVi
   const double work = static_cast<double>(weights) * static_cast<double>(call.batch);
   const int64_t threads = ThreadsFor(work, *executor);
   if (plan.tile_rows > 0) {
-    plan.lanes = half != nullptr ? kMaxLanes : TileLanes(plan.tiles.block_columns);
     const bool is_tiled = call.x_is_tiled || call.residual_is_tiled || call.y_is_tiled;
-    plan.segment_rows = is_tiled ? call.patches->y.out * call.patches->x.out : plan.tile_rows;
     if (plan.tiles.num_active == 0) {
       if (is_tiled) return "activations in tiles are for layers with active neurons";
       plan.kernels->constant(call, 0, plan.tile_rows);
     } else {
-      PlanTiles(threads, &plan);
+      const int64_t segment = is_tiled ? call.patches->y.out * call.patches->x.out : plan.tile_rows;
+      const int64_t lanes = half != nullptr ? kMaxLanes : TileLanes(plan.tiles.block_columns);
+      plan.cut = PlanTiles(plan.tiles, call, plan.tile_rows, segment, lanes, threads);
     }
   }
   if (use_windows) {
@@ -381,7 +326,7 @@ const char* TileMatMul(const PackedLayer& layer, const MatMul& call, const DotVi
     }
   }
   FenceStreamed(call);  // constants
-  const int64_t tasks = plan.tile_tasks + plan.window_tasks;
+  const int64_t tasks = plan.cut.tasks + plan.window_tasks;
   if (tasks > 0) executor->Run(tasks, threads, RunTask, &plan);
   return nullptr;
 }

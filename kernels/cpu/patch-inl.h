@@ -165,7 +165,13 @@ struct Stage {
   int64_t phase;  // floats of the pixels of equal x % stride
   int64_t lines;
   int64_t first;  // the first line's number; those of image i begin at i * PaddedSize
+  float fill = 0;  // what lies outside of an image in tiles
 };
+
+// How far a tap lies from the patch's first pixel.
+inline int64_t TapOffset(const Patches& patches, const Stage& stage, int64_t y, int64_t x) {
+  return y * stage.line + x % patches.x.stride * stage.phase + x / patches.x.stride;
+}
 
 // A stage before `end` for some channels of the lines that these rows read; false where it has no room.
 inline bool LayStage(const Patches& patches, int64_t channels, int64_t row_begin, int64_t row_end,
@@ -291,7 +297,7 @@ inline void StageImages(const MatMul& call, const Stage& stage, int64_t channel,
       if (call.x_is_tiled) {
         const ActivationTiles tiles = {y.size * x.size, patches.channels};
         const LinePart part = {image, pixel - image * tiles.pixels, x.stride, begin, end,
-                               stage.phase};
+                               stage.phase, stage.fill};
         StageTiledLine(call.x, call.x + images * tiles.ImageFloats(), tiles, part, channel,
                        channels, stage.plane, to);
         continue;
@@ -367,8 +373,8 @@ void PackStagedBy(const Patches& patches, const Stage& stage, int64_t row_begin,
   Tap tap;
   for (int64_t column = 0; column < num_columns; column += tap.count) {
     tap = TapAt(patches, column_begin + column, num_columns - column);
-    const float* source = stage.data + tap.channel * stage.plane + tap.y * stage.line +
-                          tap.x % patches.x.stride * stage.phase + tap.x / patches.x.stride;
+    const float* source =
+        stage.data + tap.channel * stage.plane + TapOffset(patches, stage, tap.y, tap.x);
     float* row = tile + column * kVecs * kWidth;
     for (int64_t c = 0; c < tap.count; ++c) {
       copies.Run(source, row);
@@ -387,10 +393,9 @@ void PackChannelsBy(const Patches& patches, const Stage& stage, int64_t row_begi
   for (int64_t c = channel; c < channel + channels; ++c) {
     for (int64_t y = 0; y < patches.y.kernel; ++y) {
       for (int64_t k = 0; k < patches.x.kernel; ++k, row += kVecs * kWidth) {
-        const int64_t x = k * patches.x.dilation;
-        copies.Run(stage.data + c * stage.plane + y * patches.y.dilation * stage.line +
-                       x % patches.x.stride * stage.phase + x / patches.x.stride,
-                   row);
+        const int64_t tap =
+            TapOffset(patches, stage, y * patches.y.dilation, k * patches.x.dilation);
+        copies.Run(stage.data + c * stage.plane + tap, row);
       }
     }
   }

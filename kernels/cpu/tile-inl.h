@@ -105,6 +105,22 @@ void PackInputs(const MatMul& call, const Stage* stage, int64_t row_begin, int64
   }
 }
 
+// Where these inputs lie as PackInputs would pack them: within a tile of x, whose channels are as many
+// lanes apart. Else nullptr. A column is one byte, which may point beyond those that there are: so many
+// must be readable.
+template <int kVecs>
+const float* InputsInPlace(const MatMul& call, int64_t row_begin, int64_t column_begin) {
+  if (!call.x_is_tiled || !call.patches->IsPointwise()) return nullptr;
+  constexpr int64_t kLanes = kVecs * kWidth;
+  const int64_t pixels = call.patches->y.size * call.patches->x.size;
+  const ActivationTiles tiles = {pixels, call.in_features};
+  const auto place = tiles.At(row_begin / pixels, row_begin % pixels);
+  const int64_t begin = place.offset + column_begin * kLanes;
+  const bool is_inside =
+      begin + kMaxBlockColumns * kLanes <= call.batch / pixels * tiles.ImageFloats();
+  return place.stride == kLanes && is_inside ? call.x + begin : nullptr;
+}
+
 template <int kVecs, typename Value>
 void Tile(const TileView& view, const MatMul& call, const Stage* stage, int64_t row_begin,
           int64_t row_end, int64_t panel_begin, int64_t panel_end, float* scratch) {
@@ -120,14 +136,18 @@ void Tile(const TileView& view, const MatMul& call, const Stage* stage, int64_t 
   for (int64_t block = 0; block < view.num_blocks; ++block) {
     const int64_t column = block * view.block_columns;
     const int64_t columns_left = view.in_features - column;
-    PackInputs<kVecs>(call, stage, row_begin, num_rows, column,
-                      columns_left < view.block_columns ? columns_left : view.block_columns, tile);
+    const float* inputs = InputsInPlace<kVecs>(call, row_begin, column);
+    if (inputs == nullptr) {
+      PackInputs<kVecs>(call, stage, row_begin, num_rows, column,
+                        columns_left < view.block_columns ? columns_left : view.block_columns, tile);
+      inputs = tile;
+    }
     for (int64_t panel = panel_begin; panel < panel_end; ++panel) {
       auto multiply = MultiplyPanel<kVecs, Value>;
       if constexpr (kVecs <= 4) {
         if (view.is_paired) multiply = MultiplyPairs<kVecs, Value>;
       }
-      multiply(view, block, panel, tile, sums + (panel - panel_begin) * kPanelRows * kLanes);
+      multiply(view, block, panel, inputs, sums + (panel - panel_begin) * kPanelRows * kLanes);
     }
   }
   const int64_t last_row = panel_end * kPanelRows;

@@ -44,8 +44,9 @@ def fuse(function: Callable[..., Any]) -> Callable[..., Any]:
 
   Native products pass on 8 bits to products of 8 bits whose inputs have a calibrated range, which
   round them as these would have done. What is a residual, too, is added in 8 bits then. Native
-  convolutions in float32 pass on images in the tiles that they are computed in, where only such
-  read them. The derivative is that of products which pass on arrays of float32.
+  convolutions in float32 pass on images in the tiles that they are computed in, where only such and
+  max-poolings between them read them. The derivative is that of products which pass on arrays of
+  float32.
 
   Max-poolings and sums over pixels, which XLA computes slowly on a CPU, become other operations of
   XLA there, and depthwise convolutions native ones with the bias and the activation behind them, or

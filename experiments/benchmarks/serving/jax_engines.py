@@ -32,7 +32,7 @@ def make(task: Task) -> Engine:
   kwargs: dict[str, Any] = {}
   if precision != "float32" and not is_calibrated:
     kwargs["dtype"] = precision
-  if precision != "float32" and network.is_image:  # what is left dense is in fewer bits, too
+  if network.is_image:  # what is left dense is native, too
     masks = {**_full_masks(model), **masks}
   condensed = sx.condense_model(model, masks, shapes, **kwargs)
   if is_calibrated:

@@ -203,7 +203,8 @@ int main(int argc, char** argv) {
     // By the seed of the case, not by its number: so it can be run again by itself.
     const auto run = at % 2 == 0 ? srigl::RunCase : srigl::RunConvCase;
     if (!run(at, &refused, &accepted) || !srigl::RunTopologyCase(at, &refused, &accepted) ||
-        !srigl::RunAttentionCase(at) || !srigl::RunDepthwiseCase(at, &refused, &accepted)) {
+        !srigl::RunAttentionCase(at) || !srigl::RunDepthwiseCase(at, &refused, &accepted) ||
+        !srigl::RunMaxPoolCase(at, &refused, &accepted) || !srigl::RunTilePlanCase(at)) {
       printf("again: srigl_fuzz 1 %lu\n", static_cast<unsigned long>(at));
       return 1;
     }

@@ -308,6 +308,8 @@ bool RunConvCase(uint64_t seed, int64_t* refused, int64_t* accepted);
 bool RunTopologyCase(uint64_t seed, int64_t* refused, int64_t* accepted);
 bool RunAttentionCase(uint64_t seed);
 bool RunDepthwiseCase(uint64_t seed, int64_t* refused, int64_t* accepted);
+bool RunMaxPoolCase(uint64_t seed, int64_t* refused, int64_t* accepted);
+bool RunTilePlanCase(uint64_t seed);
 
 }  // namespace srigl
 

@@ -97,3 +97,51 @@ def test_what_others_read_is_an_array():
   assert in_tiles(fused, x) == 0
   for got, want in zip(fused(x), chain(x), strict=True):
     np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-4)
+
+
+def pooled(x, window=(3, 3)):
+  """A convolution, a max-pooling, and two that read it."""
+  y = nnx.relu(sx.condensed_conv(x, layer((3, 3, 3, 24))))
+  y = nnx.max_pool(y, window, strides=(2, 2), padding="SAME")
+  z = nnx.relu(sx.condensed_conv(y, layer((1, 1, 24, 16))))
+  return sx.condensed_conv(z, layer((3, 3, 16, 24))) + sx.condensed_conv(y, layer((1, 1, 24, 24)))
+
+
+def test_a_max_pooling_passes_on_tiles():
+  x, fused = images(), jax.jit(sx.fuse(pooled))
+  assert in_tiles(fused, x) == 5
+  np.testing.assert_allclose(fused(x), pooled(x), rtol=1e-4, atol=1e-5)
+  loss = lambda function: jax.jit(jax.grad(lambda x: (function(x) ** 2).sum()))
+  np.testing.assert_allclose(loss(sx.fuse(pooled))(x), loss(pooled)(x), rtol=1e-3, atol=1e-4)
+  both = jnp.stack([x, -x])
+  want = jnp.stack([pooled(x), pooled(-x)])
+  np.testing.assert_allclose(jax.jit(jax.vmap(sx.fuse(pooled)))(both), want, rtol=1e-4, atol=1e-5)
+
+
+def test_a_max_pooling_that_the_kernel_does_not_take_reads_an_array():
+  x, fused = images(), jax.jit(sx.fuse(lambda x: pooled(x, (9, 8))))
+  assert in_tiles(fused, x) == 3  # the three behind it
+  np.testing.assert_allclose(fused(x), pooled(x, (9, 8)), rtol=1e-4, atol=1e-5)
+
+
+def test_a_max_pooling_that_others_read_reads_an_array():
+  def chain(x):
+    y = nnx.relu(sx.condensed_conv(x, layer((3, 3, 3, 24))))
+    y = nnx.max_pool(y, (2, 2), strides=(2, 2))
+    return sx.condensed_conv(y, layer((1, 1, 24, 16))), y.mean()
+
+  x, fused = images(), jax.jit(sx.fuse(chain))
+  assert in_tiles(fused, x) == 0
+  for got, want in zip(fused(x), chain(x), strict=True):
+    np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5)
+
+
+def test_a_max_pooling_of_a_given_image_reads_an_array():
+  def chain(x):
+    y = nnx.max_pool(x, (2, 2), strides=(2, 2))
+    y = sx.condensed_conv(y, layer((3, 3, 3, 24)))
+    return sx.condensed_conv(y, layer((1, 1, 24, 16)))
+
+  x, fused = images(), jax.jit(sx.fuse(chain))
+  assert in_tiles(fused, x) == 2
+  np.testing.assert_allclose(fused(x), chain(x), rtol=1e-4, atol=1e-5)

@@ -19,7 +19,7 @@ import jax
 import numpy as np
 
 _FILE = "libsrigl_cpu.so"
-_INTERFACE = 7  # of `srigl_interface`
+_INTERFACE = 8  # of `srigl_interface`
 
 # Handlers of the library.
 MATMUL = "srigl_condensed_matmul"
@@ -37,6 +37,7 @@ UPDATE_TOPOLOGY = "srigl_update_topology"
 ATTENTION = "srigl_attention"
 DEPTHWISE_CONV = "srigl_depthwise_conv"
 TILED_CONV = "srigl_tiled_conv"
+TILED_MAX_POOL = "srigl_tiled_max_pool"
 _HANDLERS = (
   *(MATMUL, CONV, INPUT_GRADIENT, VALUES_GRADIENT, PACK_VALUES),
   *(TRAINING_FORWARD, TRAINING_INPUT_GRADIENT, TRAINING_VALUES_GRADIENT),
@@ -45,6 +46,7 @@ _HANDLERS = (
   ATTENTION,
   DEPTHWISE_CONV,
   TILED_CONV,
+  TILED_MAX_POOL,
 )
 
 _POINTER, _INT32, _INT64 = ctypes.c_void_p, ctypes.c_int32, ctypes.c_int64

@@ -1,10 +1,18 @@
-// XLA FFI handler of the convolution whose activations may be in tiles.
+// XLA FFI handlers of what reads and writes activations in tiles: convolutions and max-poolings.
 
 #include "activation_tiles.h"
 #include "ffi_conv_common.h"
+#include "max_pool.h"
 
 namespace srigl {
 namespace {
+
+// Whether it is the (height, width, channels) of images that are not empty.
+bool IsSize(Numbers size) {
+  constexpr int64_t kMost = 1 << 20;  // products of three do not overflow
+  return size.size() == 3 && std::all_of(size.begin(), size.end(),
+                                         [](int64_t n) { return n > 0 && n <= kMost; });
+}
 
 // Sets the number of images of an array, which is [..., height, width, channels] of this size or, in
 // tiles, [..., floats of an image]. False where its shape is another one.
@@ -26,13 +34,7 @@ ffi::Error TiledConvHandler(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x,
                             ffi::ResultBuffer<ffi::F32> y, int64_t activation, Numbers kernel,
                             Numbers strides, Numbers dilation, Numbers padding, Numbers x_size,
                             Numbers y_size, Numbers tiled) {
-  constexpr int64_t kMost = 1 << 20;  // products of three do not overflow
-  const auto is_size = [](Numbers size) {
-    return size.size() == 3 && std::all_of(size.begin(), size.end(), [](int64_t n) {
-             return n > 0 && n <= kMost;
-           });
-  };
-  if (!is_size(x_size) || !is_size(y_size) || tiled.size() != 3) {
+  if (!IsSize(x_size) || !IsSize(y_size) || tiled.size() != 3) {
     return ffi::Error::InvalidArgument("The sizes of x and y must be three numbers of 1..2**20.");
   }
   int64_t images, y_images, residual_images;
@@ -65,6 +67,33 @@ ffi::Error TiledConvHandler(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x,
   return RunConv(layer, conv, y, pool);
 }
 
+// x and y: images in tiles, of sizes (height, width, channels). Of the other attributes, kernel and strides
+// are (y, x), and the padding is (top, bottom, left, right).
+ffi::Error TiledMaxPoolHandler(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x,
+                               ffi::ResultBuffer<ffi::F32> y, Numbers kernel, Numbers strides,
+                               Numbers padding, Numbers x_size, Numbers y_size) {
+  int64_t images, y_images;
+  if (!IsSize(x_size) || !IsSize(y_size) || !ReadImages(x.dimensions(), x_size, true, &images) ||
+      !ReadImages(y->dimensions(), y_size, true, &y_images) || images != y_images) {
+    return ffi::Error::InvalidArgument("x and y do not have the shapes that their sizes tell.");
+  }
+  const int64_t x_dims[] = {images, x_size[0], x_size[1], x_size[2]};
+  const int64_t y_dims[] = {images, y_size[0], y_size[1], y_size[2]};
+  const int64_t dilation[] = {1, 1};
+  Conv conv = {};
+  if (const char* error = ReadSizes(Numbers(x_dims, 4), Numbers(y_dims, 4), kernel, strides,
+                                    Numbers(dilation, 2), padding, &conv)) {
+    return ffi::Error::InvalidArgument(error);
+  }
+  conv.x = x.typed_data();
+  conv.out = y->typed_data();
+  PoolExecutor executor(pool);
+  if (const char* error = TiledMaxPool(conv, &executor)) {
+    return ffi::Error::InvalidArgument(std::string("Max-pooling: ") + error + ".");
+  }
+  return ffi::Error::Success();
+}
+
 }  // namespace
 }  // namespace srigl
 
@@ -87,3 +116,16 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(srigl_tiled_conv, srigl::TiledConvHandler,
                                   .Attr<srigl::Numbers>("x_size")
                                   .Attr<srigl::Numbers>("y_size")
                                   .Attr<srigl::Numbers>("tiled"));
+
+SRIGL_EXPORT XLA_FFI_Error* srigl_tiled_max_pool(XLA_FFI_CallFrame* frame);
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(srigl_tiled_max_pool, srigl::TiledMaxPoolHandler,
+                              xla::ffi::Ffi::Bind()
+                                  .Ctx<xla::ffi::ThreadPool>()
+                                  .Arg<xla::ffi::Buffer<xla::ffi::F32>>()  // x
+                                  .Ret<xla::ffi::Buffer<xla::ffi::F32>>()  // y
+                                  .Attr<srigl::Numbers>("kernel")
+                                  .Attr<srigl::Numbers>("strides")
+                                  .Attr<srigl::Numbers>("padding")
+                                  .Attr<srigl::Numbers>("x_size")
+                                  .Attr<srigl::Numbers>("y_size"));
