@@ -87,6 +87,7 @@ ffi::Error TiledMaxPoolHandler(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x,
   }
   conv.x = x.typed_data();
   conv.out = y->typed_data();
+  AdviseHugePages(*y);
   PoolExecutor executor(pool);
   if (const char* error = TiledMaxPool(conv, &executor)) {
     return ffi::Error::InvalidArgument(std::string("Max-pooling: ") + error + ".");

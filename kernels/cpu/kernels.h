@@ -44,6 +44,12 @@ struct Patches {
     return y.kernel == 1 && y.stride == 1 && y.padding == 0 && y.out == y.size && x.kernel == 1 &&
            x.stride == 1 && x.padding == 0 && x.out == x.size;
   }
+
+  // Whether the patches of neighbouring pixels share enough inputs for the lines that they read to be
+  // copied first. Copies are four pixels at least.
+  bool IsStaged() const {
+    return y.kernel * x.kernel > y.stride * x.stride && x.out >= 4 && channels > 0;
+  }
 };
 
 // How numbers become integers of 8 bits: integer = round(x * inverse) within [low, high], and x is

@@ -191,13 +191,11 @@ inline bool LayStage(const Patches& patches, int64_t channels, int64_t row_begin
   return true;
 }
 
-// Whether the patches of these rows share enough inputs to be staged, and fit before `end`.
+// Whether the patches of these rows are staged, and fit before `end`.
 inline bool PlanStage(const Patches& patches, int64_t row_begin, int64_t row_end, float* end,
                       Stage* stage) {
-  const Axis &y = patches.y, &x = patches.x;
-  // Copies are four pixels at least.
-  if (y.kernel * x.kernel <= y.stride * x.stride || x.out < 4 || patches.channels < 1) return false;
-  return LayStage(patches, patches.channels, row_begin, row_end, end, stage);
+  return patches.IsStaged() &&
+         LayStage(patches, patches.channels, row_begin, row_end, end, stage);
 }
 
 typedef float Four __attribute__((vector_size(16)));

@@ -24,7 +24,7 @@ struct Costs {
     const int64_t rest = CeilDiv(lanes % tile_lanes, kLeast) * kLeast;
     const int64_t all = lanes / tile_lanes * (tile_lanes + kLeast) + (rest > 0 ? rest + kLeast : 0);
     const double tiles = static_cast<double>(all) / (kMaxLanes + kLeast);
-    return tiles * (pack + panel * static_cast<double>(panels)) + Staging(lanes);
+    return tiles * (1 + pack + panel * static_cast<double>(panels)) + Staging(lanes);
   }
 
   // Floats of the lines that `lanes` pixels read, with their padding.
@@ -43,19 +43,13 @@ struct Costs {
   }
 };
 
-// Whether patches share inputs: see PlanStage.
-bool IsStaged(const Patches& patches) {
-  const Axis &y = patches.y, &x = patches.x;
-  return y.kernel * x.kernel > y.stride * x.stride && x.out >= 4 && patches.channels > 0;
-}
-
 Costs CostsOf(const TileView& view, const MatMul& call, int64_t tile_lanes) {
   double pack = call.columns == nullptr ? 2.0 : 6.0;  // of an input
   const Patches* stage = nullptr;
   if (const Patches* patches = call.patches) {
     const bool is_pointwise = patches->IsPointwise();
     pack = !is_pointwise ? 4.5 : call.x_is_tiled ? 1.0 : 2.0;
-    if (!is_pointwise && IsStaged(*patches)) stage = patches;
+    if (patches->IsStaged()) stage = patches;
   }
   return {pack * static_cast<double>(view.in_features),
           static_cast<double>(view.num_values) / static_cast<double>(view.num_panels), stage,

@@ -33,7 +33,7 @@ def make(task: Task) -> Engine:
   if precision != "float32" and not is_calibrated:
     kwargs["dtype"] = precision
   if network.is_image:  # what is left dense is native, too
-    masks = {**_full_masks(model), **masks}
+    masks = {**_full_masks(model, precision), **masks}
   condensed = sx.condense_model(model, masks, shapes, **kwargs)
   if is_calibrated:
     examples = tuple(map(np.concatenate, zip(*calibration(network), strict=True)))
@@ -42,14 +42,19 @@ def make(task: Task) -> Engine:
   return _engine(jax.jit(lambda *x: condensed(*x)))
 
 
-def _full_masks(model: nnx.Module) -> dict[str, Any]:
-  """Masks of every weight of the convolutions that are of one group."""
-  found = {"/".join(map(str, path)): module for path, module in nnx.iter_modules(model)}
-  return {
-    f"{path}/kernel": np.ones(module.kernel.get_value().shape, bool)
-    for path, module in found.items()
-    if isinstance(module, nnx.Conv) and module.feature_group_count == 1
-  }
+def _full_masks(model: nnx.Module, precision: str) -> dict[str, Any]:
+  """Masks of every weight of the convolutions that are of one group.
+
+  None in float32 if others are depthwise: native convolutions pass on tiles to each other alone,
+  and dense ones of few channels are XLA's then.
+  """
+  modules = {"/".join(map(str, path)): module for path, module in nnx.iter_modules(model)}
+  convs = {path: module for path, module in modules.items() if isinstance(module, nnx.Conv)}
+  plain = {path: conv for path, conv in convs.items() if conv.feature_group_count == 1}
+  if precision == "float32" and len(plain) < len(convs):
+    return {}
+  shapes = {path: conv.kernel.get_value().shape for path, conv in plain.items()}
+  return {f"{path}/kernel": np.ones(shape, bool) for path, shape in shapes.items()}
 
 
 def dense(model: nnx.Module) -> Engine:
