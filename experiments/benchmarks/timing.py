@@ -115,8 +115,8 @@ def concurrent_calls(
     spend: seconds in which calls begin.
 
   Returns:
-    Seconds of every call, and calls per second: those that ended until the first caller stopped,
-    over that time, so that no caller is then alone.
+    Seconds of every call, and calls per second until the first caller stopped, so that no caller is
+    then alone: of each caller those that ended by then, over the time that they took together.
   """
   start_together = threading.Barrier(len(calls) + 1)
   spans: list[list[tuple[float, float]]] = [[] for _ in calls]
@@ -137,8 +137,9 @@ def concurrent_calls(
   for thread in threads:
     thread.join()
   until = min(mine[-1][1] for mine in spans)
-  ended = sum(end <= until for mine in spans for _, end in mine)
-  return [end - start for mine in spans for start, end in mine], ended / (until - began)
+  ended = [[end for _, end in mine if end <= until] for mine in spans]
+  rate = sum(len(ends) / (ends[-1] - began) for ends in ended if ends)
+  return [end - start for mine in spans for start, end in mine], rate
 
 
 def quartiles(values: Sequence[float]) -> tuple[float, float, float]:

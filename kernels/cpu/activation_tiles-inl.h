@@ -8,8 +8,7 @@ namespace SRIGL_TARGET {
 namespace {
 
 // to[c, lane] = from[c, lane] for some columns, whose lanes are `stride` apart in `from`; `lanes` of them
-// are there, zeros follow. Copied, though the kernel could read them where they are: a column is one
-// byte, which may point beyond those that there are.
+// are there, zeros follow. For columns that InputsInPlace does not take.
 template <int kVecs>
 void CopyTile(const float* from, int64_t stride, int64_t lanes, int64_t num_columns, float* to) {
   constexpr int kLanes = kVecs * kWidth;

@@ -7,8 +7,6 @@
 namespace srigl {
 namespace {
 
-int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
 // A gradient in the values cut into tasks: ranges of panels times ranges of blocks, each over the
 // whole batch, so that no two tasks write to one place.
 struct ValuesPlan {

@@ -5,8 +5,6 @@
 namespace srigl {
 namespace {
 
-constexpr int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
 // Adds up sections, noticing overflow.
 class Cursor {
  public:

@@ -47,6 +47,8 @@
 
 namespace srigl {
 
+constexpr int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
 inline constexpr int kPanelRows = 64;         // rows of a panel
 inline constexpr int kMaxBlockColumns = 256;  // a column within a block is one byte
 inline constexpr int kGroupRows = 16;         // rows of a window group: the lanes of a register

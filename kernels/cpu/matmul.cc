@@ -16,8 +16,6 @@
 namespace srigl {
 namespace {
 
-int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
 // Outputs of so many bytes are written past the caches, where nobody would find them: what is written
 // elsewhere is read first. On an AMD EPYC with 32 MB of third-level cache, a 1x1 convolution that writes
 // and adds 26 MB took 5.0 ms so, and 6.3 through the caches.

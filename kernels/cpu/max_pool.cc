@@ -26,8 +26,6 @@ void RunPoolTask(const void* context, int64_t task) {
                             Scratch());
 }
 
-int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
 // Floats of a channel that the staged lines of so many results take, at most: see LayStage.
 double StageOf(const Patches& patches, int64_t pixels) {
   constexpr double kRegister = 16;

@@ -13,8 +13,6 @@
 
 namespace srigl {
 
-inline int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
 template <typename T>
 T* Section(std::vector<uint8_t>* bytes, size_t begin) {
   return reinterpret_cast<T*>(bytes->data() + begin);

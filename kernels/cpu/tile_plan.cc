@@ -5,8 +5,6 @@
 namespace srigl {
 namespace {
 
-int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
 // Of a convolution: pixels of a task at most, and what counts as few.
 constexpr int64_t kMaxTaskPixels = 512, kFewPixels = 3 * kMaxLanes;
 

@@ -13,8 +13,6 @@
 namespace srigl {
 namespace {
 
-int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
 uint32_t KeyOf(float value) {
   uint32_t bits;
   memcpy(&bits, &value, sizeof(bits));

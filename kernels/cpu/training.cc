@@ -13,8 +13,6 @@
 namespace srigl {
 namespace {
 
-int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
 enum class Kind { kForward, kInputGradient, kValuesGradient };
 
 // The best of 24..96 KB with first-level caches of 48; where a block is written, too, the smaller.

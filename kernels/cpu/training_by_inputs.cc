@@ -9,8 +9,6 @@
 namespace srigl {
 namespace {
 
-int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
 constexpr int64_t kChunk = 256;        // neurons, whose gradients the second-level cache holds
 constexpr int64_t kMostChunk = 4096;
 constexpr int64_t kChunkEntries = 12;  // of an input: fewer cost more to begin than to multiply

@@ -13,8 +13,6 @@
 namespace srigl {
 namespace {
 
-int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
 // ---- the matrix in blocks ----
 
 struct Matrix {

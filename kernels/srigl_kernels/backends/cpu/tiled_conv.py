@@ -14,7 +14,8 @@ from srigl_kernels.backends.cpu.matmul import ACTIVATIONS, Packed
 from srigl_kernels.batching import in_one_call
 from srigl_kernels.conv_geometry import Geometry
 
-_TILE = 64
+TILE = 64
+"""Pixels of a tile."""
 
 POINTWISE = Geometry((1, 1), (1, 1), (1, 1), ((0, 0), (0, 0)), 1)
 """The convolution that a product of images `[..., H, W, C]` is."""
@@ -38,9 +39,9 @@ class Tiled:
 def image_floats(size: tuple[int, int, int]) -> int:
   """Floats of an image of this `(H, W, C)` in tiles."""
   height, width, channels = size
-  pixels, left = divmod(height * width, _TILE)
+  pixels, left = divmod(height * width, TILE)
   last = next(w for w in (0, 16, 32, 64) if w >= left)
-  return (pixels * _TILE + last) * channels
+  return (pixels * TILE + last) * channels
 
 
 def conv(

@@ -10,13 +10,12 @@ import numpy as np
 from jax import Array
 
 from srigl_kernels.backends.cpu.library import TILED_MAX_POOL
-from srigl_kernels.backends.cpu.tiled_conv import Tiled, image_floats
+from srigl_kernels.backends.cpu.tiled_conv import TILE, Tiled, image_floats
 from srigl_kernels.batching import in_one_call
 from srigl_kernels.conv_geometry import Geometry
 
 _MOST_TAPS = 64  # numbers of a window
 _MOST_FLOATS = 1 << 17  # of a channel, of the lines that a tile of results reads
-_TILE = 64
 
 _Size = tuple[int, int, int]
 
@@ -36,7 +35,7 @@ def why_not(size: Sequence[int], geometry: Geometry) -> str:
     return "images are empty, or larger than 2**20"
   if height * width > _MOST_TAPS:
     return f"a window has more than {_MOST_TAPS} numbers"
-  lines = min(_TILE // out_size[1] + 1, out_size[0]) * rows + height
+  lines = min(TILE // out_size[1] + 1, out_size[0]) * rows + height
   if lines * ((out_size[1] + 1) * columns + width) > _MOST_FLOATS:
     return "the lines that a tile reads are too long"
   return ""
@@ -46,8 +45,11 @@ def max_pool(x: Tiled, geometry: Geometry) -> Tiled:
   """The largest number of each window, NaN if one is; -infinity outside of the image.
 
   Args:
-    x: the images.
+    x: images `[..., H, W, C]` float32 in tiles.
     geometry: of two spatial axes; the window is its kernel.
+
+  Returns:
+    `[..., H_out, W_out, C]` in tiles. It has no derivative. Under `jax.vmap` it is one call.
 
   Raises:
     ValueError: if it does not take the pooling.
