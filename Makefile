@@ -61,7 +61,8 @@ wheel: $(VENV)/test ## build a manylinux wheel in dist/ and run it in a fresh en
 
 fuzz: $(VENV)/test ## 10,000 cases of the native kernels under sanitizers, others each time; SEED=… repeats
 	cmake -S . -B build/fuzz -DPython_EXECUTABLE=$(abspath $(BIN))/python
-	cmake --build build/fuzz --target srigl_fuzz
+	cmake --build build/fuzz --target srigl_fuzz srigl_fuzz_helpers
+	build/fuzz/srigl_fuzz_helpers 1000 $(SEED)
 	build/fuzz/srigl_fuzz 10000 $(SEED)
 
 benchmark: $(VENV)/experiments ## what sparse training costs over dense training

@@ -4,6 +4,7 @@
 
 #include "isa.h"
 #include "matmul.h"
+#include "scratch.h"
 
 namespace srigl {
 namespace {

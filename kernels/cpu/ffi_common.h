@@ -4,7 +4,6 @@
 #define SRIGL_KERNELS_CPU_FFI_COMMON_H_
 
 #include <algorithm>
-#include <atomic>
 #include <memory>
 
 #include "helper_pool.h"
@@ -22,24 +21,6 @@ namespace srigl {
 
 namespace ffi = xla::ffi;
 
-// Counts the calls that are running now, as long as it lives. They share the threads: several callers
-// with helpers each would wait for threads that the system has taken away from their work.
-class CallsNow {
- public:
-  CallsNow() : count(running().fetch_add(1, std::memory_order_relaxed) + 1) {}
-  ~CallsNow() { running().fetch_sub(1, std::memory_order_relaxed); }
-  CallsNow(const CallsNow&) = delete;
-  CallsNow& operator=(const CallsNow&) = delete;
-
-  const int64_t count;  // with this one
-
- private:
-  static std::atomic<int64_t>& running() {
-    static std::atomic<int64_t> number{0};
-    return number;
-  }
-};
-
 // Runs tasks on XLA's own thread pool, and on threads of it that still wait from an earlier call.
 class PoolExecutor : public Executor {
  public:
@@ -48,20 +29,17 @@ class PoolExecutor : public Executor {
   int64_t num_threads() const override { return pool_.num_threads(); }
 
   void Run(int64_t num_tasks, int64_t max_threads, void (*task)(const void*, int64_t),
-           const void* context) override {
-    const CallsNow calls;
-    const int64_t share = std::max<int64_t>(num_threads() / calls.count, 1);
-    const int64_t helpers = std::min({num_tasks, max_threads, share}) - 1;
-    if (helpers <= 0) {
+           const void* context, SharedOut shared_out) override {
+    const int64_t threads = std::min({num_tasks, max_threads, num_threads()});
+    if (threads <= 1) {
       for (int64_t i = 0; i < num_tasks; ++i) task(context, i);
       return;
     }
-    const auto work = std::make_shared<ParallelTask>(num_tasks, helpers + 1, task, context);
-    for (int64_t i = HelperPool::Get().Call(work, helpers); i < helpers; ++i) {
+    const auto work = std::make_shared<ParallelTask>(num_tasks, threads, task, context,
+                                                     shared_out == SharedOut::kWeights);
+    HelperPool::Get().RunCall(work, threads, num_threads(), [this, &work] {
       pool_.Schedule([work] { HelperPool::Get().RunHelper(work); });
-    }
-    work->Work();
-    work->Wait();
+    });
   }
 
  private:

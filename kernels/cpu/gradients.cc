@@ -4,6 +4,8 @@
 
 #include <algorithm>
 
+#include "scratch.h"
+
 namespace srigl {
 namespace {
 

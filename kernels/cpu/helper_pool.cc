@@ -1,18 +1,22 @@
 #include "helper_pool.h"
 
 #include <algorithm>
-#include <chrono>
 #include <thread>
 #include <utility>
+
+#if defined(__linux__)
+#include <sched.h>
+#endif
 
 namespace srigl {
 namespace {
 
-using Clock = std::chrono::steady_clock;
-
 constexpr auto kShort = std::chrono::microseconds(80);     // work that is not worth a wake-up
 constexpr auto kPatience = std::chrono::microseconds(50);  // between two tasks
 constexpr auto kStay = std::chrono::milliseconds(2);       // in all
+constexpr auto kOthers = std::chrono::microseconds(100);   // for the calls of others, and without helpers because of them
+constexpr auto kLately = std::chrono::microseconds(200);   // since there were others
+constexpr int kSpins = 2000;  // of a caller that waits for helpers, before it sleeps
 
 // Waits a little, the more readily without the core the longer it has gone on.
 void Pause(int spins) {
@@ -25,24 +29,45 @@ void Pause(int spins) {
 #endif
 }
 
+// The calling thread's core, counted among those that the process may use.
+int64_t CoreNumber() {
+#if defined(__linux__)
+  static const std::vector<int64_t> numbers = [] {
+    cpu_set_t usable;
+    std::vector<int64_t> result;
+    if (sched_getaffinity(0, sizeof(usable), &usable) != 0) return result;
+    for (int cpu = 0, number = 0; cpu < CPU_SETSIZE; ++cpu) {
+      result.push_back(CPU_ISSET(cpu, &usable) ? number++ : 0);
+    }
+    return result;
+  }();
+  const auto cpu = static_cast<size_t>(sched_getcpu());
+  if (cpu < numbers.size()) return numbers[cpu];
+#endif
+  static std::atomic<int64_t> num_threads{0};
+  thread_local const int64_t number = num_threads.fetch_add(1, std::memory_order_relaxed);
+  return number;
+}
+
 }  // namespace
 
 ParallelTask::ParallelTask(int64_t num_tasks, int64_t threads,
-                           void (*task)(const void*, int64_t), const void* context)
+                           void (*task)(const void*, int64_t), const void* context,
+                           bool is_for_all)
     : num_tasks_(num_tasks),
       num_shares_(std::max<int64_t>(std::min(threads, kMostShares), 1)),
       task_(task),
-      context_(context) {
+      context_(context),
+      is_for_all_(is_for_all) {
   for (int64_t share = 0; share < num_shares_; ++share) {
     claimed_[share].store(false, std::memory_order_relaxed);
     next_[share].store(BeginOf(share), std::memory_order_relaxed);
   }
 }
 
-// The calling thread's own share, or the first after it that nobody has begun with.
+// The share of the core, or the first after it that nobody has begun with.
 int64_t ParallelTask::ClaimShare() {
-  static std::atomic<int64_t> num_threads{0};
-  thread_local const int64_t number = num_threads.fetch_add(1, std::memory_order_relaxed);
+  const int64_t number = CoreNumber();
   for (int64_t i = 0; i < num_shares_; ++i) {
     const int64_t share = (number + i) % num_shares_;
     if (!claimed_[share].exchange(true, std::memory_order_relaxed)) return share;
@@ -50,7 +75,8 @@ int64_t ParallelTask::ClaimShare() {
   return number % num_shares_;
 }
 
-void ParallelTask::Work() {
+void ParallelTask::Work(Clock::time_point until) {
+  const bool is_limited = until != Clock::time_point::max();
   int64_t share = ClaimShare();
   for (int64_t i = 0; i < num_shares_; ++i, share = (share + 1) % num_shares_) {
     const int64_t end = BeginOf(share + 1);
@@ -58,13 +84,37 @@ void ParallelTask::Work() {
       const int64_t task = next_[share].fetch_add(1, std::memory_order_relaxed);
       if (task >= end) break;
       task_(context_, task);
-      done_.fetch_add(1, std::memory_order_release);
+      End();
+      if (is_limited && Clock::now() >= until) return;
     }
   }
 }
 
-void ParallelTask::Wait() const {
-  for (int spins = 0; done_.load(std::memory_order_acquire) < num_tasks_; ++spins) Pause(spins);
+bool ParallelTask::IsOpen() const {
+  for (int64_t share = 0; share < num_shares_; ++share) {
+    if (next_[share].load(std::memory_order_relaxed) < BeginOf(share + 1)) return true;
+  }
+  return false;
+}
+
+// Of a task. Only the last one wakes the caller, which may be gone right after that: what is shared
+// with it outlives it.
+void ParallelTask::End() {
+  if (done_.fetch_add(1) + 1 < num_tasks_ || !is_asleep_.load()) return;
+  const std::lock_guard<std::mutex> lock(mutex_);
+  all_done_.notify_one();
+}
+
+// A helper may have lost its core to another caller's thread. One that sleeps here leaves it a core.
+void ParallelTask::Wait() {
+  const auto is_done = [this] { return done_.load() == num_tasks_; };
+  for (int spins = 0; spins < kSpins; ++spins) {
+    if (is_done()) return;
+    Pause(spins);
+  }
+  std::unique_lock<std::mutex> lock(mutex_);
+  is_asleep_.store(true);
+  all_done_.wait(lock, is_done);
 }
 
 HelperPool& HelperPool::Get() {
@@ -72,6 +122,7 @@ HelperPool& HelperPool::Get() {
   return *pool;
 }
 
+// Hands the work to at most `wanted` helpers that are waiting; returns to how many.
 int64_t HelperPool::Call(const std::shared_ptr<ParallelTask>& work, int64_t wanted) {
   int64_t count = 0;
   while (count < wanted && Leave()) ++count;
@@ -80,6 +131,69 @@ int64_t HelperPool::Call(const std::shared_ptr<ParallelTask>& work, int64_t want
   called_.insert(called_.end(), static_cast<size_t>(count), work);
   num_called_.store(static_cast<int64_t>(called_.size()), std::memory_order_release);
   return count;
+}
+
+void HelperPool::RunCall(const std::shared_ptr<ParallelTask>& work, int64_t threads,
+                         int64_t all_threads, const std::function<void()>& schedule) {
+  int64_t helpers = 0;
+  const auto find_helpers = [&](size_t calls) {
+    const int64_t share = all_threads / static_cast<int64_t>(calls);
+    const int64_t wanted = std::min(threads, std::max<int64_t>(share, 1)) - 1 - helpers;
+    for (int64_t i = Call(work, wanted); i < wanted; ++i) schedule();
+    helpers += std::max<int64_t>(wanted, 0);
+  };
+  const size_t calls = Begin(work);
+  find_helpers(calls);
+  HelpOthers(work);
+  if (calls > 1) {
+    work->Work(Clock::now() + kOthers);
+    if (work->IsOpen()) find_helpers(NumCalls());  // the others may have gone
+  }
+  work->Work();
+  End(work);
+  work->Wait();
+}
+
+// Announces a call. Returns how many there are, with this one, or were together a moment ago.
+size_t HelperPool::Begin(const std::shared_ptr<ParallelTask>& work) {
+  const auto now = Clock::now();
+  const std::lock_guard<std::mutex> lock(mutex_);
+  calls_.push_back(work);
+  if (calls_.size() >= most_calls_ || now - most_calls_at_ > kLately) {
+    most_calls_ = calls_.size();
+    most_calls_at_ = now;
+  }
+  return most_calls_;
+}
+
+void HelperPool::End(const std::shared_ptr<ParallelTask>& work) {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  calls_.erase(std::find(calls_.begin(), calls_.end(), work));
+}
+
+size_t HelperPool::NumCalls() {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  return calls_.size();
+}
+
+void HelperPool::HelpOthers(const std::shared_ptr<ParallelTask>& work) {
+  auto other = OpenBefore(work);
+  if (other == nullptr) return;
+  const auto until = Clock::now() + kOthers;
+  do {
+    other->Work(until);
+    other = OpenBefore(work);
+  } while (other != nullptr && Clock::now() < until);
+}
+
+// The oldest call before this one that is for all and has tasks left to begin, if there is one.
+std::shared_ptr<ParallelTask> HelperPool::OpenBefore(const std::shared_ptr<ParallelTask>& work) {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  for (const auto& other : calls_) {
+    if (other == work) break;
+    if (other->IsForAll() && other->IsOpen()) return other;
+  }
+  return nullptr;
 }
 
 // Takes one off the number of helpers that wait. False when there is none.

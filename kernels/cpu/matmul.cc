@@ -9,8 +9,8 @@
 #include <algorithm>
 #include <atomic>
 #include <memory>
-#include <new>
 
+#include "scratch.h"
 #include "tile_plan.h"
 
 namespace srigl {
@@ -94,18 +94,13 @@ struct DotPlan {
 
 void RunDotTask(const void* context, int64_t task) {
   const DotPlan& plan = *static_cast<const DotPlan*>(context);
-  // Which rows are in this thread's scratch memory. Nothing else uses it until the thread has done
-  // its tasks of the plan.
-  thread_local struct {
-    uint64_t plan;
-    int64_t row;
-  } converted = {0, 0};
+  ScratchMemory& scratch = ScratchMemory::OfThread();
   const int64_t row = task / plan.group_ranges * plan.rows_per_task;
   const int64_t group = task % plan.group_ranges * plan.groups_per_task;
   plan.dots(plan.view, plan.call, row, std::min(row + plan.rows_per_task, plan.call.batch), group,
-            std::min(group + plan.groups_per_task, plan.view.num_groups), Scratch(),
-            converted.plan == plan.number && converted.row == row);
-  converted = {plan.number, row};
+            std::min(group + plan.groups_per_task, plan.view.num_groups),
+            scratch.floats(), scratch.Holds(plan.number, row));
+  scratch.SetHeld(plan.number, row);
   FenceStreamed(plan.call);
 }
 
@@ -161,8 +156,9 @@ void RunDots(int64_t threads, int64_t lines, Executor* executor, DotPlan* plan) 
   plan->group_ranges = CeilDiv(groups, plan->groups_per_task);
   static std::atomic<uint64_t> plans{0};
   plan->number = plans.fetch_add(1, std::memory_order_relaxed) + 1;
-  executor->Run(CeilDiv(batch, plan->rows_per_task) * plan->group_ranges, threads, RunDotTask,
-                plan);
+  const int64_t row_ranges = CeilDiv(batch, plan->rows_per_task);
+  executor->Run(row_ranges * plan->group_ranges, threads, RunDotTask, plan,
+                row_ranges == 1 ? SharedOut::kWeights : SharedOut::kRows);
 }
 
 // Of 16-bit numbers the dots' places take as much as the values: with one batch row, where reading
@@ -226,15 +222,6 @@ constexpr int64_t kWorkPerThread = 100000;
 
 }  // namespace
 
-float* Scratch() {
-  struct Free {
-    void operator()(float* p) const { ::operator delete(p, std::align_val_t{64}); }
-  };
-  thread_local std::unique_ptr<float, Free> scratch(static_cast<float*>(
-      ::operator new((kScratchFloats + kStageFloats) * sizeof(float), std::align_val_t{64})));
-  return scratch.get();
-}
-
 int64_t ThreadsFor(double work, const Executor& executor) {
   const int64_t threads = std::max<int64_t>(executor.num_threads(), 1);
   return static_cast<int64_t>(
@@ -250,7 +237,7 @@ bool WithinWidth(const int32_t* columns, int64_t num_columns, int64_t width) {
 }
 
 void SerialExecutor::Run(int64_t num_tasks, int64_t, void (*task)(const void*, int64_t),
-                         const void* context) {
+                         const void* context, SharedOut) {
   for (int64_t i = 0; i < num_tasks; ++i) task(context, i);
 }
 
@@ -325,7 +312,10 @@ const char* TileMatMul(const PackedLayer& layer, const MatMul& call, const DotVi
   }
   FenceStreamed(call);  // constants
   const int64_t tasks = plan.cut.tasks + plan.window_tasks;
-  if (tasks > 0) executor->Run(tasks, threads, RunTask, &plan);
+  if (tasks > 0) {
+    executor->Run(tasks, threads, RunTask, &plan,
+                  plan.cut.rows <= plan.cut.lanes ? SharedOut::kWeights : SharedOut::kRows);
+  }
   return nullptr;
 }
 

@@ -11,6 +11,9 @@
 
 namespace srigl {
 
+// Of what threads that do the tasks of a call have a part each, and all of the other.
+enum class SharedOut { kRows, kWeights };
+
 // Runs tasks 0..num_tasks-1, each once, on up to `max_threads` threads, and returns when all are
 // done.
 class Executor {
@@ -18,19 +21,15 @@ class Executor {
   virtual ~Executor() = default;
   virtual int64_t num_threads() const = 0;
   virtual void Run(int64_t num_tasks, int64_t max_threads, void (*task)(const void*, int64_t),
-                   const void* context) = 0;
+                   const void* context, SharedOut shared_out = SharedOut::kRows) = 0;
 };
 
 class SerialExecutor : public Executor {
  public:
   int64_t num_threads() const override { return 1; }
   void Run(int64_t num_tasks, int64_t max_threads, void (*task)(const void*, int64_t),
-           const void* context) override;
+           const void* context, SharedOut shared_out) override;
 };
-
-// Scratch memory of the calling thread, kept for the thread's life: 344 KB, and 1 MB that only
-// convolutions touch.
-float* Scratch();
 
 // On how many threads so many products of a weight and a batch row are worth computing.
 int64_t ThreadsFor(double work, const Executor& executor);

@@ -5,6 +5,7 @@
 #include "activation_tiles.h"
 #include "isa.h"
 #include "matmul.h"
+#include "scratch.h"
 
 namespace srigl {
 namespace {

@@ -7,6 +7,7 @@
 //   srigl_fuzz [cases] [seed]
 
 #include <stdlib.h>
+#include <string.h>
 
 #include "fuzz_common.h"
 
@@ -43,8 +44,9 @@ double Error(const Case& c, const float* x, const float* bias, const float* resi
 }
 
 // Dot patterns, whole and corrupted: whatever they hold, nothing beyond the buffers is touched. What
-// they compute is tested from Python.
-void FuzzDots(const Case& c, Random* random, const Exact<float>& x, int64_t* refused,
+// they compute is tested from Python; here, that it is the same when threads help other calls. False if
+// it is not.
+bool FuzzDots(const Case& c, Random* random, const Exact<float>& x, int64_t* refused,
               int64_t* accepted) {
   const Condensed& layer = c.layer;
   const int64_t count = layer.num_active * layer.fan_in;
@@ -59,7 +61,8 @@ void FuzzDots(const Case& c, Random* random, const Exact<float>& x, int64_t* ref
   const QuantizedRows x8(random, c.batch, layer.in_features, range.data());
   const QuantizedRows rows8(random, c.batch, layer.out_features, range.data());
   const QuantizedRows y8(random, c.batch, layer.out_features, range.data());
-  SplitExecutor executor(Uniform(random, 1, 9));
+  const int64_t threads = Uniform(random, 1, 9);
+  SplitExecutor executor(threads), alone(threads, false);
   for (int type = 0; type < kNumDotTypes; ++type) {
     const bool quantized = type == 0;
     Condensed numbers = layer;
@@ -96,16 +99,27 @@ void FuzzDots(const Case& c, Random* random, const Exact<float>& x, int64_t* ref
           call.residual = nullptr;
           call.residual8 = rows8.Read();
         }
-        if (Uniform(random, 0, 1)) call.y8 = y8.Write();
+        const bool has_y8 = Uniform(random, 0, 1);
+        if (has_y8) call.y8 = y8.Write();
         if (quantized && i % 2 == 1) {
           call.range = range.data();
           call.x = nullptr;
           call.x8 = x8.Read();
         }
-        ++*(CondensedMatMul(packed, call, &executor) == nullptr ? accepted : refused);
+        const bool ran = CondensedMatMul(packed, call, &executor) == nullptr;
+        ++*(ran ? accepted : refused);
+        if (!ran || has_y8 || i > 0 || y.size() == 0) continue;
+        const std::vector<float> helping(y.data(), y.data() + y.size());
+        CondensedMatMul(packed, call, &alone);
+        if (memcmp(helping.data(), y.data(), y.size() * sizeof(float)) != 0) {
+          printf("%s: dots of type %d change when threads help other calls\n", c.Name().c_str(),
+                 type);
+          return false;
+        }
       }
     }
   }
+  return true;
 }
 
 bool RunCase(uint64_t seed, int64_t* refused, int64_t* accepted) {
@@ -185,8 +199,8 @@ bool RunCase(uint64_t seed, int64_t* refused, int64_t* accepted) {
       ++*(multiply(buffers, y) == nullptr ? accepted : refused);
     }
   }
-  FuzzDots(c, &random, x, refused, accepted);
-  return FuzzGradients(c, &random, seed, refused, accepted) &&
+  return FuzzDots(c, &random, x, refused, accepted) &&
+         FuzzGradients(c, &random, seed, refused, accepted) &&
          FuzzTraining(c, &random, seed, refused, accepted);
 }
 

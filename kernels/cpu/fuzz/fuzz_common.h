@@ -8,6 +8,7 @@
 #include <string.h>
 
 #include <algorithm>
+#include <limits>
 #include <memory>
 #include <numeric>
 #include <random>
@@ -17,6 +18,7 @@
 #include "conv.h"
 #include "matmul.h"
 #include "pack.h"
+#include "scratch.h"
 
 namespace srigl {
 
@@ -37,14 +39,26 @@ class Exact {
   std::unique_ptr<T[]> data_;
 };
 
-// Splits the work as for so many threads, but runs the tasks one after the other.
+// Splits the work as for so many threads, but runs the tasks one after the other. Between two of them
+// the thread may help with another call, which leaves something else in its scratch memory.
 class SplitExecutor : public SerialExecutor {
  public:
-  explicit SplitExecutor(int64_t num_threads) : num_threads_(num_threads) {}
+  explicit SplitExecutor(int64_t num_threads, bool helps = true)
+      : num_threads_(num_threads), helps_(helps) {}
+
   int64_t num_threads() const override { return num_threads_; }
+
+  void Run(int64_t num_tasks, int64_t, void (*task)(const void*, int64_t), const void* context,
+           SharedOut) override {
+    for (int64_t i = 0; i < num_tasks; ++i) {
+      task(context, i);
+      if (helps_) std::fill_n(Scratch(), 4096, std::numeric_limits<float>::quiet_NaN());
+    }
+  }
 
  private:
   int64_t num_threads_;
+  bool helps_;
 };
 
 using Random = std::mt19937_64;
