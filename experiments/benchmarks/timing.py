@@ -112,34 +112,45 @@ def concurrent_calls(
 
   Args:
     calls: of each caller; a call returns when its result is there.
-    spend: seconds in which calls begin.
+    spend: seconds in which calls begin; longer, until each caller has made two, and another one.
 
   Returns:
-    Seconds of every call, and calls per second until the first caller stopped, so that no caller is
-    then alone: of each caller those that ended by then, over the time that they took together.
+    Seconds of every call, and calls per second: see `throughput`.
   """
-  start_together = threading.Barrier(len(calls) + 1)
+  start_together = threading.Barrier(len(calls))
   spans: list[list[tuple[float, float]]] = [[] for _ in calls]
 
   def caller(call: Callable[[], Any], mine: list[tuple[float, float]]) -> None:
     call()
     start_together.wait()
-    end = time.perf_counter() + spend
-    while (start := time.perf_counter()) < end or not mine:
+    end, is_last = time.perf_counter() + spend, False
+    while not is_last:
+      start = time.perf_counter()
+      is_last = start >= end and min(map(len, spans)) > 1
       call()
       mine.append((start, time.perf_counter()))
 
   threads = [threading.Thread(target=caller, args=each) for each in zip(calls, spans, strict=True)]
   for thread in threads:
     thread.start()
-  start_together.wait()
-  began = time.perf_counter()
   for thread in threads:
     thread.join()
+  return [end - start for mine in spans for start, end in mine], throughput(spans)
+
+
+def throughput(spans: Sequence[Sequence[tuple[float, float]]]) -> float:
+  """Calls per second of all callers together while all of them are calling.
+
+  That is from where each has ended a call until the first ends its last. Calls that run on at the
+  end are then made up for by those that ran on at the beginning; counted from when all callers
+  start, or to each caller's own last end, there would be fewer or more than there are.
+
+  Args:
+    spans: of each caller, when its calls began and ended, in seconds; two or more.
+  """
+  begin = max(mine[0][1] for mine in spans)
   until = min(mine[-1][1] for mine in spans)
-  ended = [[end for _, end in mine if end <= until] for mine in spans]
-  rate = sum(len(ends) / (ends[-1] - began) for ends in ended if ends)
-  return [end - start for mine in spans for start, end in mine], rate
+  return sum(begin < end <= until for mine in spans for _, end in mine) / (until - begin)
 
 
 def quartiles(values: Sequence[float]) -> tuple[float, float, float]:

@@ -93,3 +93,23 @@ def test_slowness_is_that_of_a_product_of_matrices(monkeypatch):
   monkeypatch.setattr(quiet, "_WARM_UP_SECONDS", 0.05)
   clock = quiet.QuietClock()
   assert 1.0 <= clock._slowness() < 1000.0
+
+
+@pytest.mark.parametrize("calls", [3, 4, 5, 12])
+def test_callers_that_take_turns_have_the_throughput_of_one(calls):
+  """Eight share a core: one of them ends a call each second, and each of them every eight."""
+  together = [[(8.0 * i + c - 7, 8.0 * i + c + 1) for i in range(calls)] for c in range(8)]
+  assert timing.throughput([[(float(i), i + 1.0) for i in range(calls)]]) == 1
+  assert timing.throughput(together) == pytest.approx(1)
+
+
+def test_a_burst_at_the_end_of_each_caller_does_not_count_twice():
+  """Two take turns of ten calls each, as the system lets them."""
+  first = [(20.0 * n + i, 20.0 * n + i + 1) for n in range(5) for i in range(10)]
+  second = [(start + 10, end + 10) for start, end in first]
+  assert timing.throughput([first, second]) == pytest.approx(1, abs=0.15)
+
+
+def test_every_caller_makes_two_calls_at_least():
+  latencies, rate = timing.concurrent_calls([lambda: None] * 3, spend=0)
+  assert len(latencies) >= 9 and rate > 0
