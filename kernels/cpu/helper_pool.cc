@@ -4,10 +4,6 @@
 #include <thread>
 #include <utility>
 
-#if defined(__linux__)
-#include <sched.h>
-#endif
-
 namespace srigl {
 namespace {
 
@@ -27,26 +23,6 @@ void Pause(int spins) {
 #if defined(__x86_64__)
   __builtin_ia32_pause();
 #endif
-}
-
-// The calling thread's core, counted among those that the process may use.
-int64_t CoreNumber() {
-#if defined(__linux__)
-  static const std::vector<int64_t> numbers = [] {
-    cpu_set_t usable;
-    std::vector<int64_t> result;
-    if (sched_getaffinity(0, sizeof(usable), &usable) != 0) return result;
-    for (int cpu = 0, number = 0; cpu < CPU_SETSIZE; ++cpu) {
-      result.push_back(CPU_ISSET(cpu, &usable) ? number++ : 0);
-    }
-    return result;
-  }();
-  const auto cpu = static_cast<size_t>(sched_getcpu());
-  if (cpu < numbers.size()) return numbers[cpu];
-#endif
-  static std::atomic<int64_t> num_threads{0};
-  thread_local const int64_t number = num_threads.fetch_add(1, std::memory_order_relaxed);
-  return number;
 }
 
 }  // namespace
@@ -75,8 +51,9 @@ int64_t ParallelTask::ClaimShare() {
   return number % num_shares_;
 }
 
-void ParallelTask::Work(Clock::time_point until) {
-  const bool is_limited = until != Clock::time_point::max();
+// Returns when no task is left to begin, or when `between_tasks` says so.
+template <typename BetweenTasks>
+void ParallelTask::WorkUntil(BetweenTasks between_tasks) {
   int64_t share = ClaimShare();
   for (int64_t i = 0; i < num_shares_; ++i, share = (share + 1) % num_shares_) {
     const int64_t end = BeginOf(share + 1);
@@ -85,9 +62,21 @@ void ParallelTask::Work(Clock::time_point until) {
       if (task >= end) break;
       task_(context_, task);
       End();
-      if (is_limited && Clock::now() >= until) return;
+      if (between_tasks()) return;
     }
   }
+}
+
+void ParallelTask::Work(Clock::time_point until) {
+  const bool is_limited = until != Clock::time_point::max();
+  const auto is_over = [=] { return is_limited && Clock::now() >= until; };
+  // Callers that share a core help each other with these, and they are short.
+  if (is_for_all_) return WorkUntil(is_over);
+  WorkingThread thread;
+  WorkUntil([&] {
+    thread.Spread();
+    return is_over();
+  });
 }
 
 bool ParallelTask::IsOpen() const {
@@ -144,8 +133,8 @@ void HelperPool::RunCall(const std::shared_ptr<ParallelTask>& work, int64_t thre
   };
   const size_t calls = Begin(work);
   find_helpers(calls);
-  HelpOthers(work);
   if (calls > 1) {
+    HelpOthers(work);
     work->Work(Clock::now() + kOthers);
     if (work->IsOpen()) find_helpers(NumCalls());  // the others may have gone
   }

@@ -19,9 +19,9 @@
 #include <mutex>
 #include <vector>
 
-namespace srigl {
+#include "cores.h"
 
-using Clock = std::chrono::steady_clock;
+namespace srigl {
 
 // The tasks of one call. No thread waits for a helper to *start*, only for tasks that are being
 // worked on: all threads may be occupied by calls like this one. A helper that arrives after the
@@ -51,6 +51,8 @@ class ParallelTask {
 
  private:
   int64_t ClaimShare();
+  template <typename BetweenTasks>
+  void WorkUntil(BetweenTasks between_tasks);
   void End();
 
   static constexpr int64_t kMostShares = 16;

@@ -1,5 +1,5 @@
 // Calls of several threads at once and their helpers, to be compiled with ThreadSanitizer: each task of
-// each call must be done once, by the end of its call.
+// each call must be done once, by the end of its call, and every thread may use the cores that it could.
 //
 //   srigl_fuzz_helpers [cases] [seed]
 
@@ -13,6 +13,10 @@
 #include <thread>
 #include <vector>
 
+#if defined(__linux__)
+#include <sched.h>
+#endif
+
 #include "helper_pool.h"
 
 namespace srigl {
@@ -22,6 +26,23 @@ using Random = std::mt19937_64;
 
 int64_t Uniform(Random* random, int64_t low, int64_t high) {
   return std::uniform_int_distribution<int64_t>(low, high)(*random);
+}
+
+// Whether the calling thread may use all cores that the process could at first.
+bool MayUseAllCores() {
+#if defined(__linux__)
+  const auto usable = [] {
+    cpu_set_t cores;
+    CPU_ZERO(&cores);
+    (void)sched_getaffinity(0, sizeof(cores), &cores);
+    return cores;
+  };
+  static const cpu_set_t at_first = usable();
+  const cpu_set_t now = usable();
+  return CPU_EQUAL(&at_first, &now);
+#else
+  return true;
+#endif
 }
 
 // Stands for XLA's threads: each does what is scheduled, one after the other.
@@ -53,6 +74,7 @@ class Threads {
     for (;;) {
       std::unique_lock<std::mutex> lock(mutex_);
       changed_.wait(lock, [this] { return is_ended_ || !scheduled_.empty(); });
+      if (!MayUseAllCores()) abort();
       if (scheduled_.empty()) return;
       const auto work = std::move(scheduled_.front());
       scheduled_.pop_front();
@@ -76,7 +98,10 @@ struct Sums {
 
 void RunTask(const void* context, int64_t task) {
   Sums& sums = **static_cast<Sums* const*>(context);
-  if (sums.pause.count() > 0) std::this_thread::sleep_for(sums.pause);
+  const auto end = Clock::now() + sums.pause;
+  if (task % 2 == 0) std::this_thread::sleep_for(sums.pause);
+  while (Clock::now() < end) {
+  }
   sums.of_task[static_cast<size_t>(task)] += task + 1;
 }
 
@@ -98,6 +123,7 @@ bool RunCaller(uint64_t seed, int64_t all_threads, Threads* threads) {
     for (int64_t i = 0; i < tasks; ++i) {
       if (sums.of_task[static_cast<size_t>(i)] != i + 1) return false;
     }
+    if (!MayUseAllCores()) return false;
     if (Uniform(&random, 0, 3) == 0) {
       std::this_thread::sleep_for(std::chrono::microseconds(Uniform(&random, 1, 300)));
     }
@@ -124,6 +150,7 @@ bool RunCase(uint64_t seed) {
 }  // namespace srigl
 
 int main(int argc, char** argv) {
+  (void)srigl::MayUseAllCores();
   const int64_t cases = argc > 1 ? atoll(argv[1]) : 100;
   const uint64_t seed = argc > 2 ? strtoull(argv[2], nullptr, 10) : std::random_device()();
   printf("%ld cases of callers from seed %lu\n", static_cast<long>(cases),
@@ -131,7 +158,7 @@ int main(int argc, char** argv) {
   fflush(stdout);
   for (uint64_t at = seed; at < seed + static_cast<uint64_t>(cases); ++at) {
     if (!srigl::RunCase(at)) {
-      printf("A task was not done once; again: srigl_fuzz_helpers 1 %lu\n",
+      printf("A task was not done once, or a thread lost a core; again: srigl_fuzz_helpers 1 %lu\n",
              static_cast<unsigned long>(at));
       return 1;
     }

@@ -1,6 +1,9 @@
 """Calls of several threads at once, which share the cores and help each other with their tasks."""
 
+import os
+import sys
 import threading
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -45,9 +48,17 @@ def calls():
   return found + [(convolve, inputs(2, 14, 14, 32), one) for one in conv.values()]
 
 
+def cores_of_threads():
+  """Those that each thread of the process may use."""
+  if sys.platform != "linux":
+    return set()
+  threads = Path("/proc/self/task").iterdir()
+  return {frozenset(os.sched_getaffinity(int(thread.name))) for thread in threads}
+
+
 def test_callers_at_once_get_what_each_gets_alone(calls):
   alone = [np.asarray(function(*arguments)) for function, *arguments in calls]
-  together, wrong = threading.Barrier(CALLERS), []
+  together, wrong, cores = threading.Barrier(CALLERS), [], cores_of_threads()
 
   def run(caller):
     together.wait()
@@ -62,3 +73,4 @@ def test_callers_at_once_get_what_each_gets_alone(calls):
   for thread in threads:
     thread.join()
   assert not wrong
+  assert cores_of_threads() == cores
