@@ -81,7 +81,7 @@ def _measure(name: str, folder: Path) -> Measurement:
     batches=[int(n) for n in options.batch] or batches,
     sparsities=sparsities,
     rounds=options.rounds or rounds,
-    caller_rounds=3 if callers else 0,
+    caller_rounds=5 if callers else 0,
   )
 
 

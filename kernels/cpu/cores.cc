@@ -30,15 +30,6 @@ const std::vector<int64_t>& CoreNumbers() {
   return numbers;
 }
 
-int64_t NumCores() {
-  static const int64_t count = [] {
-    const auto& numbers = CoreNumbers();
-    const auto largest = std::max_element(numbers.begin(), numbers.end());
-    return largest == numbers.end() ? 0 : std::min(*largest + 1, kMostCores);
-  }();
-  return count;
-}
-
 // The number of the calling thread's core, or -1.
 int64_t ThisCore() {
 #if defined(__linux__)
@@ -69,17 +60,18 @@ void MoveToFreeCore(int64_t core) {
   cpu_set_t usable, chosen;
   if (sched_getaffinity(0, sizeof(usable), &usable) != 0) return;
   const auto& numbers = CoreNumbers();
-  int64_t nearest = NumCores();
+  const int64_t count = *std::max_element(numbers.begin(), numbers.end()) + 1;
+  int64_t nearest = count;
   for (size_t cpu = 0; cpu < numbers.size(); ++cpu) {
     const int64_t other = numbers[cpu];
     if (!IsCounted(other) || !CPU_ISSET(cpu, &usable) || WorkingOn(other) > 0) continue;
-    const int64_t distance = (other - core + NumCores()) % NumCores();
+    const int64_t distance = (other - core + count) % count;
     if (distance >= nearest) continue;
     nearest = distance;
     CPU_ZERO(&chosen);
     CPU_SET(cpu, &chosen);
   }
-  if (nearest == NumCores() || sched_setaffinity(0, sizeof(chosen), &chosen) != 0) return;
+  if (nearest == count || sched_setaffinity(0, sizeof(chosen), &chosen) != 0) return;
   (void)sched_setaffinity(0, sizeof(usable), &usable);
 #else
   (void)core;

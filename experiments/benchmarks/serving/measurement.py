@@ -78,7 +78,7 @@ def measure(
   sparsities: Sequence[float],
   rounds: int,
   caller_rounds: int = 0,
-  spend: float = 0.3,
+  spend: float = 1.0,
 ) -> Measurement:
   """Measures one network.
 
