@@ -19,7 +19,7 @@ int64_t CoreNumber();
 //
 // A thread that is woken while all cores are busy is put beside another one on its last core. When a core
 // becomes free an instant later Linux may leave both where they are for milliseconds: with two callers of
-// a GPT's prompts a core was idle for a sixth of the time.
+// a GPT's prompts a core was idle for a twelfth of the time.
 class WorkingThread {
  public:
   WorkingThread();
